@@ -1,0 +1,32 @@
+# Compiles CPU kernels (csrc/ops/<name>/*_kernel.cpp) once per instruction set, as LibTorch does with its own. A kernel file
+# writes its code with at::vec::Vectorized inside namespace torchgraft::CPU_CAPABILITY; ops/cpu_dispatch.h chooses at run time.
+include(CheckCXXCompilerFlag)
+
+set(cpu_capabilities DEFAULT)
+set(cpu_flags_DEFAULT "")
+if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64|amd64)$")
+  set(cpu_flags_AVX2 -mavx2 -mfma -mf16c)
+  set(cpu_flags_AVX512 -mavx512f -mavx512bw -mavx512vl -mavx512dq -mfma -mf16c)
+  check_cxx_compiler_flag("-mavx2 -mfma -mf16c" TORCHGRAFT_HAS_AVX2)
+  check_cxx_compiler_flag("-mavx512f -mavx512bw -mavx512vl -mavx512dq -mfma" TORCHGRAFT_HAS_AVX512)
+  if(TORCHGRAFT_HAS_AVX2 AND TORCHGRAFT_HAS_AVX512)
+    list(APPEND cpu_capabilities AVX2 AVX512)
+  endif()
+endif()
+# ops/cpu_dispatch.h must know which variants there are.
+foreach(capability IN LISTS cpu_capabilities)
+  target_compile_definitions(LibTorch::LibTorch INTERFACE "TORCHGRAFT_HAS_CPU_${capability}")
+endforeach()
+
+function(torchgraft_cpu_variants result)
+  set(objects "")
+  foreach(capability IN LISTS cpu_capabilities)
+    set(target "torchgraft_kernels_${capability}")
+    add_library(${target} OBJECT ${ARGN})
+    target_link_libraries(${target} PRIVATE torchgraft_settings)
+    target_compile_definitions(${target} PRIVATE "CPU_CAPABILITY=${capability}" "CPU_CAPABILITY_${capability}")
+    target_compile_options(${target} PRIVATE ${cpu_flags_${capability}})
+    list(APPEND objects "$<TARGET_OBJECTS:${target}>")
+  endforeach()
+  set(${result} ${objects} PARENT_SCOPE)
+endfunction()
