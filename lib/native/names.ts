@@ -1,0 +1,28 @@
+/** Names that cross the boundary as strings: dtypes, devices, layouts. */
+
+/** Element type of a tensor. */
+export type DType =
+  | 'float32'
+  | 'float64'
+  | 'float16'
+  | 'bfloat16'
+  | 'int8'
+  | 'int16'
+  | 'int32'
+  | 'int64'
+  | 'uint8'
+  | 'bool'
+  | 'complex64'
+  | 'complex128';
+
+/** Where a tensor lives. `meta` tensors have shape and dtype but no elements. */
+export type Device = 'cpu' | 'meta' | 'cuda' | `cuda:${number}`;
+
+/** Order of the elements of a dense tensor in memory. */
+export type MemoryFormat = 'contiguous_format' | 'channels_last' | 'channels_last_3d' | 'preserve_format';
+
+/** How a tensor stores its elements. */
+export type Layout = 'strided' | 'sparse_coo' | 'sparse_csr' | 'sparse_csc' | 'sparse_bsr' | 'sparse_bsc' | 'mkldnn';
+
+/** A single value where LibTorch takes a number. */
+export type Scalar = number | bigint | boolean;
