@@ -1,0 +1,24 @@
+export { checkpoint, runBlock, runBlocks } from './checkpointing.js';
+export { ModuleDict, ModuleList, Sequential } from './containers.js';
+export { Context, type ContextOptions } from './context.js';
+export * as functional from './functional.js';
+export type { GraftSet } from './graft.js';
+export * as init from './init.js';
+export * from './layers/index.js';
+export { bceWithLogits, crossEntropy, klDiv, mseLoss, type CrossEntropyOptions, type Reduction } from './losses.js';
+export { Module, type ModuleToOptions } from './module.js';
+export { Buffer, Parameter, type BufferOptions } from './parameter.js';
+export {
+  pair,
+  site,
+  sitesOf,
+  type SiteLayout,
+  type Role,
+  type Site,
+  type SiteDefaults,
+  type SiteTag,
+  type Size2,
+  type SliceTag,
+} from './site.js';
+export { Span } from './span.js';
+export { describeReport, type LoadOptions, type LoadReport, type StateSource } from './state.js';

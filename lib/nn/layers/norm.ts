@@ -1,0 +1,159 @@
+import { aten, noGrad, ones, tensor, zeros, type Tensor } from '../../tensor/index.js';
+import type { Context } from '../context.js';
+import { Module } from '../module.js';
+import { Buffer, Parameter } from '../parameter.js';
+import type { SiteDefaults } from '../site.js';
+import { positiveInteger, pythonBool, pythonFloat, tuple } from './check.js';
+
+/** Options of batch normalization. */
+export interface BatchNormOptions {
+  /** Added to the variance. Default 1e-5. */
+  eps?: number;
+  /** Weight of the new batch in the running statistics; null for their plain average over all batches. Default 0.1. */
+  momentum?: number | null;
+  /** Learned scale and shift per channel. Default true. */
+  affine?: boolean;
+  /** False: no running statistics; the batch's own are used in evaluation too. Default true. */
+  trackRunningStats?: boolean;
+}
+
+/**
+ * y = (x - mean) / sqrt(var + eps) * weight + bias per channel of [B, C, H, W]. In training mode the statistics are the
+ * batch's and the running ones move towards them; in evaluation mode they are the running ones. Ioffe & Szegedy 2015.
+ */
+export class BatchNorm2d extends Module {
+  readonly numFeatures: number;
+  readonly eps: number;
+  readonly momentum: number | null;
+  weight: Parameter | null;
+  bias: Parameter | null;
+  running_mean: Buffer | null;
+  running_var: Buffer | null;
+  num_batches_tracked: Buffer | null;
+
+  constructor(numFeatures: number, options: BatchNormOptions = {}) {
+    super();
+    const { eps = 1e-5, momentum = 0.1, affine = true, trackRunningStats = true } = options;
+    this.numFeatures = positiveInteger(numFeatures, 'BatchNorm2d', 'numFeatures');
+    this.eps = eps;
+    this.momentum = momentum;
+    this.weight = affine ? new Parameter(ones([numFeatures])) : null;
+    this.bias = affine ? new Parameter(zeros([numFeatures])) : null;
+    this.running_mean = trackRunningStats ? new Buffer(zeros([numFeatures])) : null;
+    this.running_var = trackRunningStats ? new Buffer(ones([numFeatures])) : null;
+    this.num_batches_tracked = trackRunningStats ? new Buffer(tensor(0, { dtype: 'int64' }), { optional: true }) : null;
+  }
+
+  forward(x: Tensor, ctx: Context): Tensor {
+    if (x.ndim !== 4)
+      throw new RangeError(`BatchNorm2d: expected a map [B, C, H, W], got shape [${x.shape.join(', ')}]`);
+    const useBatch = this.training || this.running_mean === null;
+    // A recomputed stretch has been counted in its first pass.
+    const isUpdating = this.training && !ctx.recomputing;
+    const factor = isUpdating ? this.#count() : 0;
+    const reads = !useBatch || isUpdating;
+    const mean = reads ? this.running_mean : null;
+    const variance = reads ? this.running_var : null;
+    return aten.batchNorm(x, this.weight, this.bias, mean, variance, useBatch, factor, this.eps, true);
+  }
+
+  /** Counts the batch and returns its weight in the running statistics. */
+  #count(): number {
+    if (this.num_batches_tracked === null) return 0;
+    this.num_batches_tracked.add_(1);
+    return this.momentum ?? 1 / Number(this.num_batches_tracked.item());
+  }
+
+  /** Forgets the running statistics: mean 0, variance 1, no batches. */
+  resetRunningStats(): void {
+    noGrad(() => {
+      this.running_mean?.zero_();
+      this.running_var?.fill_(1);
+      this.num_batches_tracked?.zero_();
+    });
+  }
+
+  override siteDefaults(): SiteDefaults {
+    return { in: this.numFeatures, out: this.numFeatures, layout: 'map' };
+  }
+
+  override extraRepr(): string {
+    const momentum = this.momentum === null ? 'None' : pythonFloat(this.momentum);
+    const affine = pythonBool(this.weight !== null);
+    return `${this.numFeatures}, eps=${pythonFloat(this.eps)}, momentum=${momentum}, affine=${affine}, track_running_stats=${pythonBool(this.running_mean !== null)}`;
+  }
+}
+
+/** Options of layer and group normalization. */
+export interface NormOptions {
+  /** Added to the variance. Default 1e-5. */
+  eps?: number;
+  /** Learned scale and shift. Default true. */
+  affine?: boolean;
+  /** Whether the learned part has a shift. Default true. */
+  bias?: boolean;
+}
+
+/** y = (x - mean) / sqrt(var + eps) * weight + bias over the last dimensions. Ba et al. 2016. */
+export class LayerNorm extends Module {
+  readonly normalizedShape: readonly number[];
+  readonly eps: number;
+  weight: Parameter | null;
+  bias: Parameter | null;
+
+  /** @param shape the last dimensions of the input; a number for one */
+  constructor(shape: number | readonly number[], { eps = 1e-5, affine = true, bias = true }: NormOptions = {}) {
+    super();
+    this.normalizedShape = (typeof shape === 'number' ? [shape] : [...shape]).map((n) =>
+      positiveInteger(n, 'LayerNorm', 'shape'),
+    );
+    this.eps = eps;
+    this.weight = affine ? new Parameter(ones(this.normalizedShape)) : null;
+    this.bias = affine && bias ? new Parameter(zeros(this.normalizedShape)) : null;
+  }
+
+  forward(x: Tensor): Tensor {
+    return aten.layerNorm(x, this.normalizedShape, this.weight, this.bias, this.eps);
+  }
+
+  override siteDefaults(): SiteDefaults {
+    const channels = this.normalizedShape.at(-1) ?? 1;
+    return { in: channels, out: channels, layout: 'tokens' };
+  }
+
+  override extraRepr(): string {
+    return `${tuple(this.normalizedShape)}, eps=${pythonFloat(this.eps)}, elementwise_affine=${pythonBool(this.weight !== null)}`;
+  }
+}
+
+/** Normalization of groups of channels of [B, C, ...], with a scale and a shift per channel. Wu & He 2018. */
+export class GroupNorm extends Module {
+  readonly numGroups: number;
+  readonly numChannels: number;
+  readonly eps: number;
+  weight: Parameter | null;
+  bias: Parameter | null;
+
+  constructor(numGroups: number, numChannels: number, { eps = 1e-5, affine = true, bias = true }: NormOptions = {}) {
+    super();
+    this.numGroups = positiveInteger(numGroups, 'GroupNorm', 'numGroups');
+    this.numChannels = positiveInteger(numChannels, 'GroupNorm', 'numChannels');
+    if (numChannels % numGroups !== 0)
+      throw new RangeError(`GroupNorm: ${numChannels} channels do not divide into ${numGroups} groups`);
+    this.eps = eps;
+    this.weight = affine ? new Parameter(ones([numChannels])) : null;
+    this.bias = affine && bias ? new Parameter(zeros([numChannels])) : null;
+  }
+
+  forward(x: Tensor): Tensor {
+    return aten.groupNorm(x, this.numGroups, this.weight, this.bias, this.eps);
+  }
+
+  override siteDefaults(): SiteDefaults {
+    return { in: this.numChannels, out: this.numChannels, layout: 'map' };
+  }
+
+  override extraRepr(): string {
+    return `${this.numGroups}, ${this.numChannels}, eps=${pythonFloat(this.eps)}, affine=${pythonBool(this.weight !== null)}`;
+  }
+}

@@ -1,0 +1,84 @@
+import { aten, type Tensor } from '../tensor/index.js';
+
+/** What becomes of the losses of the elements. */
+export type Reduction = 'none' | 'mean' | 'sum';
+
+/** LibTorch's numbers for the reductions. */
+const REDUCTIONS: Readonly<Record<string, number>> = { none: 0, mean: 1, sum: 2 };
+
+function reductionCode(reduction: Reduction, loss: string): number {
+  const code = REDUCTIONS[reduction];
+  if (code === undefined)
+    throw new TypeError(`${loss}: reduction must be 'none', 'mean' or 'sum', got '${String(reduction)}'`);
+  return code;
+}
+
+/** Options of `crossEntropy`. */
+export interface CrossEntropyOptions {
+  /** Weight per class, [C]. Default: all 1. */
+  weight?: Tensor | null;
+  /** Samples with this class index do not count (only for class indices). Default -100. */
+  ignoreIndex?: number;
+  /** Share of the target that is spread evenly over the classes, in [0, 1]. Default 0. */
+  labelSmoothing?: number;
+  /** Default `mean`: for class indices the mean weighted by the classes' weights, for probabilities over the samples. */
+  reduction?: Reduction;
+}
+
+/**
+ * -Σ_c q_c log softmax(logits)_c, with q the target distribution after label smoothing.
+ *
+ * @param logits [C], [B, C] or [B, C, ...]
+ * @param target class indices, int64 [], [B] or [B, ...]; or probabilities of the shape and dtype of `logits`
+ */
+export function crossEntropy(logits: Tensor, target: Tensor, options: CrossEntropyOptions = {}): Tensor {
+  const { weight = null, ignoreIndex = -100, labelSmoothing = 0, reduction = 'mean' } = options;
+  if (!(labelSmoothing >= 0 && labelSmoothing <= 1)) {
+    throw new RangeError(`crossEntropy: labelSmoothing must lie in [0, 1], got ${String(labelSmoothing)}`);
+  }
+  return aten.crossEntropyLoss(
+    logits,
+    target,
+    weight,
+    reductionCode(reduction, 'crossEntropy'),
+    ignoreIndex,
+    labelSmoothing,
+  );
+}
+
+/** (input - target)². @param options.reduction default `mean` */
+export function mseLoss(input: Tensor, target: Tensor, { reduction = 'mean' }: { reduction?: Reduction } = {}): Tensor {
+  return aten.mseLoss(input, target, reductionCode(reduction, 'mseLoss'));
+}
+
+/** Options of `bceWithLogits`. */
+export interface BceOptions {
+  /** Factor per element, broadcast to the loss. */
+  weight?: Tensor | null;
+  /** Factor of the positive term, broadcast: above 1 favors recall. */
+  posWeight?: Tensor | null;
+  /** Default `mean`. */
+  reduction?: Reduction;
+}
+
+/** -[y log σ(x) + (1 - y) log(1 - σ(x))], computed from logits without overflow. Shapes of `logits` and `target` are equal. */
+export function bceWithLogits(logits: Tensor, target: Tensor, options: BceOptions = {}): Tensor {
+  const { weight = null, posWeight = null, reduction = 'mean' } = options;
+  const code = reductionCode(reduction, 'bceWithLogits');
+  return aten.binaryCrossEntropyWithLogits(logits, target, weight, posWeight, code);
+}
+
+/** Options of `klDiv`. */
+export interface KlDivOptions {
+  /** Whether the target is given as log-probabilities. Default false. */
+  logTarget?: boolean;
+  /** Default `mean` over all elements, as in PyTorch; `batchmean` divides by the batch alone and is the divergence. */
+  reduction?: Reduction | 'batchmean';
+}
+
+/** target (log target - input): Kullback-Leibler divergence of log-probabilities `input` from probabilities `target`. */
+export function klDiv(input: Tensor, target: Tensor, options: KlDivOptions = {}): Tensor {
+  const { logTarget = false, reduction = 'mean' } = options;
+  if (reduction !== 'batchmean') return aten.klDiv(input, target, reductionCode(reduction, 'klDiv'), { logTarget });
+  return aten.div(aten.klDiv(input, target, reductionCode('sum', 'klDiv'), { logTarget }), input.shape[0] ?? 1);
+}
