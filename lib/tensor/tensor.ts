@@ -314,7 +314,12 @@ export class Tensor {
   [Symbol.for('nodejs.util.inspect.custom')](): string {
     // Inspection must not fail, least of all inside an error report.
     if (!native.isTensor(this)) return 'Tensor (empty)';
-    return native.isFreed(this) ? 'Tensor (freed)' : this.toString();
+    if (native.isFreed(this)) return 'Tensor (freed)';
+    try {
+      return this.toString();
+    } catch {
+      return `Tensor (${this.dtype} [${this.shape.join(', ')}])`;
+    }
   }
 }
 
