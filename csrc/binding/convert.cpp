@@ -1,0 +1,507 @@
+#include "convert.h"
+
+#include <ATen/core/Generator.h>
+#include <ATen/core/List.h>
+#include <ATen/core/jit_type.h>
+
+#include <array>
+#include <cctype>
+#include <cmath>
+
+#include "errors.h"
+
+namespace torchgraft {
+
+namespace {
+
+struct DTypeName {
+  const char* name;
+  at::ScalarType type;
+};
+
+constexpr std::array<DTypeName, 15> kDTypes{{
+    {"float32", at::kFloat},
+    {"float64", at::kDouble},
+    {"float16", at::kHalf},
+    {"bfloat16", at::kBFloat16},
+    {"int8", at::kChar},
+    {"int16", at::kShort},
+    {"int32", at::kInt},
+    {"int64", at::kLong},
+    {"uint8", at::kByte},
+    {"bool", at::kBool},
+    {"complex64", at::kComplexFloat},
+    {"complex128", at::kComplexDouble},
+    {"uint16", at::kUInt16},
+    {"uint32", at::kUInt32},
+    {"uint64", at::kUInt64},
+}};
+
+constexpr const char* kDTypeList =
+    "a dtype ('float32', 'float64', 'float16', 'bfloat16', 'int8', 'int16', 'int32', 'int64', 'uint8', 'bool', "
+    "'complex64', 'complex128')";
+
+std::optional<at::MemoryFormat> parse_memory_format(std::string_view name) {
+  if (name == "contiguous_format") return at::MemoryFormat::Contiguous;
+  if (name == "channels_last") return at::MemoryFormat::ChannelsLast;
+  if (name == "channels_last_3d") return at::MemoryFormat::ChannelsLast3d;
+  if (name == "preserve_format") return at::MemoryFormat::Preserve;
+  return std::nullopt;
+}
+
+std::optional<at::Layout> parse_layout(std::string_view name) {
+  if (name == "strided") return at::kStrided;
+  if (name == "sparse_coo") return at::kSparse;
+  if (name == "sparse_csr") return at::kSparseCsr;
+  if (name == "sparse_csc") return at::kSparseCsc;
+  if (name == "sparse_bsr") return at::kSparseBsr;
+  if (name == "sparse_bsc") return at::kSparseBsc;
+  if (name == "mkldnn") return at::kMkldnn;
+  return std::nullopt;
+}
+
+std::optional<at::Device> parse_device(const std::string& name) {
+  try {
+    return at::Device(name);
+  } catch (const std::exception&) {
+    return std::nullopt;
+  }
+}
+
+[[noreturn]] void refuse(napi_env env, napi_value value, const char* what, const std::string& expected) {
+  throw ArgumentError(std::string(what) + ": expected " + expected + ", given " + describe(env, value));
+}
+
+}  // namespace
+
+const char* dtype_name(at::ScalarType type) {
+  for (const DTypeName& entry : kDTypes) {
+    if (entry.type == type) return entry.name;
+  }
+  return c10::toString(type);
+}
+
+std::optional<at::ScalarType> parse_dtype(std::string_view name) {
+  for (const DTypeName& entry : kDTypes) {
+    if (name == entry.name) return entry.type;
+  }
+  return std::nullopt;
+}
+
+at::ScalarType dtype_arg(napi_env env, napi_value value, const char* what) {
+  if (type_of(env, value) == napi_string) {
+    if (const auto type = parse_dtype(to_string(env, value))) return *type;
+  }
+  refuse(env, value, what, kDTypeList);
+}
+
+at::Device device_arg(napi_env env, napi_value value, const char* what) {
+  if (type_of(env, value) == napi_string) {
+    if (const auto device = parse_device(to_string(env, value))) return *device;
+  }
+  refuse(env, value, what, "a device ('cpu', 'meta', 'cuda', 'cuda:0', ...)");
+}
+
+at::MemoryFormat memory_format_arg(napi_env env, napi_value value, const char* what) {
+  if (type_of(env, value) == napi_string) {
+    if (const auto format = parse_memory_format(to_string(env, value))) return *format;
+  }
+  refuse(env, value, what, "'contiguous_format', 'channels_last', 'channels_last_3d' or 'preserve_format'");
+}
+
+std::string camel_case(std::string_view snake) {
+  std::string result;
+  size_t i = 0;
+  while (i < snake.size() && snake[i] == '_') result += snake[i++];
+  size_t end = snake.size();
+  while (end > i && snake[end - 1] == '_') --end;
+  for (; i < end; ++i) {
+    if (snake[i] == '_' && i + 1 < end) {
+      result += static_cast<char>(std::toupper(static_cast<unsigned char>(snake[++i])));
+    } else {
+      result += snake[i];
+    }
+  }
+  return result + std::string(snake.substr(end));
+}
+
+namespace {
+
+// The kind of a type that is not optional.
+Kind kind_of(const c10::Type& type) {
+  switch (type.kind()) {
+    case c10::TypeKind::TensorType:
+      return Kind::Tensor;
+    case c10::TypeKind::NumberType:
+      return Kind::Scalar;
+    case c10::TypeKind::IntType:
+    case c10::TypeKind::SymIntType:
+      return Kind::Int;
+    case c10::TypeKind::FloatType:
+    case c10::TypeKind::SymFloatType:
+      return Kind::Float;
+    case c10::TypeKind::BoolType:
+    case c10::TypeKind::SymBoolType:
+      return Kind::Bool;
+    case c10::TypeKind::StringType:
+      return Kind::String;
+    case c10::TypeKind::ScalarTypeType:
+      return Kind::DType;
+    case c10::TypeKind::DeviceObjType:
+      return Kind::Device;
+    case c10::TypeKind::LayoutType:
+      return Kind::Layout;
+    case c10::TypeKind::MemoryFormatType:
+      return Kind::MemoryFormat;
+    case c10::TypeKind::GeneratorType:
+      return Kind::Generator;
+    default:
+      return Kind::Unsupported;
+  }
+}
+
+Kind list_kind_of(const c10::Type& element) {
+  if (element.kind() == c10::TypeKind::OptionalType) {
+    const auto inner = element.castRaw<c10::OptionalType>()->getElementType();
+    return inner->kind() == c10::TypeKind::TensorType ? Kind::OptionalTensorList : Kind::Unsupported;
+  }
+  switch (kind_of(element)) {
+    case Kind::Tensor:
+      return Kind::TensorList;
+    case Kind::Scalar:
+      return Kind::ScalarList;
+    case Kind::Int:
+      return Kind::IntList;
+    case Kind::Float:
+      return Kind::FloatList;
+    case Kind::Bool:
+      return Kind::BoolList;
+    case Kind::String:
+      return Kind::StringList;
+    default:
+      return Kind::Unsupported;
+  }
+}
+
+}  // namespace
+
+Parameter make_parameter(const c10::Argument& argument) {
+  Parameter parameter;
+  parameter.name = argument.name();
+  parameter.camel_name = camel_case(argument.name());
+  parameter.keyword_only = argument.kwarg_only();
+  parameter.output = argument.is_out();
+  parameter.default_value = argument.default_value();
+  // real_type keeps the schema's own words (ScalarType, SymInt) where type has the interpreter's int.
+  c10::TypePtr type = argument.real_type();
+  parameter.type_text = type->str();
+  if (type->kind() == c10::TypeKind::OptionalType) {
+    parameter.optional = true;
+    type = type->castRaw<c10::OptionalType>()->getElementType();
+  }
+  if (type->kind() == c10::TypeKind::ListType) {
+    parameter.kind = list_kind_of(*type->castRaw<c10::ListType>()->getElementType());
+    parameter.fixed_length = argument.N().value_or(0);
+    if (parameter.fixed_length > 0) {
+      const size_t bracket = parameter.type_text.rfind("[]");
+      if (bracket != std::string::npos) {
+        parameter.type_text.insert(bracket + 1, std::to_string(parameter.fixed_length));
+      }
+    }
+  } else {
+    parameter.kind = kind_of(*type);
+  }
+  return parameter;
+}
+
+Given inspect(Environment& environment, napi_value value) {
+  Given given;
+  given.value = value;
+  given.type = type_of(environment.env, value);
+  if (given.type == napi_object) {
+    given.tensor = environment.handles.find(environment.env, value);
+    if (!given.tensor) {
+      given.array = is_array(environment.env, value);
+      if (!given.array) check(environment.env, napi_is_typedarray(environment.env, value, &given.typed_array));
+    }
+  }
+  return given;
+}
+
+namespace {
+
+bool is_integral(napi_env env, napi_value value) {
+  double number = 0;
+  return napi_get_value_double(env, value, &number) == napi_ok && std::trunc(number) == number &&
+         std::abs(number) <= 9007199254740992.0;
+}
+
+// Whether the first element speaks for a list of this kind. Conversion checks the others.
+bool list_accepts(Environment& environment, Kind kind, const Given& given) {
+  if (!given.array) return false;
+  if (array_length(environment.env, given.value) == 0) return true;
+  const Given first = inspect(environment, element(environment.env, given.value, 0));
+  switch (kind) {
+    case Kind::TensorList:
+      return first.tensor != nullptr;
+    case Kind::OptionalTensorList:
+      return first.tensor || first.type == napi_null || first.absent();
+    case Kind::IntList:
+      return first.type == napi_bigint || (first.type == napi_number && is_integral(environment.env, first.value));
+    case Kind::FloatList:
+      return first.type == napi_number;
+    case Kind::ScalarList:
+      return first.type == napi_number || first.type == napi_bigint || first.type == napi_boolean;
+    case Kind::BoolList:
+      return first.type == napi_boolean;
+    case Kind::StringList:
+      return first.type == napi_string;
+    default:
+      return false;
+  }
+}
+
+}  // namespace
+
+bool accepts(Environment& environment, const Parameter& parameter, const Given& given) {
+  const napi_env env = environment.env;
+  if (given.type == napi_null || given.absent()) return parameter.optional || parameter.default_value.has_value();
+  switch (parameter.kind) {
+    case Kind::Tensor:
+      return given.tensor != nullptr;
+    case Kind::Scalar:
+      return given.type == napi_number || given.type == napi_bigint || given.type == napi_boolean;
+    case Kind::Int:
+      return given.type == napi_bigint || (given.type == napi_number && is_integral(env, given.value));
+    case Kind::Float:
+      return given.type == napi_number;
+    case Kind::Bool:
+      return given.type == napi_boolean;
+    case Kind::String:
+      return given.type == napi_string;
+    case Kind::DType:
+      return given.type == napi_string && parse_dtype(to_string(env, given.value)).has_value();
+    case Kind::Device:
+      return given.type == napi_string && parse_device(to_string(env, given.value)).has_value();
+    case Kind::Layout:
+      return given.type == napi_string && parse_layout(to_string(env, given.value)).has_value();
+    case Kind::MemoryFormat:
+      return given.type == napi_string && parse_memory_format(to_string(env, given.value)).has_value();
+    case Kind::Generator:
+      return given.type == napi_external;
+    case Kind::IntList:
+      if (parameter.fixed_length > 0 && given.type == napi_number) return is_integral(env, given.value);
+      return list_accepts(environment, parameter.kind, given);
+    case Kind::FloatList:
+    case Kind::BoolList:
+      if (parameter.fixed_length > 0 && (given.type == napi_number || given.type == napi_boolean)) return true;
+      return list_accepts(environment, parameter.kind, given);
+    case Kind::TensorList:
+    case Kind::OptionalTensorList:
+    case Kind::ScalarList:
+    case Kind::StringList:
+      return list_accepts(environment, parameter.kind, given);
+    case Kind::Unsupported:
+      return false;
+  }
+  return false;
+}
+
+namespace {
+
+// The name that messages give an argument: `aten::add.Tensor: argument 'other'`.
+std::string label(const char* op, const Parameter& parameter) {
+  return std::string(op) + ": argument '" + parameter.camel_name + "'";
+}
+
+at::Scalar to_scalar(napi_env env, const Given& given, const std::string& what) {
+  switch (given.type) {
+    case napi_number: {
+      double number = 0;
+      check(env, napi_get_value_double(env, given.value, &number));
+      // Whole numbers count as integers, as they do in PyTorch when written without a point; -0 keeps its sign.
+      const bool whole = std::trunc(number) == number && std::abs(number) <= 9007199254740992.0;
+      if (whole && !(number == 0 && std::signbit(number))) return at::Scalar(static_cast<int64_t>(number));
+      return at::Scalar(number);
+    }
+    case napi_bigint:
+      return at::Scalar(int_arg(env, given.value, what.c_str()));
+    case napi_boolean:
+      return at::Scalar(bool_arg(env, given.value, what.c_str()));
+    default:
+      refuse(env, given.value, what.c_str(), "a number, bigint or boolean");
+  }
+}
+
+template <typename Element, typename Convert>
+c10::List<Element> to_list(napi_env env, const Given& given, const std::string& what, const char* expected,
+                           Convert&& convert) {
+  if (!given.array) refuse(env, given.value, what.c_str(), expected);
+  const uint32_t length = array_length(env, given.value);
+  c10::List<Element> list;
+  list.reserve(length);
+  for (uint32_t i = 0; i < length; ++i) list.push_back(convert(element(env, given.value, i)));
+  return list;
+}
+
+c10::IValue to_int_list(napi_env env, const Parameter& parameter, const Given& given, const std::string& what) {
+  if (parameter.fixed_length > 0 && (given.type == napi_number || given.type == napi_bigint)) {
+    return c10::IValue(std::vector<int64_t>(parameter.fixed_length, int_arg(env, given.value, what.c_str())));
+  }
+  if (!given.array) {
+    refuse(env, given.value, what.c_str(),
+           parameter.fixed_length > 0 ? "an integer or an array of integers" : "an array of integers");
+  }
+  const uint32_t length = array_length(env, given.value);
+  std::vector<int64_t> values(length);
+  for (uint32_t i = 0; i < length; ++i) {
+    values[i] = int_arg(env, element(env, given.value, i), (what + "[" + std::to_string(i) + "]").c_str());
+  }
+  return c10::IValue(std::move(values));
+}
+
+}  // namespace
+
+c10::IValue to_ivalue(Environment& environment, const Parameter& parameter, const Given& given, const char* op) {
+  const napi_env env = environment.env;
+  if (given.type == napi_null || given.absent()) {
+    if (given.absent() && parameter.default_value) return *parameter.default_value;
+    if (parameter.optional) return c10::IValue();
+    if (parameter.default_value) return *parameter.default_value;
+    throw ArgumentError(label(op, parameter) + ": expected " + parameter.type_text + ", given " +
+                        (given.absent() ? "nothing" : "null"));
+  }
+  // The common case needs no text.
+  if (parameter.kind == Kind::Tensor && given.tensor) {
+    if (!given.tensor->tensor.defined()) {
+      throw ArgumentError(label(op, parameter) + ": the tensor was freed, by its scope or by dispose(). " +
+                          kFreedAdvice);
+    }
+    return c10::IValue(given.tensor->tensor);
+  }
+  const std::string what = label(op, parameter);
+  switch (parameter.kind) {
+    case Kind::Tensor:
+      refuse(env, given.value, what.c_str(), "a Tensor");
+    case Kind::TensorList:
+      return to_list<at::Tensor>(env, given, what, "an array of Tensors", [&](napi_value value) {
+        return environment.tensor(value, what.c_str());
+      });
+    case Kind::OptionalTensorList:
+      return to_list<std::optional<at::Tensor>>(
+          env, given, what, "an array of Tensors or nulls", [&](napi_value value) -> std::optional<at::Tensor> {
+            const napi_valuetype type = type_of(env, value);
+            if (type == napi_null || type == napi_undefined) return std::nullopt;
+            return environment.tensor(value, what.c_str());
+          });
+    case Kind::Scalar:
+      return to_scalar(env, given, what);
+    case Kind::ScalarList: {
+      c10::impl::GenericList list(c10::NumberType::get());
+      if (!given.array) refuse(env, given.value, what.c_str(), "an array of numbers");
+      for (uint32_t i = 0; i < array_length(env, given.value); ++i) {
+        list.push_back(to_scalar(env, inspect(environment, element(env, given.value, i)), what));
+      }
+      return list;
+    }
+    case Kind::Int:
+      return int_arg(env, given.value, what.c_str());
+    case Kind::IntList:
+      return to_int_list(env, parameter, given, what);
+    case Kind::Float:
+      return number_arg(env, given.value, what.c_str());
+    case Kind::FloatList:
+      if (parameter.fixed_length > 0 && given.type == napi_number) {
+        return c10::IValue(std::vector<double>(parameter.fixed_length, number_arg(env, given.value, what.c_str())));
+      }
+      return to_list<double>(env, given, what, "an array of numbers",
+                             [&](napi_value value) { return number_arg(env, value, what.c_str()); });
+    case Kind::Bool:
+      return bool_arg(env, given.value, what.c_str());
+    case Kind::BoolList: {
+      if (parameter.fixed_length > 0 && given.type == napi_boolean) {
+        c10::List<bool> list;
+        for (int32_t i = 0; i < parameter.fixed_length; ++i) list.push_back(bool_arg(env, given.value, what.c_str()));
+        return list;
+      }
+      return to_list<bool>(env, given, what, "an array of booleans",
+                           [&](napi_value value) { return bool_arg(env, value, what.c_str()); });
+    }
+    case Kind::String:
+      return string_arg(env, given.value, what.c_str());
+    case Kind::StringList:
+      return to_list<std::string>(env, given, what, "an array of strings",
+                                  [&](napi_value value) { return string_arg(env, value, what.c_str()); });
+    case Kind::DType:
+      return static_cast<int64_t>(dtype_arg(env, given.value, what.c_str()));
+    case Kind::Device:
+      return device_arg(env, given.value, what.c_str());
+    case Kind::MemoryFormat:
+      return static_cast<int64_t>(memory_format_arg(env, given.value, what.c_str()));
+    case Kind::Layout: {
+      const auto layout = parse_layout(string_arg(env, given.value, what.c_str()));
+      if (!layout) refuse(env, given.value, what.c_str(), "a layout ('strided', 'sparse_coo', ...)");
+      return static_cast<int64_t>(*layout);
+    }
+    case Kind::Generator: {
+      void* data = nullptr;
+      bool ours = false;
+      if (given.type != napi_external || napi_check_object_type_tag(env, given.value, &kGeneratorTag, &ours) != napi_ok ||
+          !ours || napi_get_value_external(env, given.value, &data) != napi_ok) {
+        refuse(env, given.value, what.c_str(), "a generator made by generator()");
+      }
+      return *static_cast<at::Generator*>(data);
+    }
+    case Kind::Unsupported:
+      break;
+  }
+  throw ArgumentError(what + ": values of type " + parameter.type_text + " cannot be passed from JavaScript");
+}
+
+namespace {
+
+template <typename List>
+napi_value from_list(Environment& environment, const List& list) {
+  napi_value array = new_array(environment.env, list.size());
+  uint32_t index = 0;
+  for (const auto& item : list) {
+    set(environment.env, array, index++, from_ivalue(environment, c10::IValue(item)));
+  }
+  return array;
+}
+
+}  // namespace
+
+napi_value from_ivalue(Environment& environment, const c10::IValue& value) {
+  const napi_env env = environment.env;
+  if (value.isTensor()) return environment.wrap(value.toTensor());
+  if (value.isNone()) return null(env);
+  if (value.isInt()) return from_int(env, value.toInt());
+  if (value.isSymInt()) return from_int(env, value.toSymInt().guard_int(__FILE__, __LINE__));
+  if (value.isDouble()) return from_double(env, value.toDouble());
+  if (value.isBool()) return from_bool(env, value.toBool());
+  if (value.isString()) return from_string(env, value.toStringRef());
+  if (value.isScalar()) {
+    const at::Scalar scalar = value.toScalar();
+    if (scalar.isComplex()) {
+      const auto complex = scalar.toComplexDouble();
+      const double parts[] = {complex.real(), complex.imag()};
+      napi_value array = new_array(env, 2);
+      for (uint32_t i = 0; i < 2; ++i) set(env, array, i, from_double(env, parts[i]));
+      return array;
+    }
+    if (scalar.isBoolean()) return from_bool(env, scalar.toBool());
+    return scalar.isFloatingPoint() ? from_double(env, scalar.toDouble()) : from_int(env, scalar.toLong());
+  }
+  if (value.isDevice()) return from_string(env, value.toDevice().str());
+  if (value.isList()) return from_list(environment, value.toListRef());
+  if (value.isTuple()) {
+    const auto& elements = value.toTupleRef().elements();
+    napi_value array = new_array(env, elements.size());
+    for (uint32_t i = 0; i < elements.size(); ++i) set(env, array, i, from_ivalue(environment, elements[i]));
+    return array;
+  }
+  throw std::runtime_error("a result of type " + value.tagKind() + " cannot be passed to JavaScript");
+}
+
+}  // namespace torchgraft

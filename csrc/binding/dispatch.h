@@ -1,0 +1,33 @@
+// The door: operators looked up in LibTorch's dispatcher by name and called boxed.
+#pragma once
+
+#include <ATen/core/dispatch/Dispatcher.h>
+
+#include <string>
+#include <vector>
+
+#include "convert.h"
+
+namespace torchgraft {
+
+// One overload: its handle in the dispatcher, and its arguments prepared for conversion.
+struct Overload {
+  explicit Overload(const c10::OperatorHandle& handle);
+  c10::OperatorHandle handle;
+  std::string name;  // `aten::add.Tensor`
+  std::vector<Parameter> parameters;
+  size_t positional = 0;  // how many parameters may be given by position
+  bool has_output_argument = false;
+  bool callable = true;   // no argument that JavaScript cannot express
+};
+
+// What a JavaScript function of the door calls: all overloads of a name, or one of them.
+struct OperatorFunction {
+  std::string name;
+  std::vector<Overload> overloads;
+  bool method = false;
+};
+
+void define_dispatch(napi_env env, napi_value exports);
+
+}  // namespace torchgraft
