@@ -78,6 +78,16 @@ export function cachedDir(env = process.env) {
 export const completeMark = '.complete';
 
 /**
+ * The LibTorch of the cache; null when there is none, or only one that was not unpacked to its end.
+ * @param {NodeJS.ProcessEnv} [env]
+ * @returns {LibTorch | null}
+ */
+export function cachedTorch(env = process.env) {
+  const dir = cachedDir(env);
+  return existsSync(join(dir, completeMark)) ? inspectLibtorch(join(dir, 'torch'), 'cache') : null;
+}
+
+/**
  * The torch package of python3 on the PATH, found without importing it (an import takes seconds).
  * @param {NodeJS.ProcessEnv} env
  */
@@ -123,14 +133,13 @@ export function findLibtorch(env = process.env) {
     );
   }
 
-  const dir = cachedDir(env);
-  const cached = existsSync(join(dir, completeMark)) ? inspectLibtorch(dir, 'cache') : null;
+  const cached = cachedTorch(env);
   if (cached !== null) {
     const problem = versionProblem(cached);
     if (problem === null) return { libtorch: cached, tried };
     tried.push(problem);
   } else {
-    tried.push(`the cache has no ${dir}`);
+    tried.push(`the cache has no ${cachedDir(env)}`);
   }
   return { libtorch: null, tried };
 }

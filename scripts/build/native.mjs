@@ -22,6 +22,7 @@ function cached(name) {
 }
 
 /**
+ * Runs cmake; its output goes to standard error, since standard output may be a report.
  * @param {string[]} args
  * @param {string} failure
  */
@@ -31,7 +32,7 @@ function cmake(args, failure) {
     // ccache accepts precompiled headers only when told that their time stamps do not matter.
     CCACHE_SLOPPINESS: process.env['CCACHE_SLOPPINESS'] ?? 'pch_defines,time_macros,include_file_mtime,include_file_ctime',
   };
-  const result = spawnSync('cmake', args, { cwd: root, env, stdio: 'inherit' });
+  const result = spawnSync('cmake', args, { cwd: root, env, stdio: ['ignore', 2, 2] });
   if (result.error) throw result.error;
   if (result.status !== 0) throw new SetupError(failure);
 }
