@@ -1,14 +1,20 @@
 /** Finds and loads the compiled addon: the build of this machine, else a prebuilt binary for this platform. */
 import { existsSync } from 'node:fs';
 import { createRequire } from 'node:module';
-import { join } from 'node:path';
+import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import type { NativeAddon } from './types.js';
 
 const require = createRequire(import.meta.url);
 
-/** The package's folder, seen from `lib/native/` and from `dist/native/` alike. */
-const packageRoot = fileURLToPath(new URL('../../', import.meta.url));
+/** The package's folder: the nearest above this file with a package.json, from `lib/`, `dist/` and `build/verify/` alike. */
+function findPackageRoot(): string {
+  let folder = dirname(fileURLToPath(import.meta.url));
+  while (!existsSync(join(folder, 'package.json')) && dirname(folder) !== folder) folder = dirname(folder);
+  return folder;
+}
+
+const packageRoot = findPackageRoot();
 
 const message = (error: unknown): string => (error instanceof Error ? error.message : String(error));
 

@@ -1,0 +1,38 @@
+/** What a file of backbones gives the registry. */
+import { z } from 'zod';
+import { type Backbone, IMAGENET_MEAN, IMAGENET_STD, type Preprocessing } from './backbone.js';
+
+/** A family of backbones that differ only in options. */
+export interface Family<S extends z.ZodObject = z.ZodObject> {
+  readonly id: string;
+  readonly paper: string;
+  /** A strict zod object: unknown options are refused. */
+  readonly options: S;
+  /** Published members by name, each as the options in which it differs from the defaults. */
+  readonly variants: Readonly<Record<string, Partial<z.input<S>>>>;
+  readonly create: (name: string, options: z.output<S>) => Backbone;
+}
+
+/** An image's side, or [height, width]. */
+export const imageSize = z.union([z.int().positive(), z.tuple([z.int().positive(), z.int().positive()])]);
+
+/** A size as [height, width]. */
+export function sizePair(size: z.output<typeof imageSize>): [height: number, width: number] {
+  return typeof size === 'number' ? [size, size] : [size[0], size[1]];
+}
+
+/** The preprocessing of a model with these options; ImageNet's mean and deviation unless given. */
+export function preprocessing(
+  options: { inChans: number; imgSize: z.output<typeof imageSize> },
+  rest: Pick<Preprocessing, 'interpolation' | 'cropPct'> & Partial<Preprocessing>,
+): Preprocessing {
+  return { inputSize: [options.inChans, ...sizePair(options.imgSize)], mean: IMAGENET_MEAN, std: IMAGENET_STD, ...rest };
+}
+
+/** @throws RangeError when the lists, which hold one entry per stage, differ in length */
+export function requireSameLength(owner: string, lists: Readonly<Record<string, readonly unknown[]>>): void {
+  const lengths = Object.entries(lists).map(([name, list]) => `${name} has ${list.length}`);
+  if (new Set(Object.values(lists).map((list) => list.length)).size > 1) {
+    throw new RangeError(`${owner}: one entry per stage is expected in each of these lists, but ${lengths.join(', ')}`);
+  }
+}

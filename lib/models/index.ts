@@ -1,0 +1,17 @@
+export { Backbone } from './backbone.js';
+export type { FeatureLevel, Preprocessing } from './backbone.js';
+export { normAct } from './blocks.js';
+export { CifarResNet } from './cifar_resnet.js';
+export type { CifarResNetOptions } from './cifar_resnet.js';
+export type { Family } from './family.js';
+export { loadState, loadWeights } from './load.js';
+export type { WeightsOptions, WeightsReport } from './load.js';
+export { editDistance, nearest, parseOptions, suggestion } from './options.js';
+export { resamplePosEmbed } from './pos_embed.js';
+export type { ResampleOptions } from './pos_embed.js';
+export { createCustomModel, createModel, listModels, modelInfo } from './registry.js';
+export type { ModelInfo, ModelOptions } from './registry.js';
+export { ResNet } from './resnet.js';
+export type { ResNetOptions } from './resnet.js';
+export { VisionTransformer, ViTBlock } from './vit.js';
+export type { ViTOptions } from './vit.js';

@@ -1,0 +1,93 @@
+/** Pretrained weights from a file into a backbone. */
+import { readCheckpoint, stateDictOf } from '../checkpoint/index.js';
+import { describeReport, type LoadReport } from '../nn/index.js';
+import type { Tensor } from '../tensor/index.js';
+import type { Backbone } from './backbone.js';
+
+/** How a file may differ from the model. */
+export interface WeightsOptions {
+  /** true (default): every name must be there and fit; false: load what fits and report the rest. */
+  readonly strict?: boolean;
+  /** What becomes of the file's classifier: it must fit ('strict', the default), or is left out ('drop'). */
+  readonly classifier?: 'strict' | 'drop';
+}
+
+/** What was loaded and what was not. */
+export interface WeightsReport extends LoadReport {
+  /** Number of tensors that were loaded. */
+  readonly loaded: number;
+  /** Names of the file's classifier tensors that were left out on request; the model keeps its own. */
+  readonly dropped: string[];
+  /** Names whose tensors were resampled to this model's image size. */
+  readonly resampled: string[];
+}
+
+/**
+ * Loads pretrained weights: safetensors or PyTorch files, in timm's, torchvision's or the family's published names,
+ * with or without `state_dict` wrappers and `module.` prefixes. Position embeddings are resampled to the model's image
+ * size. Nothing changes unless everything that must fit does.
+ *
+ * @throws Error with a short list of missing, unexpected and wrongly shaped names when the file does not fit
+ *
+ * ```ts
+ * const model = createModel('resnet50', { numClasses: 10 });
+ * loadWeights(model, 'resnet50.safetensors', { classifier: 'drop' });
+ * ```
+ */
+export function loadWeights(model: Backbone, path: string, options: WeightsOptions = {}): WeightsReport {
+  return loadState(model, stateDictOf(readCheckpoint(path)), options, path);
+}
+
+/** `loadWeights` from a state dict in memory; `origin` names it in errors. */
+export function loadState(
+  model: Backbone,
+  state: ReadonlyMap<string, Tensor>,
+  { strict = true, classifier = 'strict' }: WeightsOptions = {},
+  origin = 'the state dict',
+): WeightsReport {
+  const converted = model.convertStateDict(state);
+  const resampled = [...converted].filter(([name, tensor]) => differs(state.get(name), tensor)).map(([name]) => name);
+  const isClassifier = (name: string): boolean => name.startsWith(`${model.classifier}.`);
+  const dropped = classifier === 'drop' ? [...converted.keys()].filter(isClassifier) : [];
+  for (const name of dropped) converted.delete(name);
+  const own = [...model.stateDict()].filter(([name]) => classifier === 'drop' && isClassifier(name));
+  for (const [name, tensor] of own) converted.set(name, tensor);
+
+  const check = fit(model, converted);
+  if (strict && describeReport(check) !== '') throw new Error(explain(model, check, origin));
+  model.loadStateDict(converted, { strict: false });
+  const refused = check.unexpected.length + check.mismatched.length;
+  return { ...check, loaded: converted.size - own.length - refused, dropped, resampled };
+}
+
+function differs(before: Tensor | undefined, after: Tensor): boolean {
+  return before !== undefined && before !== after && before.shape.join() !== after.shape.join();
+}
+
+/** What `loadStateDict` would report, without loading. */
+function fit(model: Backbone, state: ReadonlyMap<string, Tensor>): LoadReport {
+  const known = new Map(model.namedState());
+  const mismatched = [...known].flatMap(([name, target]) => {
+    const source = state.get(name);
+    if (source === undefined || source.shape.join() === target.shape.join()) return [];
+    return [{ name, expected: target.shape, found: source.shape }];
+  });
+  const absent = [...known].filter(([name, target]) => !state.has(name) && !('optional' in target && target.optional));
+  return {
+    missing: absent.map(([name]) => name),
+    unexpected: [...state.keys()].filter((name) => !known.has(name)),
+    mismatched,
+  };
+}
+
+function explain(model: Backbone, report: LoadReport, origin: string): string {
+  const names = [...report.missing, ...report.unexpected, ...report.mismatched.map(({ name }) => name)];
+  const onlyClassifier = names.every((name) => name.startsWith(`${model.classifier}.`));
+  const total = model.namedState().length;
+  const hint = onlyClassifier
+    ? `Only the classifier differs: pass { classifier: 'drop' } to keep the model's own.`
+    : report.missing.length > total / 2
+      ? 'Hardly a name fits: this file seems to belong to another model.'
+      : 'Pass { strict: false } to load what fits.';
+  return `${origin} does not fit ${model.name}; nothing was loaded.${describeReport(report)}\n  ${hint}`;
+}
