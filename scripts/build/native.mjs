@@ -63,11 +63,11 @@ export async function buildNative({ cmakeArgs = [] } = {}) {
     // A build folder keeps its first generator; CMake refuses another one.
     if (cached('CMAKE_GENERATOR') === null && output('ninja', ['--version']) !== null) args.push('-G', 'Ninja');
     if (output('ccache', ['--version']) !== null) args.push('-DCMAKE_CXX_COMPILER_LAUNCHER=ccache');
-    cmake(args, 'CMake could not configure the native addon; the reason stands above. `npx torchgraft doctor` checks the tools.');
+    cmake(args, 'CMake could not configure the native addon; the reason stands above. `npm run doctor` checks the tools.');
   }
   cmake(
     ['--build', buildDir, '--parallel', String(jobs())],
-    'The native addon did not compile; the first error stands above. `npx torchgraft doctor` checks the tools.',
+    'The native addon did not compile; the first error stands above. `npm run doctor` checks the tools.',
   );
   return addonPath;
 }
