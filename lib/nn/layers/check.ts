@@ -36,6 +36,11 @@ export function tuple(values: readonly number[]): string {
   return values.length === 1 ? `(${values[0]},)` : `(${values.join(', ')})`;
 }
 
+/** A pair as one number where both are equal, as PyTorch prints sizes given so. */
+export function compact(values: readonly [number, number]): string {
+  return values[0] === values[1] ? String(values[0]) : tuple(values);
+}
+
 /** A number as Python prints a float: `1e-05`, `0.1`, `1.0`. */
 export function pythonFloat(value: number): string {
   if (Number.isInteger(value) && Math.abs(value) < 1e16) return value.toFixed(1);

@@ -13,6 +13,8 @@ export interface BatchNormOptions {
   momentum?: number | null;
   /** Learned scale and shift per channel. Default true. */
   affine?: boolean;
+  /** Whether the learned part has a shift. Default true. */
+  bias?: boolean;
   /** False: no running statistics; the batch's own are used in evaluation too. Default true. */
   trackRunningStats?: boolean;
 }
@@ -33,12 +35,12 @@ export class BatchNorm2d extends Module {
 
   constructor(numFeatures: number, options: BatchNormOptions = {}) {
     super();
-    const { eps = 1e-5, momentum = 0.1, affine = true, trackRunningStats = true } = options;
+    const { eps = 1e-5, momentum = 0.1, affine = true, bias = true, trackRunningStats = true } = options;
     this.numFeatures = positiveInteger(numFeatures, 'BatchNorm2d', 'numFeatures');
     this.eps = eps;
     this.momentum = momentum;
     this.weight = affine ? new Parameter(ones([numFeatures])) : null;
-    this.bias = affine ? new Parameter(zeros([numFeatures])) : null;
+    this.bias = affine && bias ? new Parameter(zeros([numFeatures])) : null;
     this.running_mean = trackRunningStats ? new Buffer(zeros([numFeatures])) : null;
     this.running_var = trackRunningStats ? new Buffer(ones([numFeatures])) : null;
     this.num_batches_tracked = trackRunningStats ? new Buffer(tensor(0, { dtype: 'int64' }), { optional: true }) : null;
@@ -80,7 +82,7 @@ export class BatchNorm2d extends Module {
   override extraRepr(): string {
     const momentum = this.momentum === null ? 'None' : pythonFloat(this.momentum);
     const affine = pythonBool(this.weight !== null);
-    return `${this.numFeatures}, eps=${pythonFloat(this.eps)}, momentum=${momentum}, affine=${affine}, track_running_stats=${pythonBool(this.running_mean !== null)}`;
+    return `${this.numFeatures}, eps=${pythonFloat(this.eps)}, momentum=${momentum}, affine=${affine}, bias=${pythonBool(this.bias !== null)}, track_running_stats=${pythonBool(this.running_mean !== null)}`;
   }
 }
 
@@ -122,7 +124,7 @@ export class LayerNorm extends Module {
   }
 
   override extraRepr(): string {
-    return `${tuple(this.normalizedShape)}, eps=${pythonFloat(this.eps)}, elementwise_affine=${pythonBool(this.weight !== null)}`;
+    return `${tuple(this.normalizedShape)}, eps=${pythonFloat(this.eps)}, elementwise_affine=${pythonBool(this.weight !== null)}, bias=${pythonBool(this.bias !== null)}`;
   }
 }
 
@@ -154,6 +156,6 @@ export class GroupNorm extends Module {
   }
 
   override extraRepr(): string {
-    return `${this.numGroups}, ${this.numChannels}, eps=${pythonFloat(this.eps)}, affine=${pythonBool(this.weight !== null)}`;
+    return `${this.numGroups}, ${this.numChannels}, eps=${pythonFloat(this.eps)}, affine=${pythonBool(this.weight !== null)}, bias=${pythonBool(this.bias !== null)}`;
   }
 }

@@ -1,7 +1,7 @@
 import { aten, type Tensor } from '../../tensor/index.js';
 import { Module } from '../module.js';
 import type { Size2 } from '../site.js';
-import { sizePair, tuple } from './check.js';
+import { compact, pythonBool, sizePair, tuple } from './check.js';
 
 /** Geometry of a pooling window. */
 export interface PoolOptions {
@@ -30,7 +30,7 @@ abstract class Pool2d extends Module {
   }
 
   override extraRepr(): string {
-    return `kernel_size=${tuple(this.kernelSize)}, stride=${tuple(this.stride)}, padding=${tuple(this.padding)}`;
+    return `kernel_size=${compact(this.kernelSize)}, stride=${compact(this.stride)}, padding=${compact(this.padding)}`;
   }
 }
 
@@ -38,6 +38,10 @@ abstract class Pool2d extends Module {
 export class MaxPool2d extends Pool2d {
   forward(x: Tensor): Tensor {
     return aten.maxPool2d(x, this.kernelSize, this.stride, this.padding, 1, this.ceilMode);
+  }
+
+  override extraRepr(): string {
+    return `${super.extraRepr()}, dilation=1, ceil_mode=${pythonBool(this.ceilMode)}`;
   }
 }
 
