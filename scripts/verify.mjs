@@ -9,9 +9,13 @@ const root = dirname(dirname(fileURLToPath(import.meta.url)));
 const compiler = join(dirname(createRequire(import.meta.url).resolve('typescript/package.json')), 'bin', 'tsc');
 
 // Types are the business of `npm run lint`; --noCheck makes this a second or two, and the build info less the next time.
-const compiled = spawnSync(process.execPath, [compiler, '-p', join(root, 'test', 'golden', 'tsconfig.json'), '--noCheck'], {
-  stdio: 'inherit',
-});
+const compiled = spawnSync(
+  process.execPath,
+  [compiler, '-p', join(root, 'test', 'golden', 'tsconfig.json'), '--noCheck'],
+  {
+    stdio: 'inherit',
+  },
+);
 if (compiled.status !== 0) process.exit(1);
 
 const { verify } = await import(pathToFileURL(join(root, 'build', 'verify', 'test', 'golden', 'verify.js')).href);

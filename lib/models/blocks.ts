@@ -52,7 +52,12 @@ export function identitySite(role: Role, channels: number, layout: SiteLayout): 
 /** The classifier over a vector of `inFeatures`, or an identity when there are no classes: the `classifier` site. */
 export function classifierSite(inFeatures: number, numClasses: number): Linear | Identity {
   const head = numClasses > 0 ? new Linear(inFeatures, numClasses) : new Identity();
-  return site(head, { role: 'classifier', in: inFeatures, out: numClasses > 0 ? numClasses : inFeatures, layout: 'vector' });
+  return site(head, {
+    role: 'classifier',
+    in: inFeatures,
+    out: numClasses > 0 ? numClasses : inFeatures,
+    layout: 'vector',
+  });
 }
 
 /** ReLU(norm(x)), or ReLU(norm(x) + residual): the one place where a norm meets its activation. */
@@ -65,7 +70,10 @@ export function normAct(norm: Module, x: Tensor, ctx: Context, residual?: Tensor
 export function poolMap(x: Tensor, pool: 'avg' | 'max' | 'avgmax'): Tensor {
   if (pool === 'avg') return x.mean([2, 3]);
   if (pool === 'max') return x.amax([2, 3]);
-  return x.mean([2, 3]).add(x.amax([2, 3])).mul(0.5);
+  return x
+    .mean([2, 3])
+    .add(x.amax([2, 3]))
+    .mul(0.5);
 }
 
 /** Blocks that run one after the other, each recomputed in the backward pass when checkpointing is on. */
@@ -144,7 +152,17 @@ export class BasicBlock extends ResidualBlock {
 
   constructor(options: ResidualBlockOptions) {
     super();
-    const { inChannels, planes, stride, downsample, stage, depth, norm, convBias: bias = false, dropPath = 0 } = options;
+    const {
+      inChannels,
+      planes,
+      stride,
+      downsample,
+      stage,
+      depth,
+      norm,
+      convBias: bias = false,
+      dropPath = 0,
+    } = options;
     this.conv1 = convSite(inChannels, planes, { kernelSize: 3, stride, padding: 1, bias });
     this.bn1 = batchNormSite(planes, norm);
     this.conv2 = convSite(planes, planes, { kernelSize: 3, padding: 1, bias });

@@ -42,7 +42,10 @@ const rate = z.number().min(0).max(1);
 
 const options = z.strictObject({
   /** Convolutions and classifier: 6n + 2 for n blocks per stage. */
-  depth: positive.refine((depth) => depth >= 8 && (depth - 2) % 6 === 0, 'a depth of 6n + 2 is expected: 8, 14, 20, 32, ...'),
+  depth: positive.refine(
+    (depth) => depth >= 8 && (depth - 2) % 6 === 0,
+    'a depth of 6n + 2 is expected: 8, 14, 20, 32, ...',
+  ),
   /** Channels per stage; the first is also the stem's. */
   channels: z.array(positive).length(3).default([16, 32, 64]),
   numClasses: z.int().nonnegative().default(10),

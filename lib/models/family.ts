@@ -26,7 +26,12 @@ export function preprocessing(
   options: { inChans: number; imgSize: z.output<typeof imageSize> },
   rest: Pick<Preprocessing, 'interpolation' | 'cropPct'> & Partial<Preprocessing>,
 ): Preprocessing {
-  return { inputSize: [options.inChans, ...sizePair(options.imgSize)], mean: IMAGENET_MEAN, std: IMAGENET_STD, ...rest };
+  return {
+    inputSize: [options.inChans, ...sizePair(options.imgSize)],
+    mean: IMAGENET_MEAN,
+    std: IMAGENET_STD,
+    ...rest,
+  };
 }
 
 /** @throws RangeError when the lists, which hold one entry per stage, differ in length */

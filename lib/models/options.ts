@@ -10,7 +10,8 @@ export function editDistance(a: string, b: string): number {
     for (let j = 1; j <= b.length; j++) {
       const same = a[i - 1] === b[j - 1] ? 0 : 1;
       let best = Math.min((previous[j] ?? 0) + 1, (row[j - 1] ?? 0) + 1, (previous[j - 1] ?? 0) + same);
-      if (i > 1 && j > 1 && a[i - 1] === b[j - 2] && a[i - 2] === b[j - 1]) best = Math.min(best, (before[j - 2] ?? 0) + 1);
+      if (i > 1 && j > 1 && a[i - 1] === b[j - 2] && a[i - 2] === b[j - 1])
+        best = Math.min(best, (before[j - 2] ?? 0) + 1);
       row.push(best);
     }
     before = previous;
@@ -56,7 +57,9 @@ export function parseOptions<S extends z.ZodObject>(schema: S, value: unknown, o
   const known = Object.keys(schema.shape);
   const problems = result.error.issues.flatMap((issue) => {
     if (issue.code === 'unrecognized_keys' && issue.path.length === 0) {
-      return issue.keys.map((key) => `unknown option '${key}'${suggestion(key, known) || `; known are ${known.join(', ')}`}`);
+      return issue.keys.map(
+        (key) => `unknown option '${key}'${suggestion(key, known) || `; known are ${known.join(', ')}`}`,
+      );
     }
     return [issue.path.length > 0 ? `option '${issue.path.join('.')}': ${issue.message}` : issue.message];
   });

@@ -18,7 +18,11 @@ export interface ResampleOptions {
  *
  * @throws RangeError when the number of positions is not the prefix plus the old grid
  */
-export function resamplePosEmbed(posEmbed: Tensor, newGrid: readonly [number, number], options: ResampleOptions = {}): Tensor {
+export function resamplePosEmbed(
+  posEmbed: Tensor,
+  newGrid: readonly [number, number],
+  options: ResampleOptions = {},
+): Tensor {
   const { prefixTokens = 1, interpolation = 'bicubic', antialias = true } = options;
   const [, positions = 0, channels = 0] = posEmbed.shape;
   const patches = positions - prefixTokens;
@@ -34,11 +38,19 @@ export function resamplePosEmbed(posEmbed: Tensor, newGrid: readonly [number, nu
   const grid = posEmbed.narrow(1, prefixTokens, patches).to('float32');
   const map = grid.reshape([1, rows, columns, channels]).permute([0, 3, 1, 2]);
   const resized = resize(map, newGrid, interpolation, antialias);
-  const tokens = resized.permute([0, 2, 3, 1]).reshape([1, newGrid[0] * newGrid[1], channels]).to(posEmbed.dtype);
+  const tokens = resized
+    .permute([0, 2, 3, 1])
+    .reshape([1, newGrid[0] * newGrid[1], channels])
+    .to(posEmbed.dtype);
   return prefixTokens > 0 ? aten.cat([posEmbed.narrow(1, 0, prefixTokens), tokens], 1) : tokens;
 }
 
-function resize(map: Tensor, size: readonly [number, number], interpolation: 'bicubic' | 'bilinear', antialias: boolean): Tensor {
+function resize(
+  map: Tensor,
+  size: readonly [number, number],
+  interpolation: 'bicubic' | 'bilinear',
+  antialias: boolean,
+): Tensor {
   const grid = [size[0], size[1]];
   if (interpolation === 'bicubic') {
     return antialias ? aten._upsampleBicubic2dAa(map, grid, false) : aten.upsampleBicubic2d(map, grid, false);

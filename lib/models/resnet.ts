@@ -68,7 +68,18 @@ export class Bottleneck extends ResidualBlock {
 
   constructor(options: BottleneckOptions) {
     super();
-    const { inChannels, planes, stride, cardinality, baseWidth, downsample, stage, depth, norm, dropPath = 0 } = options;
+    const {
+      inChannels,
+      planes,
+      stride,
+      cardinality,
+      baseWidth,
+      downsample,
+      stage,
+      depth,
+      norm,
+      dropPath = 0,
+    } = options;
     const bias = options.convBias ?? false;
     const width = Math.floor((planes * baseWidth) / 64) * cardinality;
     const outChannels = planes * Bottleneck.expansion;
@@ -189,10 +200,13 @@ export class ResNet extends Backbone {
     this.conv1 = stemConv(o, norm);
     this.bn1 = batchNormSite(stemOut, norm);
     this.maxpool = new MaxPool2d({ kernelSize: 3, stride: 2, padding: 1 });
-    this.stem = site(
-      new Span((x, ctx) => this.maxpool.run(normAct(this.bn1, this.conv1.run(x, ctx), ctx), ctx)),
-      { role: 'stem', in: o.inChans, out: stemOut, layout: 'map', stride: 4 },
-    );
+    this.stem = site(new Span((x, ctx) => this.maxpool.run(normAct(this.bn1, this.conv1.run(x, ctx), ctx), ctx)), {
+      role: 'stem',
+      in: o.inChans,
+      out: stemOut,
+      layout: 'map',
+      stride: 4,
+    });
     const { stages, levels, width } = buildStages(o, stemOut, norm);
     this.stages = stages;
     stages.forEach((stage, i) => Object.assign(this, { [`layer${i + 1}`]: stage }));
@@ -256,7 +270,13 @@ function stemConv(o: ResNetOptions, norm: NormOptions): Conv2d | Sequential {
 }
 
 /** The module on the skip of a stage's first block, or null when input and output already agree. */
-function skip(inChannels: number, outChannels: number, stride: number, avgDown: boolean, norm: NormOptions): Module | null {
+function skip(
+  inChannels: number,
+  outChannels: number,
+  stride: number,
+  avgDown: boolean,
+  norm: NormOptions,
+): Module | null {
   if (stride === 1 && inChannels === outChannels) return null;
   const bn = batchNormSite(outChannels, norm);
   if (!avgDown) return new Sequential(convSite(inChannels, outChannels, { kernelSize: 1, stride }), bn);

@@ -46,7 +46,14 @@ export class PatchEmbed extends Module {
       new Conv2d(inChans, embedDim, { kernelSize: [...patchSize], stride: [...patchSize], bias: true }),
       { role: 'conv' },
     );
-    site(this, { role: 'patch_embed', in: inChans, out: embedDim, layout: 'tokens', kernel: patchSize, stride: patchSize });
+    site(this, {
+      role: 'patch_embed',
+      in: inChans,
+      out: embedDim,
+      layout: 'tokens',
+      kernel: patchSize,
+      stride: patchSize,
+    });
   }
 
   /** Rows and columns of patches at the configured image size. */
@@ -104,7 +111,8 @@ export class Attention extends Module {
     { qkvBias, attnDrop, projDrop }: Pick<ViTBlockOptions, 'qkvBias' | 'attnDrop' | 'projDrop'>,
   ) {
     super();
-    if (dim % numHeads !== 0) throw new RangeError(`attention: a width of ${dim} does not divide into ${numHeads} heads`);
+    if (dim % numHeads !== 0)
+      throw new RangeError(`attention: a width of ${dim} does not divide into ${numHeads} heads`);
     this.attnDrop = attnDrop;
     this.qkv = site(new Linear(dim, 3 * dim, { bias: qkvBias }), {
       role: 'linear',
@@ -242,7 +250,11 @@ export class VisionTransformer extends Backbone {
     this.dynamicImgSize = o.dynamicImgSize;
     this.noEmbedClass = o.noEmbedClass;
     const patch = sizePair(o.patchSize);
-    this.featureLevels = Array.from({ length: o.depth }, (_, i) => ({ path: `blocks.${i}`, channels: dim, stride: patch[0] }));
+    this.featureLevels = Array.from({ length: o.depth }, (_, i) => ({
+      path: `blocks.${i}`,
+      channels: dim,
+      stride: patch[0],
+    }));
 
     this.input = identitySite('input', o.inChans, 'map');
     this.patch_embed = new PatchEmbed(sizePair(o.imgSize), patch, o.inChans, dim, o.dynamicImgSize);
@@ -253,7 +265,7 @@ export class VisionTransformer extends Backbone {
     this.pos_drop = new Dropout(o.posDropRate);
     this.tokens = identitySite('tokens', dim, 'tokens');
     this.blocks = new BlockList(...Array.from({ length: o.depth }, (_, i) => blockOf(o, i)));
-    const normAfterPool = o.fcNorm ?? (o.globalPool !== 'token');
+    const normAfterPool = o.fcNorm ?? o.globalPool !== 'token';
     this.norm = normAfterPool ? identitySite('norm', dim, 'tokens') : tokenNorm(dim, o.normEps);
     this.features = identitySite('features', dim, 'tokens');
     this.fc_norm = normAfterPool
@@ -305,7 +317,8 @@ export class VisionTransformer extends Backbone {
     if (positions) out.set('pos_embed', this.fitPositions(positions));
     const patches = out.get('patch_embed.proj.weight');
     const expected = this.patch_embed.proj.weight;
-    if (patches?.ndim === 2 && patches.numel() === expected.numel()) out.set('patch_embed.proj.weight', patches.reshape(expected.shape));
+    if (patches?.ndim === 2 && patches.numel() === expected.numel())
+      out.set('patch_embed.proj.weight', patches.reshape(expected.shape));
     return out;
   }
 
@@ -333,7 +346,10 @@ export class VisionTransformer extends Backbone {
 
   private positions(grid: readonly [number, number]): Tensor {
     if (!this.dynamicImgSize) return this.pos_embed;
-    return resamplePosEmbed(this.pos_embed, grid, { oldGrid: this.patch_embed.grid, prefixTokens: this.positionPrefix });
+    return resamplePosEmbed(this.pos_embed, grid, {
+      oldGrid: this.patch_embed.grid,
+      prefixTokens: this.positionPrefix,
+    });
   }
 
   private pool(z: Tensor, ctx: Context): Tensor {
@@ -343,7 +359,10 @@ export class VisionTransformer extends Backbone {
     const patches = prefix > 0 ? z.narrow(1, prefix, length - prefix) : z;
     if (this.globalPool === 'avg') return patches.mean([1]);
     if (this.globalPool === 'max') return patches.amax([1]);
-    return patches.mean([1]).add(patches.amax([1])).mul(0.5);
+    return patches
+      .mean([1])
+      .add(patches.amax([1]))
+      .mul(0.5);
   }
 
   /** Linear weights and positions truncated normal (0.02, cut at +-2), biases 0, class token and registers N(0, 1e-6). */

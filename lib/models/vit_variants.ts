@@ -60,7 +60,10 @@ function named(
 ): Record<string, Variant> {
   return Object.fromEntries(
     list.flatMap(([size, patchSize, images]) =>
-      images.map((imgSize) => [`${prefix}_${size}_patch${patchSize}_${imgSize}`, { ...sizes[size], patchSize, imgSize, ...extra }]),
+      images.map((imgSize) => [
+        `${prefix}_${size}_patch${patchSize}_${imgSize}`,
+        { ...sizes[size], patchSize, imgSize, ...extra },
+      ]),
     ),
   );
 }

@@ -76,7 +76,9 @@ export class Config {
     const value = this.#values[key];
     this.#read.add(key);
     if (value !== undefined && !values.some((known) => JSON.stringify(known) === JSON.stringify(value))) {
-      throw new UnknownCase(`config '${key}' is ${JSON.stringify(value)}; this builder knows ${values.map((v) => JSON.stringify(v)).join(', ')}`);
+      throw new UnknownCase(
+        `config '${key}' is ${JSON.stringify(value)}; this builder knows ${values.map((v) => JSON.stringify(v)).join(', ')}`,
+      );
     }
     return this;
   }
@@ -84,12 +86,16 @@ export class Config {
   /** @throws UnknownCase when the config holds a key that was not read */
   done(): void {
     const left = Object.keys(this.#values).filter((key) => !this.#read.has(key));
-    if (left.length > 0) throw new UnknownCase(`this builder does not know the config's ${left.map((key) => `'${key}'`).join(', ')}`);
+    if (left.length > 0)
+      throw new UnknownCase(`this builder does not know the config's ${left.map((key) => `'${key}'`).join(', ')}`);
   }
 }
 
 /** Entries of a module's own state under its own names, optionally renamed; null leaves a name out. */
-export function entriesOf(module: Module, rename: (name: string) => string | null = (name) => name): Map<string, Entry> {
+export function entriesOf(
+  module: Module,
+  rename: (name: string) => string | null = (name) => name,
+): Map<string, Entry> {
   const entries = new Map<string, Entry>();
   for (const [name, tensor] of module.namedState()) {
     const key = rename(name);
@@ -101,6 +107,7 @@ export function entriesOf(module: Module, rename: (name: string) => string | nul
 /** The single input of most cases. */
 export function soleInput(inputs: ReadonlyMap<string, Tensor>): Tensor {
   const [input, second] = inputs.values();
-  if (input === undefined || second !== undefined) throw new UnknownCase(`one input is expected, the case has ${inputs.size}`);
+  if (input === undefined || second !== undefined)
+    throw new UnknownCase(`one input is expected, the case has ${inputs.size}`);
   return input;
 }

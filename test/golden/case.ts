@@ -31,7 +31,8 @@ export interface CountsRow {
 }
 
 /** What can be checked: a case, or the rows of a counts.json. */
-export type Golden = { readonly kind: 'case'; readonly folder: string } | { readonly kind: 'counts'; readonly file: string };
+export type Golden =
+  { readonly kind: 'case'; readonly folder: string } | { readonly kind: 'counts'; readonly file: string };
 
 export function readCase(folder: string): GoldenCase {
   return { ...(JSON.parse(readFileSync(join(folder, 'case.json'), 'utf8')) as CaseFile), folder };
@@ -40,7 +41,9 @@ export function readCase(folder: string): GoldenCase {
 /** The rows of a counts.json; its folder's name is the system's. */
 export function readCounts(file: string): CountsRow[] {
   const system = basename(dirname(resolve(file)));
-  return (JSON.parse(readFileSync(file, 'utf8')) as Omit<CountsRow, 'system'>[]).map((row) => ({ ...row, system }) as CountsRow);
+  return (JSON.parse(readFileSync(file, 'utf8')) as Omit<CountsRow, 'system'>[]).map(
+    (row) => ({ ...row, system }) as CountsRow,
+  );
 }
 
 /**

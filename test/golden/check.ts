@@ -84,7 +84,10 @@ class Report {
     const error = relativeError(ours, golden);
     this[kind] = Number.isNaN(this[kind]) ? error : Math.max(this[kind], error);
     if (error <= (isExact ? 0 : tolerance)) return;
-    const shapes = ours.shape.join() === golden.shape.join() ? '' : ` (shape [${ours.shape.join(', ')}], golden [${golden.shape.join(', ')}])`;
+    const shapes =
+      ours.shape.join() === golden.shape.join()
+        ? ''
+        : ` (shape [${ours.shape.join(', ')}], golden [${golden.shape.join(', ')}])`;
     this.problems.push(`${name}: relative error ${error.toExponential(2)}${shapes}`);
   }
 
@@ -113,12 +116,19 @@ function load(built: Built, weights: ReadonlyMap<string, Tensor>, report: Report
   return report.problems.length === 0;
 }
 
-function compareOutputs(built: Built, ours: Readonly<Record<string, Tensor>>, golden: ReadonlyMap<string, Tensor>, report: Report, tolerance: number): void {
+function compareOutputs(
+  built: Built,
+  ours: Readonly<Record<string, Tensor>>,
+  golden: ReadonlyMap<string, Tensor>,
+  report: Report,
+  tolerance: number,
+): void {
   for (const [name, expected] of golden) {
     // An output that the model does not compute is a buffer after the forward pass.
     const buffer = built.state.get(name.replace(/^buffer_after\./, ''));
     const value = Object.hasOwn(ours, name) ? ours[name] : buffer && shown(buffer);
-    if (value === undefined) report.problems.push(`output ${name}: the builder computes only ${Object.keys(ours).join(', ')}`);
+    if (value === undefined)
+      report.problems.push(`output ${name}: the builder computes only ${Object.keys(ours).join(', ')}`);
     else report.compare('forward', name, value, expected, tolerance);
   }
 }
@@ -132,7 +142,13 @@ function propagate(ours: Readonly<Record<string, Tensor>>, cotangents: ReadonlyM
   if (terms.length > 0) terms.reduce((sum, term) => sum.add(term)).backward();
 }
 
-function compareGradients(golden: GoldenCase, built: Built, inputs: ReadonlyMap<string, Tensor>, io: ReadonlyMap<string, Tensor>, report: Report): void {
+function compareGradients(
+  golden: GoldenCase,
+  built: Built,
+  inputs: ReadonlyMap<string, Tensor>,
+  io: ReadonlyMap<string, Tensor>,
+  report: Report,
+): void {
   const tolerance = golden.tolerance.grad;
   const grads = withPrefix(io, 'grad');
   const inputGrads = withPrefix(io, 'grad_input');
@@ -152,7 +168,8 @@ function compareGradients(golden: GoldenCase, built: Built, inputs: ReadonlyMap<
     const isZero = expected === undefined || (golden.zero_gradient ?? []).includes(name) || norm(expected) === 0;
     if (without.has(name) || isZero) {
       const size = grad ? norm(grad) : 0;
-      if (size > limit) report.problems.push(`gradient of ${name} should be zero, its norm is ${size.toExponential(2)}`);
+      if (size > limit)
+        report.problems.push(`gradient of ${name} should be zero, its norm is ${size.toExponential(2)}`);
     } else if (grad) {
       report.compare('grad', `gradient of ${name}`, grad, expected, tolerance);
     } else {
@@ -167,7 +184,14 @@ function compareGradients(golden: GoldenCase, built: Built, inputs: ReadonlyMap<
 }
 
 /** merged.safetensors: it must run in the plain backbone, and our own merge must give the same tensors. */
-function checkMerged(golden: GoldenCase, builder: Builder, built: Built, inputs: ReadonlyMap<string, Tensor>, expected: ReadonlyMap<string, Tensor>, report: Report): void {
+function checkMerged(
+  golden: GoldenCase,
+  builder: Builder,
+  built: Built,
+  inputs: ReadonlyMap<string, Tensor>,
+  expected: ReadonlyMap<string, Tensor>,
+  report: Report,
+): void {
   const { file, leftover } = golden.merged as NonNullable<GoldenCase['merged']>;
   const tolerance = golden.tolerance.forward;
   const tensors = readTensors(join(golden.folder, file));
@@ -178,7 +202,13 @@ function checkMerged(golden: GoldenCase, builder: Builder, built: Built, inputs:
   const plain = builder.buildMerged(golden, new Set(tensors.keys()));
   plain.module?.train(golden.mode === 'train');
   if (!load(plain, tensors, report, file)) return;
-  compareOutputs(plain, noGrad(() => plain.run(inputs)), expected, report, tolerance);
+  compareOutputs(
+    plain,
+    noGrad(() => plain.run(inputs)),
+    expected,
+    report,
+    tolerance,
+  );
 
   const merged = built.merge();
   report.names(`leftover of the merge`, merged.leftover, leftover);
@@ -187,7 +217,13 @@ function checkMerged(golden: GoldenCase, builder: Builder, built: Built, inputs:
     const ours = merged.state.get(name);
     if (ours) report.compare('forward', `merged ${name}`, ours, tensor, tolerance);
   }
-  compareOutputs(built, noGrad(() => built.run(inputs)), expected, report, tolerance);
+  compareOutputs(
+    built,
+    noGrad(() => built.run(inputs)),
+    expected,
+    report,
+    tolerance,
+  );
 }
 
 function run(golden: GoldenCase, builder: Builder, report: Report): void {
@@ -198,11 +234,18 @@ function run(golden: GoldenCase, builder: Builder, report: Report): void {
   }
   const inputGrads = withPrefix(io, 'grad_input');
   const inputs = new Map(
-    [...withPrefix(io, 'input')].map(([name, value]) => [name, inputGrads.has(name) ? value.clone().requiresGrad_() : value]),
+    [...withPrefix(io, 'input')].map(([name, value]) => [
+      name,
+      inputGrads.has(name) ? value.clone().requiresGrad_() : value,
+    ]),
   );
   if (golden.trainable) {
     const ours = [...built.state].filter(([, { tensor }]) => tensor instanceof Parameter && tensor.requiresGrad);
-    report.names('trainable parameters', ours.map(([name]) => name), golden.trainable);
+    report.names(
+      'trainable parameters',
+      ours.map(([name]) => name),
+      golden.trainable,
+    );
   }
   built.module?.train(golden.mode === 'train');
   const outputs = built.run(inputs);
@@ -217,7 +260,8 @@ function run(golden: GoldenCase, builder: Builder, report: Report): void {
 
 function builderOf(system: string): Builder {
   const builder = builders.get(system);
-  if (!builder) throw new UnknownCase(`no builder knows the system '${system}'; there are ${[...builders.keys()].join(', ')}`);
+  if (!builder)
+    throw new UnknownCase(`no builder knows the system '${system}'; there are ${[...builders.keys()].join(', ')}`);
   return builder;
 }
 
@@ -226,7 +270,13 @@ function guarded(report: Report, body: () => void): void {
   try {
     scope(body);
   } catch (error) {
-    report.problems.push(error instanceof Error ? (error instanceof UnknownCase ? error.message : `${error.name}: ${error.message}`) : String(error));
+    report.problems.push(
+      error instanceof Error
+        ? error instanceof UnknownCase
+          ? error.message
+          : `${error.name}: ${error.message}`
+        : String(error),
+    );
   }
 }
 
@@ -240,7 +290,13 @@ export function checkCase(folder: string): Verdict {
   });
   const known = golden as GoldenCase | null;
   const name = known ? `${known.system}/${known.case}` : basename(folder);
-  return { name, forward: report.forward, grad: report.grad, tolerance: known?.tolerance ?? null, problems: report.problems };
+  return {
+    name,
+    forward: report.forward,
+    grad: report.grad,
+    tolerance: known?.tolerance ?? null,
+    problems: report.problems,
+  };
 }
 
 const FIGURES = [
@@ -262,17 +318,27 @@ export function checkCounts(row: CountsRow): Verdict {
     for (const figure of FIGURES) {
       const expected = row[figure];
       if (typeof expected !== 'number' || (row.num_classes === null && figure === 'trainable_parameters')) continue;
-      if (ours[figure] !== expected) report.problems.push(`${figure}: ours ${String(ours[figure])}, golden ${expected}`);
+      if (ours[figure] !== expected)
+        report.problems.push(`${figure}: ours ${String(ours[figure])}, golden ${expected}`);
     }
     comparePerTask(row, ours['per_task_trainable'], report);
   });
   const config = typeof row.config === 'string' ? row.config : JSON.stringify(row.config);
-  return { name: `${row.system}/counts ${row.model} ${config}`.slice(0, 120), forward: NaN, grad: NaN, tolerance: null, problems: report.problems };
+  return {
+    name: `${row.system}/counts ${row.model} ${config}`.slice(0, 120),
+    forward: NaN,
+    grad: NaN,
+    tolerance: null,
+    problems: report.problems,
+  };
 }
 
 /** A row over many tasks lists one count per task and their mean. */
 function comparePerTask(row: CountsRow, ours: unknown, report: Report): void {
-  const expected = typeof row.config === 'string' ? undefined : (row.config['per_task_trainable'] as Record<string, number> | undefined);
+  const expected =
+    typeof row.config === 'string'
+      ? undefined
+      : (row.config['per_task_trainable'] as Record<string, number> | undefined);
   if (expected === undefined) return;
   const counts = (ours ?? {}) as Record<string, number>;
   for (const [task, value] of Object.entries(expected)) {
@@ -280,6 +346,6 @@ function comparePerTask(row: CountsRow, ours: unknown, report: Report): void {
   }
   const mean = Object.values(counts).reduce((sum, value) => sum + value, 0) / Object.keys(counts).length;
   const stated = row['trainable_parameters'];
-  if (typeof stated === 'number' && !(Math.abs(mean - stated) < 0.006)) report.problems.push(`mean: ours ${mean}, golden ${stated}`);
+  if (typeof stated === 'number' && !(Math.abs(mean - stated) < 0.006))
+    report.problems.push(`mean: ours ${mean}, golden ${stated}`);
 }
-

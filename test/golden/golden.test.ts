@@ -22,7 +22,10 @@ describe('golden cases', () => {
 });
 
 describe('published parameter counts', () => {
-  test.each(rows.map((row) => [`${row.system} ${row.model} ${JSON.stringify(row.config)}`, row] as const))('%s', (_, row) => {
-    expect(checkCounts(row).problems).toEqual([]);
-  });
+  test.each(rows.map((row) => [`${row.system} ${row.model} ${JSON.stringify(row.config)}`, row] as const))(
+    '%s',
+    (_, row) => {
+      expect(checkCounts(row).problems).toEqual([]);
+    },
+  );
 });

@@ -9,7 +9,10 @@ export function describe({ name, forward, grad, tolerance, problems }: Verdict):
   const errors = tolerance
     ? `forward ${number(forward)} (<= ${tolerance.forward})  grad ${number(grad)} (<= ${tolerance.grad})`
     : 'parameters counted on the meta device';
-  return [`${problems.length === 0 ? 'passed' : 'FAILED'}  ${name}  ${errors}`, ...problems.map((text) => `        ${text}`)].join('\n');
+  return [
+    `${problems.length === 0 ? 'passed' : 'FAILED'}  ${name}  ${errors}`,
+    ...problems.map((text) => `        ${text}`),
+  ].join('\n');
 }
 
 function* verdicts(golden: Golden): Generator<Verdict> {

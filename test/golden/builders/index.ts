@@ -2,4 +2,6 @@
 import type { Builder } from '../builder.js';
 import { timmBackbones } from './timm_backbones.js';
 
-export const builders: ReadonlyMap<string, Builder> = new Map([timmBackbones].map((builder) => [builder.system, builder]));
+export const builders: ReadonlyMap<string, Builder> = new Map(
+  [timmBackbones].map((builder) => [builder.system, builder]),
+);

@@ -1,5 +1,11 @@
 /** Plain backbones: ResNet, VisionTransformer, and the resampling of position embeddings. */
-import { type Backbone, createCustomModel, createModel, listModels, resamplePosEmbed } from '../../../lib/models/index.js';
+import {
+  type Backbone,
+  createCustomModel,
+  createModel,
+  listModels,
+  resamplePosEmbed,
+} from '../../../lib/models/index.js';
 import { Parameter } from '../../../lib/nn/index.js';
 import { empty } from '../../../lib/tensor/index.js';
 import { type Built, type Builder, Config, entriesOf, soleInput, UnknownCase } from '../builder.js';
@@ -7,7 +13,11 @@ import type { CountsRow, GoldenCase } from '../case.js';
 
 /** timm's ResNet arguments to our options. */
 export function resnetOf(config: Config): Backbone {
-  config.expect('output_stride', 32).expect('block_reduce_first', 1).expect('down_kernel_size', 1).expect('zero_init_last', true, false);
+  config
+    .expect('output_stride', 32)
+    .expect('block_reduce_first', 1)
+    .expect('down_kernel_size', 1)
+    .expect('zero_init_last', true, false);
   return createCustomModel('resnet', {
     block: config.get('block'),
     layers: config.get('layers'),
@@ -30,7 +40,12 @@ export function resnetOf(config: Config): Backbone {
 
 /** timm's VisionTransformer arguments to our options. */
 export function vitOf(config: Config): Backbone {
-  config.expect('qk_norm', false).expect('proj_bias', true).expect('pre_norm', false).expect('final_norm', true).expect('pos_embed', 'learn');
+  config
+    .expect('qk_norm', false)
+    .expect('proj_bias', true)
+    .expect('pre_norm', false)
+    .expect('final_norm', true)
+    .expect('pos_embed', 'learn');
   return createCustomModel('vit', {
     imgSize: config.get('img_size'),
     patchSize: config.get('patch_size'),
@@ -70,7 +85,8 @@ function resampling(config: Config): Built {
   const options = { oldGrid: [rows, columns], prefixTokens, interpolation, antialias } as const;
   return {
     state: new Map([['pos_embed', { tensor: posEmbed }]]),
-    run: () => Object.fromEntries(grids.map((grid) => [`to_${grid.join('x')}`, resamplePosEmbed(posEmbed, grid, options)])),
+    run: () =>
+      Object.fromEntries(grids.map((grid) => [`to_${grid.join('x')}`, resamplePosEmbed(posEmbed, grid, options)])),
   };
 }
 
@@ -80,7 +96,8 @@ function build(golden: GoldenCase): Built {
   const config = new Config(golden.config);
   const module = config.get<string>('module');
   const make = { ResNet: () => plain(resnetOf(config)), VisionTransformer: () => plain(vitOf(config)) }[module];
-  if (make === undefined && module !== 'resample_abs_pos_embed') throw new UnknownCase(`no builder knows the module '${module}' of timm_backbones`);
+  if (make === undefined && module !== 'resample_abs_pos_embed')
+    throw new UnknownCase(`no builder knows the module '${module}' of timm_backbones`);
   const built = make ? make() : resampling(new Config({ ...golden.config, embed_dim: channels }));
   if (make) config.done();
   return built;
@@ -93,7 +110,9 @@ export function published(name: string, numClasses: number): Backbone {
 }
 
 /** Numbers of elements: of all parameters, of the trained ones, and of those outside the classifier. */
-export function countParameters(model: Backbone): Record<'total_parameters' | 'trainable_parameters' | 'trainable_without_head', number> {
+export function countParameters(
+  model: Backbone,
+): Record<'total_parameters' | 'trainable_parameters' | 'trainable_without_head', number> {
   const counts = { total_parameters: 0, trainable_parameters: 0, trainable_without_head: 0 };
   for (const [name, parameter] of model.namedParameters()) {
     const size = parameter.numel();
@@ -105,6 +124,7 @@ export function countParameters(model: Backbone): Record<'total_parameters' | 't
   return counts;
 }
 
-const count = (row: CountsRow): Record<string, number> => countParameters(published(row.model, row.num_classes ?? 1000));
+const count = (row: CountsRow): Record<string, number> =>
+  countParameters(published(row.model, row.num_classes ?? 1000));
 
 export const timmBackbones: Builder = { system: 'timm_backbones', build, count };

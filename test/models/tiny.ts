@@ -1,0 +1,95 @@
+/** Small members of every family, for tests that run over all of them. */
+import { type Backbone, createCustomModel, createModel } from '../../lib/models/index.js';
+import { fans } from '../../lib/nn/init.js';
+import { noGrad, rand, randn } from '../../lib/tensor/index.js';
+
+export interface Tiny {
+  readonly name: string;
+  readonly make: () => Backbone;
+  /** Image sizes that it takes. */
+  readonly sizes: readonly (readonly [height: number, width: number])[];
+  readonly channels?: number;
+}
+
+const resnet = { layers: [1, 2, 1], channels: [8, 12, 16], stemChannels: 8, numClasses: 5, zeroInitLast: false };
+const vit = { imgSize: 16, patchSize: 4, embedDim: 24, depth: 2, numHeads: 3, numClasses: 5 };
+const maps = [
+  [32, 32],
+  [41, 29],
+] as const;
+
+export const tinyModels: readonly Tiny[] = [
+  { name: 'resnet basic', make: () => createCustomModel('resnet', { ...resnet, block: 'basic' }), sizes: maps },
+  {
+    name: 'resnet bottleneck',
+    make: () => createCustomModel('resnet', { ...resnet, block: 'bottleneck' }),
+    sizes: maps,
+  },
+  {
+    name: 'resnet with deep stem, average skip, groups, biases, stochastic depth',
+    make: () =>
+      createCustomModel('resnet', {
+        ...resnet,
+        block: 'bottleneck',
+        stemType: 'deep',
+        stemWidth: 4,
+        avgDown: true,
+        cardinality: 2,
+        baseWidth: 32,
+        convBias: true,
+        dropPathRate: 0.1,
+        inChans: 2,
+      }),
+    sizes: maps,
+    channels: 2,
+  },
+  { name: 'cifar_resnet20', make: () => createModel('cifar_resnet20', { channels: [4, 8, 12] }), sizes: maps },
+  { name: 'vit', make: () => createCustomModel('vit', vit), sizes: [[16, 16]] },
+  {
+    name: 'vit of any size, mean pool, registers, layer scale',
+    make: () =>
+      createCustomModel('vit', {
+        ...vit,
+        dynamicImgSize: true,
+        globalPool: 'avg',
+        regTokens: 2,
+        initValues: 0.5,
+        qkvBias: false,
+      }),
+    sizes: [
+      [16, 16],
+      [8, 20],
+    ],
+  },
+  {
+    name: 'vit without class token, oblong images',
+    make: () =>
+      createCustomModel('vit', {
+        ...vit,
+        imgSize: [12, 20],
+        classToken: false,
+        globalPool: 'avg',
+        fcNorm: false,
+        noEmbedClass: true,
+      }),
+    sizes: [[12, 20]],
+  },
+];
+
+/** Weights and statistics away from their symmetric start, so that every part of the model shows in the output. */
+export function randomize(model: Backbone): Backbone {
+  noGrad(() => {
+    for (const [name, tensor] of model.namedState()) {
+      if (!tensor.isFloatingPoint()) continue;
+      if (name.endsWith('running_var')) tensor.copy_(rand(tensor.shape).add(0.5));
+      else if (tensor.ndim > 1) tensor.copy_(randn(tensor.shape).mul(1 / Math.sqrt(fans(tensor).fanIn)));
+      else
+        tensor.copy_(
+          randn(tensor.shape)
+            .mul(0.1)
+            .add(name.endsWith('weight') ? 1 : 0),
+        );
+    }
+  });
+  return model;
+}
