@@ -30,7 +30,9 @@ function candidates(root: string): { files: string[]; missing: string[] } {
     const prebuilt = resolve(root);
     if (!files.includes(prebuilt)) files.push(prebuilt);
   } catch {
-    missing.push(`${join(root, 'prebuilds', `${process.platform}-${process.arch}`)}: no prebuilt binary for this platform`);
+    missing.push(
+      `${join(root, 'prebuilds', `${process.platform}-${process.arch}`)}: no prebuilt binary for this platform`,
+    );
   }
   return { files, missing };
 }
@@ -40,7 +42,7 @@ function candidates(root: string): { files: string[]; missing: string[] } {
  *
  * @throws Error that lists every place tried, why each failed, and what helps.
  */
-export function loadAddon(root: string = packageRoot): NativeAddon {
+export function loadAddon(root: string = packageRoot()): NativeAddon {
   const { files, missing } = candidates(root);
   const failures: string[] = [];
   for (const file of files) {

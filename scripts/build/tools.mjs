@@ -3,6 +3,7 @@ import { spawnSync } from 'node:child_process';
 
 /** A failure that the user can mend; printed as its message alone, without a stack. */
 export class SetupError extends Error {
+  /** @override */
   name = 'SetupError';
 }
 

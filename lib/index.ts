@@ -1,0 +1,8 @@
+/** torchgraft: parameter-efficient fine-tuning of pretrained vision models, on LibTorch. */
+export * from './tensor/index.js';
+export * from './nn/index.js';
+export * from './checkpoint/index.js';
+export * from './models/index.js';
+export * from './adapters/index.js';
+export * from './data/index.js';
+export * from './train/index.js';

@@ -1,0 +1,33 @@
+/** Vitest's JSON report. Run as a script, prints the line that CI reads: `N passed, N failed[, N skipped]`. */
+import { existsSync, readFileSync } from 'node:fs';
+import { join } from 'node:path';
+import { fileURLToPath } from 'node:url';
+import { root } from './native.mjs';
+import { SetupError, runScript } from './tools.mjs';
+
+export const reportPath = join(root, 'build', 'test-report.json');
+
+/**
+ * Counts of the last run. A test file that could not even be loaded has no tests to count and counts as one that failed.
+ * @returns {{ passed: number, failed: number, skipped: number }}
+ */
+export function readReport() {
+  if (!existsSync(reportPath)) throw new SetupError('No test ran: there is no report of vitest.');
+  const report = JSON.parse(readFileSync(reportPath, 'utf8'));
+  const broken = report.testResults.filter(
+    (/** @type {{ status: string, assertionResults: { status: string }[] }} */ file) =>
+      file.status === 'failed' && !file.assertionResults.some(({ status }) => status === 'failed'),
+  );
+  return {
+    passed: report.numPassedTests,
+    failed: report.numFailedTests + broken.length,
+    skipped: report.numPendingTests + report.numTodoTests,
+  };
+}
+
+if (process.argv[1] === fileURLToPath(import.meta.url)) {
+  await runScript(() => {
+    const { passed, failed, skipped } = readReport();
+    console.log(`${passed} passed, ${failed} failed${skipped > 0 ? `, ${skipped} skipped` : ''}`);
+  });
+}
