@@ -1,0 +1,47 @@
+import { describe, expect, test } from 'vitest';
+import { createCustomModel, createModel } from '../../lib/models/index.js';
+import { manualSeed, type Tensor } from '../../lib/tensor/index.js';
+
+const spread = (tensor: Tensor | undefined): number => Number(tensor?.detach().square().mean().sqrt().item());
+const isAll = (tensor: Tensor | undefined, value: number): boolean => tensor?.eq(value).all().item() === true;
+
+describe('fresh weights', () => {
+  test('ResNet: Kaiming-normal over fan-out, last norms zero, other norms one', () => {
+    manualSeed(0);
+    const state = createCustomModel('resnet', { block: 'bottleneck', layers: [2], channels: [64] }).stateDict();
+    expect(spread(state.get('conv1.weight'))).toBeCloseTo(Math.sqrt(2 / (64 * 49)), 3);
+    expect(spread(state.get('layer1.0.conv2.weight'))).toBeCloseTo(Math.sqrt(2 / (64 * 9)), 3);
+    expect(spread(state.get('layer1.1.conv3.weight'))).toBeCloseTo(Math.sqrt(2 / 256), 2);
+    expect(isAll(state.get('layer1.0.bn3.weight'), 0)).toBe(true);
+    expect(isAll(state.get('layer1.0.bn2.weight'), 1)).toBe(true);
+    expect(isAll(state.get('layer1.0.downsample.1.weight'), 1)).toBe(true);
+  });
+
+  test('ResNet: zeroInitLast off leaves the last norms one, convBias starts at zero', () => {
+    const options = { block: 'basic', layers: [1], zeroInitLast: false, convBias: true };
+    const state = createCustomModel('resnet', options).stateDict();
+    expect(isAll(state.get('layer1.0.bn2.weight'), 1)).toBe(true);
+    expect(isAll(state.get('layer1.0.conv1.bias'), 0)).toBe(true);
+    expect(state.has('conv1.bias')).toBe(false);
+  });
+
+  test('CIFAR ResNet: Kaiming-normal over fan-in', () => {
+    manualSeed(0);
+    const state = createModel('cifar_resnet20').stateDict();
+    expect(spread(state.get('layer3.0.conv1.weight'))).toBeCloseTo(Math.sqrt(2 / (32 * 9)), 2);
+    expect(spread(state.get('linear.weight'))).toBeCloseTo(Math.sqrt(2 / 64), 1);
+  });
+
+  test('ViT: linear weights and positions truncated normal 0.02, biases zero, class token near zero', () => {
+    manualSeed(0);
+    const state = createCustomModel('vit', { embedDim: 64, depth: 1, numHeads: 4, initValues: 1e-6 }).stateDict();
+    for (const name of ['blocks.0.attn.qkv.weight', 'blocks.0.mlp.fc1.weight', 'head.weight', 'pos_embed']) {
+      expect([name, Math.abs(spread(state.get(name)) - 0.02) < 0.001]).toEqual([name, true]);
+    }
+    expect(isAll(state.get('blocks.0.attn.qkv.bias'), 0)).toBe(true);
+    expect(isAll(state.get('blocks.0.ls1.gamma'), Math.fround(1e-6))).toBe(true);
+    expect(spread(state.get('cls_token'))).toBeLessThan(1e-5);
+    // PyTorch's default of a convolution: uniform of +-1/sqrt(fan-in).
+    expect(spread(state.get('patch_embed.proj.weight'))).toBeCloseTo(1 / Math.sqrt(3 * 3 * 256), 3);
+  });
+});
