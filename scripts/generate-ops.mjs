@@ -114,7 +114,8 @@ function parameterName(name) {
 /** One overload as a signature, or null when it cannot be offered. `outs` are optional results to write into. */
 function signature(schema, { method, outs }) {
   const positional = method ? schema.positional.slice(1) : schema.positional;
-  const parts = [];
+  // A function of the namespace needs no receiver, so it may be taken out of it.
+  const parts = method ? [] : ['this: void'];
   // TypeScript allows no required parameter after an optional one; before those, a default is asked for by undefined.
   const needsOptions = schema.keyword.some((a) => a.defaultValue === null && !a.type.startsWith('Generator'));
   let lastRequired = needsOptions ? positional.length : -1;

@@ -105,4213 +105,4213 @@ export const irregularNames: string =
 /** Every ATen operator as a function. */
 export interface AtenFunctions<T> {
   /** `aten::_adaptive_avg_pool2d(Tensor self, SymInt[2] output_size) -> Tensor` */
-  _adaptiveAvgPool2d(self: T, outputSize: number | readonly number[], options?: { out?: T | undefined }): T;
+  _adaptiveAvgPool2d(this: void, self: T, outputSize: number | readonly number[], options?: { out?: T | undefined }): T;
   /** `aten::_adaptive_avg_pool2d_backward(Tensor grad_output, Tensor self) -> Tensor` */
-  _adaptiveAvgPool2dBackward(gradOutput: T, self: T, options?: { out?: T | undefined }): T;
+  _adaptiveAvgPool2dBackward(this: void, gradOutput: T, self: T, options?: { out?: T | undefined }): T;
   /** `aten::_adaptive_avg_pool3d(Tensor self, SymInt[3] output_size) -> Tensor` */
-  _adaptiveAvgPool3d(self: T, outputSize: number | readonly number[], options?: { out?: T | undefined }): T;
+  _adaptiveAvgPool3d(this: void, self: T, outputSize: number | readonly number[], options?: { out?: T | undefined }): T;
   /** `aten::_adaptive_avg_pool3d_backward(Tensor grad_output, Tensor self) -> Tensor` */
-  _adaptiveAvgPool3dBackward(gradOutput: T, self: T, options?: { out?: T | undefined }): T;
+  _adaptiveAvgPool3dBackward(this: void, gradOutput: T, self: T, options?: { out?: T | undefined }): T;
   /** `aten::_add_batch_dim(Tensor self, int batch_dim, int level) -> Tensor` */
-  _addBatchDim(self: T, batchDim: number, level: number): T;
+  _addBatchDim(this: void, self: T, batchDim: number, level: number): T;
   /** `aten::_add_relu.Scalar(Tensor self, Scalar other, Scalar alpha=1) -> Tensor` */
-  _addRelu(self: T, other: Scalar, alpha?: Scalar, options?: { out?: T | undefined }): T;
+  _addRelu(this: void, self: T, other: Scalar, alpha?: Scalar, options?: { out?: T | undefined }): T;
   /** `aten::_add_relu.Tensor(Tensor self, Tensor other, *, Scalar alpha=1) -> Tensor` */
-  _addRelu(self: T, other: T, options?: { alpha?: Scalar | undefined; out?: T | undefined }): T;
+  _addRelu(this: void, self: T, other: T, options?: { alpha?: Scalar | undefined; out?: T | undefined }): T;
   /** `aten::_add_relu_.Scalar(Tensor(a!) self, Scalar other, Scalar alpha=1) -> Tensor(a!)` */
-  _addRelu_(self: T, other: Scalar, alpha?: Scalar): T;
+  _addRelu_(this: void, self: T, other: Scalar, alpha?: Scalar): T;
   /** `aten::_add_relu_.Tensor(Tensor(a!) self, Tensor other, *, Scalar alpha=1) -> Tensor(a!)` */
-  _addRelu_(self: T, other: T, options?: { alpha?: Scalar | undefined }): T;
+  _addRelu_(this: void, self: T, other: T, options?: { alpha?: Scalar | undefined }): T;
   /** `aten::_addmm_activation(Tensor self, Tensor mat1, Tensor mat2, *, Scalar beta=1, Scalar alpha=1, bool use_gelu=False) -> Tensor` */
-  _addmmActivation(self: T, mat1: T, mat2: T, options?: { beta?: Scalar | undefined; alpha?: Scalar | undefined; useGelu?: boolean | undefined; out?: T | undefined }): T;
+  _addmmActivation(this: void, self: T, mat1: T, mat2: T, options?: { beta?: Scalar | undefined; alpha?: Scalar | undefined; useGelu?: boolean | undefined; out?: T | undefined }): T;
   /** `aten::_aminmax(Tensor self) -> (Tensor, Tensor)` */
-  _aminmax(self: T, options?: { out0?: T | undefined; out1?: T | undefined }): [T, T];
+  _aminmax(this: void, self: T, options?: { out0?: T | undefined; out1?: T | undefined }): [T, T];
   /** `aten::_aminmax.dim(Tensor self, int dim, bool keepdim=False) -> (Tensor, Tensor)` */
-  _aminmax(self: T, dim: number, keepdim?: boolean, options?: { out0?: T | undefined; out1?: T | undefined }): [T, T];
+  _aminmax(this: void, self: T, dim: number, keepdim?: boolean, options?: { out0?: T | undefined; out1?: T | undefined }): [T, T];
   /** `aten::_amp_foreach_non_finite_check_and_unscale(Tensor[] self, Tensor found_inf, Tensor inv_scale) -> (Tensor[] self_out, Tensor found_inf_out)` */
-  _ampForeachNonFiniteCheckAndUnscale(self: readonly T[], foundInf: T, invScale: T): [selfOut: T[], foundInfOut: T];
+  _ampForeachNonFiniteCheckAndUnscale(this: void, self: readonly T[], foundInf: T, invScale: T): [selfOut: T[], foundInfOut: T];
   /** `aten::_amp_foreach_non_finite_check_and_unscale.out(Tensor[] self, Tensor(b!) found_inf, Tensor inv_scale, *, Tensor(a!)[] out) -> ()` */
-  _ampForeachNonFiniteCheckAndUnscale(self: readonly T[], foundInf: T, invScale: T, options: { out: readonly T[] }): void;
+  _ampForeachNonFiniteCheckAndUnscale(this: void, self: readonly T[], foundInf: T, invScale: T, options: { out: readonly T[] }): void;
   /** `aten::_amp_foreach_non_finite_check_and_unscale_(Tensor(a!)[] self, Tensor(b!) found_inf, Tensor inv_scale) -> ()` */
-  _ampForeachNonFiniteCheckAndUnscale_(self: readonly T[], foundInf: T, invScale: T): void;
+  _ampForeachNonFiniteCheckAndUnscale_(this: void, self: readonly T[], foundInf: T, invScale: T): void;
   /** `aten::_amp_update_scale(Tensor self, Tensor growth_tracker, Tensor found_inf, float scale_growth_factor, float scale_backoff_factor, int growth_interval) -> (Tensor, Tensor growth_tracker_out)` */
-  _ampUpdateScale(self: T, growthTracker: T, foundInf: T, scaleGrowthFactor: number, scaleBackoffFactor: number, growthInterval: number, options?: { out?: T | undefined }): [T, T];
+  _ampUpdateScale(this: void, self: T, growthTracker: T, foundInf: T, scaleGrowthFactor: number, scaleBackoffFactor: number, growthInterval: number, options?: { out?: T | undefined }): [T, T];
   /** `aten::_amp_update_scale_(Tensor(a!) self, Tensor(b!) growth_tracker, Tensor found_inf, float scale_growth_factor, float scale_backoff_factor, int growth_interval) -> Tensor(a!)` */
-  _ampUpdateScale_(self: T, growthTracker: T, foundInf: T, scaleGrowthFactor: number, scaleBackoffFactor: number, growthInterval: number): T;
+  _ampUpdateScale_(this: void, self: T, growthTracker: T, foundInf: T, scaleGrowthFactor: number, scaleBackoffFactor: number, growthInterval: number): T;
   /** `aten::_assert_async(Tensor self) -> ()` */
-  _assertAsync(self: T): void;
+  _assertAsync(this: void, self: T): void;
   /** `aten::_assert_async.msg(Tensor self, str assert_msg) -> ()` */
-  _assertAsync(self: T, assertMsg: string): void;
+  _assertAsync(this: void, self: T, assertMsg: string): void;
   /** `aten::_assert_tensor_metadata(Tensor a, SymInt[]? size=None, SymInt[]? stride=None, ScalarType? dtype=None, *, Device? device=None, Layout? layout=None) -> ()` */
-  _assertTensorMetadata(a: T, size?: readonly number[] | null, stride?: readonly number[] | null, dtype?: DType | null, options?: { device?: Device | null | undefined; layout?: Layout | null | undefined }): void;
+  _assertTensorMetadata(this: void, a: T, size?: readonly number[] | null, stride?: readonly number[] | null, dtype?: DType | null, options?: { device?: Device | null | undefined; layout?: Layout | null | undefined }): void;
   /** `aten::_autocast_to_full_precision(Tensor(a) self, bool cuda_enabled, bool cpu_enabled) -> Tensor(a)` */
-  _autocastToFullPrecision(self: T, cudaEnabled: boolean, cpuEnabled: boolean): T;
+  _autocastToFullPrecision(this: void, self: T, cudaEnabled: boolean, cpuEnabled: boolean): T;
   /** `aten::_autocast_to_reduced_precision(Tensor(a) self, bool cuda_enabled, bool cpu_enabled, ScalarType cuda_dtype, ScalarType cpu_dtype) -> Tensor(a)` */
-  _autocastToReducedPrecision(self: T, cudaEnabled: boolean, cpuEnabled: boolean, cudaDtype: DType, cpuDtype: DType): T;
+  _autocastToReducedPrecision(this: void, self: T, cudaEnabled: boolean, cpuEnabled: boolean, cudaDtype: DType, cpuDtype: DType): T;
   /** `aten::_backward(Tensor self, Tensor[] inputs, Tensor? gradient=None, bool? retain_graph=None, bool create_graph=False) -> ()` */
-  _backward(self: T, inputs: readonly T[], gradient?: T | null, retainGraph?: boolean | null, createGraph?: boolean): void;
+  _backward(this: void, self: T, inputs: readonly T[], gradient?: T | null, retainGraph?: boolean | null, createGraph?: boolean): void;
   /** `aten::_batch_norm_impl_index(Tensor input, Tensor? weight, Tensor? bias, Tensor? running_mean, Tensor? running_var, bool training, float momentum, float eps, bool cudnn_enabled) -> (Tensor, Tensor, Tensor, Tensor, int)` */
-  _batchNormImplIndex(input: T, weight: T | null, bias: T | null, runningMean: T | null, runningVar: T | null, training: boolean, momentum: number, eps: number, cudnnEnabled: boolean): [T, T, T, T, number];
+  _batchNormImplIndex(this: void, input: T, weight: T | null, bias: T | null, runningMean: T | null, runningVar: T | null, training: boolean, momentum: number, eps: number, cudnnEnabled: boolean): [T, T, T, T, number];
   /** `aten::_batch_norm_impl_index_backward(int impl_index, Tensor input, Tensor grad_output, Tensor? weight, Tensor? running_mean, Tensor? running_var, Tensor? save_mean, Tensor? save_var_transform, bool train, float eps, bool[3] output_mask, Tensor reservedSpace) -> (Tensor, Tensor, Tensor)` */
-  _batchNormImplIndexBackward(implIndex: number, input: T, gradOutput: T, weight: T | null, runningMean: T | null, runningVar: T | null, saveMean: T | null, saveVarTransform: T | null, train: boolean, eps: number, outputMask: readonly boolean[], reservedSpace: T): [T, T, T];
+  _batchNormImplIndexBackward(this: void, implIndex: number, input: T, gradOutput: T, weight: T | null, runningMean: T | null, runningVar: T | null, saveMean: T | null, saveVarTransform: T | null, train: boolean, eps: number, outputMask: readonly boolean[], reservedSpace: T): [T, T, T];
   /** `aten::_batch_norm_no_update(Tensor input, Tensor? weight, Tensor? bias, Tensor? running_mean, Tensor? running_var, float momentum, float eps) -> (Tensor, Tensor, Tensor, Tensor)` */
-  _batchNormNoUpdate(input: T, weight: T | null, bias: T | null, runningMean: T | null, runningVar: T | null, momentum: number, eps: number, options?: { out0?: T | undefined; out1?: T | undefined; out2?: T | undefined; out3?: T | undefined }): [T, T, T, T];
+  _batchNormNoUpdate(this: void, input: T, weight: T | null, bias: T | null, runningMean: T | null, runningVar: T | null, momentum: number, eps: number, options?: { out0?: T | undefined; out1?: T | undefined; out2?: T | undefined; out3?: T | undefined }): [T, T, T, T];
   /** `aten::_batch_norm_with_update(Tensor input, Tensor? weight, Tensor? bias, Tensor(a!) running_mean, Tensor(b!) running_var, float momentum, float eps) -> (Tensor, Tensor, Tensor, Tensor)` */
-  _batchNormWithUpdate(input: T, weight: T | null, bias: T | null, runningMean: T, runningVar: T, momentum: number, eps: number, options?: { out?: T | undefined; saveMean?: T | undefined; saveInvstd?: T | undefined; reserve?: T | undefined }): [T, T, T, T];
+  _batchNormWithUpdate(this: void, input: T, weight: T | null, bias: T | null, runningMean: T, runningVar: T, momentum: number, eps: number, options?: { out?: T | undefined; saveMean?: T | undefined; saveInvstd?: T | undefined; reserve?: T | undefined }): [T, T, T, T];
   /** `aten::_batch_norm_with_update_functional(Tensor input, Tensor? weight, Tensor? bias, Tensor running_mean, Tensor running_var, float momentum, float eps) -> (Tensor, Tensor, Tensor, Tensor, Tensor running_mean_out, Tensor running_var_out)` */
-  _batchNormWithUpdateFunctional(input: T, weight: T | null, bias: T | null, runningMean: T, runningVar: T, momentum: number, eps: number): [T, T, T, T, T, T];
+  _batchNormWithUpdateFunctional(this: void, input: T, weight: T | null, bias: T | null, runningMean: T, runningVar: T, momentum: number, eps: number): [T, T, T, T, T, T];
   /** `aten::_cast_Byte(Tensor self, bool non_blocking=False) -> Tensor` */
-  _castByte(self: T, nonBlocking?: boolean): T;
+  _castByte(this: void, self: T, nonBlocking?: boolean): T;
   /** `aten::_cast_Char(Tensor self, bool non_blocking=False) -> Tensor` */
-  _castChar(self: T, nonBlocking?: boolean): T;
+  _castChar(this: void, self: T, nonBlocking?: boolean): T;
   /** `aten::_cast_Double(Tensor self, bool non_blocking=False) -> Tensor` */
-  _castDouble(self: T, nonBlocking?: boolean): T;
+  _castDouble(this: void, self: T, nonBlocking?: boolean): T;
   /** `aten::_cast_Float(Tensor self, bool non_blocking=False) -> Tensor` */
-  _castFloat(self: T, nonBlocking?: boolean): T;
+  _castFloat(this: void, self: T, nonBlocking?: boolean): T;
   /** `aten::_cast_Half(Tensor self, bool non_blocking=False) -> Tensor` */
-  _castHalf(self: T, nonBlocking?: boolean): T;
+  _castHalf(this: void, self: T, nonBlocking?: boolean): T;
   /** `aten::_cast_Int(Tensor self, bool non_blocking=False) -> Tensor` */
-  _castInt(self: T, nonBlocking?: boolean): T;
+  _castInt(this: void, self: T, nonBlocking?: boolean): T;
   /** `aten::_cast_Long(Tensor self, bool non_blocking=False) -> Tensor` */
-  _castLong(self: T, nonBlocking?: boolean): T;
+  _castLong(this: void, self: T, nonBlocking?: boolean): T;
   /** `aten::_cast_Short(Tensor self, bool non_blocking=False) -> Tensor` */
-  _castShort(self: T, nonBlocking?: boolean): T;
+  _castShort(this: void, self: T, nonBlocking?: boolean): T;
   /** `aten::_cdist_backward(Tensor grad, Tensor x1, Tensor x2, float p, Tensor cdist) -> Tensor` */
-  _cdistBackward(grad: T, x1: T, x2: T, p: number, cdist: T, options?: { out?: T | undefined }): T;
+  _cdistBackward(this: void, grad: T, x1: T, x2: T, p: number, cdist: T, options?: { out?: T | undefined }): T;
   /** `aten::_cdist_forward(Tensor x1, Tensor x2, float p, int? compute_mode) -> Tensor` */
-  _cdistForward(x1: T, x2: T, p: number, computeMode: number | null, options?: { out?: T | undefined }): T;
+  _cdistForward(this: void, x1: T, x2: T, p: number, computeMode: number | null, options?: { out?: T | undefined }): T;
   /** `aten::_cholesky_solve_helper(Tensor self, Tensor A, bool upper) -> Tensor` */
-  _choleskySolveHelper(self: T, A: T, upper: boolean, options?: { out?: T | undefined }): T;
+  _choleskySolveHelper(this: void, self: T, A: T, upper: boolean, options?: { out?: T | undefined }): T;
   /** `aten::_choose_qparams_per_tensor(Tensor self, bool reduce_range=False) -> (float, int)` */
-  _chooseQparamsPerTensor(self: T, reduceRange?: boolean): [number, number];
+  _chooseQparamsPerTensor(this: void, self: T, reduceRange?: boolean): [number, number];
   /** `aten::_chunk_cat(Tensor[] tensors, int dim, int num_chunks) -> Tensor` */
-  _chunkCat(tensors: readonly T[], dim: number, numChunks: number, options?: { out?: T | undefined }): T;
+  _chunkCat(this: void, tensors: readonly T[], dim: number, numChunks: number, options?: { out?: T | undefined }): T;
   /** `aten::_coalesce(Tensor self) -> Tensor` */
-  _coalesce(self: T, options?: { out?: T | undefined }): T;
+  _coalesce(this: void, self: T, options?: { out?: T | undefined }): T;
   /** `aten::_coalesced(Tensor self, bool coalesced) -> Tensor` */
-  _coalesced(self: T, coalesced: boolean, options?: { out?: T | undefined }): T;
+  _coalesced(this: void, self: T, coalesced: boolean, options?: { out?: T | undefined }): T;
   /** `aten::_coalesced_(Tensor(a!) self, bool coalesced) -> Tensor(a!)` */
-  _coalesced_(self: T, coalesced: boolean): T;
+  _coalesced_(this: void, self: T, coalesced: boolean): T;
   /** `aten::_compute_linear_combination(Tensor input, Tensor coefficients) -> Tensor` */
-  _computeLinearCombination(input: T, coefficients: T, options?: { out?: T | undefined }): T;
+  _computeLinearCombination(this: void, input: T, coefficients: T, options?: { out?: T | undefined }): T;
   /** `aten::_conj(Tensor(a) self) -> Tensor(a)` */
-  _conj(self: T): T;
+  _conj(this: void, self: T): T;
   /** `aten::_conj_copy(Tensor self) -> Tensor` */
-  _conjCopy(self: T, options?: { out?: T | undefined }): T;
+  _conjCopy(this: void, self: T, options?: { out?: T | undefined }): T;
   /** `aten::_conj_physical(Tensor self) -> Tensor` */
-  _conjPhysical(self: T, options?: { out?: T | undefined }): T;
+  _conjPhysical(this: void, self: T, options?: { out?: T | undefined }): T;
   /** `aten::_conv_depthwise2d(Tensor self, Tensor weight, SymInt[2] kernel_size, Tensor? bias, SymInt[2] stride, SymInt[2] padding, SymInt[2] dilation) -> Tensor` */
-  _convDepthwise2d(self: T, weight: T, kernelSize: number | readonly number[], bias: T | null, stride: number | readonly number[], padding: number | readonly number[], dilation: number | readonly number[], options?: { out?: T | undefined }): T;
+  _convDepthwise2d(this: void, self: T, weight: T, kernelSize: number | readonly number[], bias: T | null, stride: number | readonly number[], padding: number | readonly number[], dilation: number | readonly number[], options?: { out?: T | undefined }): T;
   /** `aten::_convert_indices_from_coo_to_csr(Tensor self, int size, *, bool out_int32=False) -> Tensor` */
-  _convertIndicesFromCooToCsr(self: T, size: number, options?: { outInt32?: boolean | undefined; out?: T | undefined }): T;
+  _convertIndicesFromCooToCsr(this: void, self: T, size: number, options?: { outInt32?: boolean | undefined; out?: T | undefined }): T;
   /** `aten::_convert_indices_from_csr_to_coo(Tensor crow_indices, Tensor col_indices, *, bool out_int32=False, bool transpose=False) -> Tensor` */
-  _convertIndicesFromCsrToCoo(crowIndices: T, colIndices: T, options?: { outInt32?: boolean | undefined; transpose?: boolean | undefined; out?: T | undefined }): T;
+  _convertIndicesFromCsrToCoo(this: void, crowIndices: T, colIndices: T, options?: { outInt32?: boolean | undefined; transpose?: boolean | undefined; out?: T | undefined }): T;
   /** `aten::_convert_weight_to_int4pack(Tensor self, int innerKTiles) -> Tensor` */
-  _convertWeightToInt4pack(self: T, innerKTiles: number): T;
+  _convertWeightToInt4pack(this: void, self: T, innerKTiles: number): T;
   /** `aten::_convert_weight_to_int4pack_for_cpu(Tensor self, int innerKTiles) -> Tensor` */
-  _convertWeightToInt4packForCpu(self: T, innerKTiles: number): T;
+  _convertWeightToInt4packForCpu(this: void, self: T, innerKTiles: number): T;
   /** `aten::_convolution(Tensor input, Tensor weight, Tensor? bias, SymInt[] stride, SymInt[] padding, SymInt[] dilation, bool transposed, SymInt[] output_padding, SymInt groups, bool benchmark, bool deterministic, bool cudnn_enabled, bool allow_tf32) -> Tensor` */
-  _convolution(input: T, weight: T, bias: T | null, stride: readonly number[], padding: readonly number[], dilation: readonly number[], transposed: boolean, outputPadding: readonly number[], groups: number, benchmark: boolean, deterministic: boolean, cudnnEnabled: boolean, allowTf32: boolean, options?: { out?: T | undefined }): T;
+  _convolution(this: void, input: T, weight: T, bias: T | null, stride: readonly number[], padding: readonly number[], dilation: readonly number[], transposed: boolean, outputPadding: readonly number[], groups: number, benchmark: boolean, deterministic: boolean, cudnnEnabled: boolean, allowTf32: boolean, options?: { out?: T | undefined }): T;
   /** `aten::_convolution.deprecated(Tensor input, Tensor weight, Tensor? bias, SymInt[] stride, SymInt[] padding, SymInt[] dilation, bool transposed, int[] output_padding, SymInt groups, bool benchmark, bool deterministic, bool cudnn_enabled) -> Tensor` */
-  _convolution(input: T, weight: T, bias: T | null, stride: readonly number[], padding: readonly number[], dilation: readonly number[], transposed: boolean, outputPadding: readonly number[], groups: number, benchmark: boolean, deterministic: boolean, cudnnEnabled: boolean): T;
+  _convolution(this: void, input: T, weight: T, bias: T | null, stride: readonly number[], padding: readonly number[], dilation: readonly number[], transposed: boolean, outputPadding: readonly number[], groups: number, benchmark: boolean, deterministic: boolean, cudnnEnabled: boolean): T;
   /** `aten::_convolution_double_backward(Tensor? ggI, Tensor? ggW, Tensor? ggb, Tensor gO, Tensor weight, Tensor self, SymInt[] stride, SymInt[] padding, SymInt[] dilation, bool transposed, SymInt[] output_padding, SymInt groups, bool[3] output_mask) -> (Tensor, Tensor, Tensor)` */
-  _convolutionDoubleBackward(ggI: T | null, ggW: T | null, ggb: T | null, gO: T, weight: T, self: T, stride: readonly number[], padding: readonly number[], dilation: readonly number[], transposed: boolean, outputPadding: readonly number[], groups: number, outputMask: readonly boolean[]): [T, T, T];
+  _convolutionDoubleBackward(this: void, ggI: T | null, ggW: T | null, ggb: T | null, gO: T, weight: T, self: T, stride: readonly number[], padding: readonly number[], dilation: readonly number[], transposed: boolean, outputPadding: readonly number[], groups: number, outputMask: readonly boolean[]): [T, T, T];
   /** `aten::_convolution_mode(Tensor input, Tensor weight, Tensor? bias, SymInt[] stride, str padding, SymInt[] dilation, SymInt groups) -> Tensor` */
-  _convolutionMode(input: T, weight: T, bias: T | null, stride: readonly number[], padding: string, dilation: readonly number[], groups: number): T;
+  _convolutionMode(this: void, input: T, weight: T, bias: T | null, stride: readonly number[], padding: string, dilation: readonly number[], groups: number): T;
   /** `aten::_copy_from(Tensor self, Tensor dst, bool non_blocking=False) -> Tensor` */
-  _copyFrom(self: T, dst: T, nonBlocking?: boolean, options?: { out?: T | undefined }): T;
+  _copyFrom(this: void, self: T, dst: T, nonBlocking?: boolean, options?: { out?: T | undefined }): T;
   /** `aten::_copy_from_and_resize(Tensor self, Tensor dst) -> Tensor` */
-  _copyFromAndResize(self: T, dst: T, options?: { out?: T | undefined }): T;
+  _copyFromAndResize(this: void, self: T, dst: T, options?: { out?: T | undefined }): T;
   /** `aten::_cslt_compress(Tensor input) -> Tensor` */
-  _csltCompress(input: T): T;
+  _csltCompress(this: void, input: T): T;
   /** `aten::_cslt_sparse_mm(Tensor compressed_A, Tensor dense_B, Tensor? bias=None, Tensor? alpha=None, ScalarType? out_dtype=None, bool transpose_result=False, int alg_id=0, int split_k=1, int split_k_mode=-1) -> Tensor` */
-  _csltSparseMm(compressedA: T, denseB: T, bias?: T | null, alpha?: T | null, outDtype?: DType | null, transposeResult?: boolean, algId?: number, splitK?: number, splitKMode?: number): T;
+  _csltSparseMm(this: void, compressedA: T, denseB: T, bias?: T | null, alpha?: T | null, outDtype?: DType | null, transposeResult?: boolean, algId?: number, splitK?: number, splitKMode?: number): T;
   /** `aten::_cslt_sparse_mm_search(Tensor compressed_A, Tensor dense_B, Tensor? bias=None, Tensor? alpha=None, ScalarType? out_dtype=None, bool transpose_result=False) -> int` */
-  _csltSparseMmSearch(compressedA: T, denseB: T, bias?: T | null, alpha?: T | null, outDtype?: DType | null, transposeResult?: boolean): number;
+  _csltSparseMmSearch(this: void, compressedA: T, denseB: T, bias?: T | null, alpha?: T | null, outDtype?: DType | null, transposeResult?: boolean): number;
   /** `aten::_ctc_loss(Tensor log_probs, Tensor targets, int[] input_lengths, int[] target_lengths, int blank=0, bool zero_infinity=False) -> (Tensor, Tensor)` */
-  _ctcLoss(logProbs: T, targets: T, inputLengths: readonly number[], targetLengths: readonly number[], blank?: number, zeroInfinity?: boolean, options?: { out0?: T | undefined; out1?: T | undefined }): [T, T];
+  _ctcLoss(this: void, logProbs: T, targets: T, inputLengths: readonly number[], targetLengths: readonly number[], blank?: number, zeroInfinity?: boolean, options?: { out0?: T | undefined; out1?: T | undefined }): [T, T];
   /** `aten::_ctc_loss.Tensor(Tensor log_probs, Tensor targets, Tensor input_lengths, Tensor target_lengths, int blank=0, bool zero_infinity=False) -> (Tensor, Tensor)` */
-  _ctcLoss(logProbs: T, targets: T, inputLengths: T, targetLengths: T, blank?: number, zeroInfinity?: boolean, options?: { out0?: T | undefined; out1?: T | undefined }): [T, T];
+  _ctcLoss(this: void, logProbs: T, targets: T, inputLengths: T, targetLengths: T, blank?: number, zeroInfinity?: boolean, options?: { out0?: T | undefined; out1?: T | undefined }): [T, T];
   /** `aten::_ctc_loss_backward(Tensor grad, Tensor log_probs, Tensor targets, int[] input_lengths, int[] target_lengths, Tensor neg_log_likelihood, Tensor log_alpha, int blank, bool zero_infinity=False) -> Tensor` */
-  _ctcLossBackward(grad: T, logProbs: T, targets: T, inputLengths: readonly number[], targetLengths: readonly number[], negLogLikelihood: T, logAlpha: T, blank: number, zeroInfinity?: boolean, options?: { out?: T | undefined }): T;
+  _ctcLossBackward(this: void, grad: T, logProbs: T, targets: T, inputLengths: readonly number[], targetLengths: readonly number[], negLogLikelihood: T, logAlpha: T, blank: number, zeroInfinity?: boolean, options?: { out?: T | undefined }): T;
   /** `aten::_ctc_loss_backward.Tensor(Tensor grad, Tensor log_probs, Tensor targets, Tensor input_lengths, Tensor target_lengths, Tensor neg_log_likelihood, Tensor log_alpha, int blank, bool zero_infinity=False) -> Tensor` */
-  _ctcLossBackward(grad: T, logProbs: T, targets: T, inputLengths: T, targetLengths: T, negLogLikelihood: T, logAlpha: T, blank: number, zeroInfinity?: boolean): T;
+  _ctcLossBackward(this: void, grad: T, logProbs: T, targets: T, inputLengths: T, targetLengths: T, negLogLikelihood: T, logAlpha: T, blank: number, zeroInfinity?: boolean): T;
   /** `aten::_cudnn_attention_backward(Tensor grad_out, Tensor query, Tensor key, Tensor value, Tensor out, Tensor logsumexp, Tensor philox_seed, Tensor philox_offset, Tensor attn_bias, Tensor cum_seq_q, Tensor cum_seq_k, SymInt max_q, SymInt max_k, float dropout_p, bool is_causal, *, float? scale=None) -> (Tensor, Tensor, Tensor)` */
-  _cudnnAttentionBackward(gradOut: T, query: T, key: T, value: T, out: T, logsumexp: T, philoxSeed: T, philoxOffset: T, attnBias: T, cumSeqQ: T, cumSeqK: T, maxQ: number, maxK: number, dropoutP: number, isCausal: boolean, options?: { scale?: number | null | undefined }): [T, T, T];
+  _cudnnAttentionBackward(this: void, gradOut: T, query: T, key: T, value: T, out: T, logsumexp: T, philoxSeed: T, philoxOffset: T, attnBias: T, cumSeqQ: T, cumSeqK: T, maxQ: number, maxK: number, dropoutP: number, isCausal: boolean, options?: { scale?: number | null | undefined }): [T, T, T];
   /** `aten::_cudnn_attention_forward(Tensor query, Tensor key, Tensor value, Tensor? attn_bias, Tensor? cum_seq_q, Tensor? cum_seq_k, SymInt max_q, SymInt max_k, bool compute_log_sumexp, float dropout_p=0., bool is_causal=False, bool return_debug_mask=False, *, float? scale=None) -> (Tensor output, Tensor logsumexp, Tensor cum_seq_q, Tensor cum_seq_k, SymInt max_q, SymInt max_k, Tensor philox_seed, Tensor philox_offset, Tensor debug_attn_mask)` */
-  _cudnnAttentionForward(query: T, key: T, value: T, attnBias: T | null, cumSeqQ: T | null, cumSeqK: T | null, maxQ: number, maxK: number, computeLogSumexp: boolean, dropoutP?: number, isCausal?: boolean, returnDebugMask?: boolean, options?: { scale?: number | null | undefined }): [output: T, logsumexp: T, cumSeqQ: T, cumSeqK: T, maxQ: number, maxK: number, philoxSeed: T, philoxOffset: T, debugAttnMask: T];
+  _cudnnAttentionForward(this: void, query: T, key: T, value: T, attnBias: T | null, cumSeqQ: T | null, cumSeqK: T | null, maxQ: number, maxK: number, computeLogSumexp: boolean, dropoutP?: number, isCausal?: boolean, returnDebugMask?: boolean, options?: { scale?: number | null | undefined }): [output: T, logsumexp: T, cumSeqQ: T, cumSeqK: T, maxQ: number, maxK: number, philoxSeed: T, philoxOffset: T, debugAttnMask: T];
   /** `aten::_cudnn_ctc_loss(Tensor log_probs, Tensor targets, int[] input_lengths, int[] target_lengths, int blank, bool deterministic, bool zero_infinity) -> (Tensor, Tensor)` */
-  _cudnnCtcLoss(logProbs: T, targets: T, inputLengths: readonly number[], targetLengths: readonly number[], blank: number, deterministic: boolean, zeroInfinity: boolean, options?: { out0?: T | undefined; out1?: T | undefined }): [T, T];
+  _cudnnCtcLoss(this: void, logProbs: T, targets: T, inputLengths: readonly number[], targetLengths: readonly number[], blank: number, deterministic: boolean, zeroInfinity: boolean, options?: { out0?: T | undefined; out1?: T | undefined }): [T, T];
   /** `aten::_cudnn_ctc_loss.Tensor(Tensor log_probs, Tensor targets, Tensor input_lengths, Tensor target_lengths, int blank, bool deterministic, bool zero_infinity) -> (Tensor, Tensor)` */
-  _cudnnCtcLoss(logProbs: T, targets: T, inputLengths: T, targetLengths: T, blank: number, deterministic: boolean, zeroInfinity: boolean): [T, T];
+  _cudnnCtcLoss(this: void, logProbs: T, targets: T, inputLengths: T, targetLengths: T, blank: number, deterministic: boolean, zeroInfinity: boolean): [T, T];
   /** `aten::_cudnn_init_dropout_state(float dropout, bool train, int dropout_seed, *, ScalarType? dtype=None, Layout? layout=None, Device? device=None, bool? pin_memory=False) -> Tensor` */
-  _cudnnInitDropoutState(dropout: number, train: boolean, dropoutSeed: number, options?: { dtype?: DType | null | undefined; layout?: Layout | null | undefined; device?: Device | null | undefined; pinMemory?: boolean | null | undefined }): T;
+  _cudnnInitDropoutState(this: void, dropout: number, train: boolean, dropoutSeed: number, options?: { dtype?: DType | null | undefined; layout?: Layout | null | undefined; device?: Device | null | undefined; pinMemory?: boolean | null | undefined }): T;
   /** `aten::_cudnn_init_dropout_state.out(float dropout, bool train, int dropout_seed, *, Tensor(a!) out) -> Tensor(a!)` */
-  _cudnnInitDropoutState(dropout: number, train: boolean, dropoutSeed: number, options: { out: T }): T;
+  _cudnnInitDropoutState(this: void, dropout: number, train: boolean, dropoutSeed: number, options: { out: T }): T;
   /** `aten::_cudnn_rnn(Tensor input, Tensor[] weight, int weight_stride0, Tensor? weight_buf, Tensor hx, Tensor? cx, int mode, SymInt hidden_size, SymInt proj_size, int num_layers, bool batch_first, float dropout, bool train, bool bidirectional, SymInt[] batch_sizes, Tensor? dropout_state) -> (Tensor, Tensor, Tensor, Tensor, Tensor)` */
-  _cudnnRnn(input: T, weight: readonly T[], weightStride0: number, weightBuf: T | null, hx: T, cx: T | null, mode: number, hiddenSize: number, projSize: number, numLayers: number, batchFirst: boolean, dropout: number, train: boolean, bidirectional: boolean, batchSizes: readonly number[], dropoutState: T | null, options?: { out0?: T | undefined; out1?: T | undefined; out2?: T | undefined; out3?: T | undefined; out4?: T | undefined }): [T, T, T, T, T];
+  _cudnnRnn(this: void, input: T, weight: readonly T[], weightStride0: number, weightBuf: T | null, hx: T, cx: T | null, mode: number, hiddenSize: number, projSize: number, numLayers: number, batchFirst: boolean, dropout: number, train: boolean, bidirectional: boolean, batchSizes: readonly number[], dropoutState: T | null, options?: { out0?: T | undefined; out1?: T | undefined; out2?: T | undefined; out3?: T | undefined; out4?: T | undefined }): [T, T, T, T, T];
   /** `aten::_cudnn_rnn_backward(Tensor input, Tensor[] weight, int weight_stride0, Tensor weight_buf, Tensor hx, Tensor? cx, Tensor output, Tensor? grad_output, Tensor? grad_hy, Tensor? grad_cy, int mode, SymInt hidden_size, SymInt proj_size, int num_layers, bool batch_first, float dropout, bool train, bool bidirectional, SymInt[] batch_sizes, Tensor? dropout_state, Tensor reserve, bool[4] output_mask) -> (Tensor, Tensor, Tensor, Tensor[])` */
-  _cudnnRnnBackward(input: T, weight: readonly T[], weightStride0: number, weightBuf: T, hx: T, cx: T | null, output: T, gradOutput: T | null, gradHy: T | null, gradCy: T | null, mode: number, hiddenSize: number, projSize: number, numLayers: number, batchFirst: boolean, dropout: number, train: boolean, bidirectional: boolean, batchSizes: readonly number[], dropoutState: T | null, reserve: T, outputMask: readonly boolean[]): [T, T, T, T[]];
+  _cudnnRnnBackward(this: void, input: T, weight: readonly T[], weightStride0: number, weightBuf: T, hx: T, cx: T | null, output: T, gradOutput: T | null, gradHy: T | null, gradCy: T | null, mode: number, hiddenSize: number, projSize: number, numLayers: number, batchFirst: boolean, dropout: number, train: boolean, bidirectional: boolean, batchSizes: readonly number[], dropoutState: T | null, reserve: T, outputMask: readonly boolean[]): [T, T, T, T[]];
   /** `aten::_cudnn_rnn_backward.out(Tensor input, Tensor[] weight, int weight_stride0, Tensor weight_buf, Tensor hx, Tensor? cx, Tensor output, Tensor? grad_output, Tensor? grad_hy, Tensor? grad_cy, int mode, SymInt hidden_size, SymInt proj_size, int num_layers, bool batch_first, float dropout, bool train, bool bidirectional, SymInt[] batch_sizes, Tensor? dropout_state, Tensor reserve, bool[4] output_mask, *, Tensor(a!) out0, Tensor(b!) out1, Tensor(c!) out2, Tensor(d!)[] out3) -> ()` */
-  _cudnnRnnBackward(input: T, weight: readonly T[], weightStride0: number, weightBuf: T, hx: T, cx: T | null, output: T, gradOutput: T | null, gradHy: T | null, gradCy: T | null, mode: number, hiddenSize: number, projSize: number, numLayers: number, batchFirst: boolean, dropout: number, train: boolean, bidirectional: boolean, batchSizes: readonly number[], dropoutState: T | null, reserve: T, outputMask: readonly boolean[], options: { out0: T; out1: T; out2: T; out3: readonly T[] }): void;
+  _cudnnRnnBackward(this: void, input: T, weight: readonly T[], weightStride0: number, weightBuf: T, hx: T, cx: T | null, output: T, gradOutput: T | null, gradHy: T | null, gradCy: T | null, mode: number, hiddenSize: number, projSize: number, numLayers: number, batchFirst: boolean, dropout: number, train: boolean, bidirectional: boolean, batchSizes: readonly number[], dropoutState: T | null, reserve: T, outputMask: readonly boolean[], options: { out0: T; out1: T; out2: T; out3: readonly T[] }): void;
   /** `aten::_cudnn_rnn_flatten_weight(Tensor[] weight_arr, int weight_stride0, SymInt input_size, int mode, SymInt hidden_size, SymInt proj_size, int num_layers, bool batch_first, bool bidirectional) -> Tensor` */
-  _cudnnRnnFlattenWeight(weightArr: readonly T[], weightStride0: number, inputSize: number, mode: number, hiddenSize: number, projSize: number, numLayers: number, batchFirst: boolean, bidirectional: boolean, options?: { out?: T | undefined }): T;
+  _cudnnRnnFlattenWeight(this: void, weightArr: readonly T[], weightStride0: number, inputSize: number, mode: number, hiddenSize: number, projSize: number, numLayers: number, batchFirst: boolean, bidirectional: boolean, options?: { out?: T | undefined }): T;
   /** `aten::_cummax_helper(Tensor self, Tensor(a!) values, Tensor(b!) indices, int dim) -> ()` */
-  _cummaxHelper(self: T, values: T, indices: T, dim: number): void;
+  _cummaxHelper(this: void, self: T, values: T, indices: T, dim: number): void;
   /** `aten::_cummin_helper(Tensor self, Tensor(a!) values, Tensor(b!) indices, int dim) -> ()` */
-  _cumminHelper(self: T, values: T, indices: T, dim: number): void;
+  _cumminHelper(this: void, self: T, values: T, indices: T, dim: number): void;
   /** `aten::_debug_has_internal_overlap(Tensor self) -> int` */
-  _debugHasInternalOverlap(self: T): number;
+  _debugHasInternalOverlap(this: void, self: T): number;
   /** `aten::_dimI(Tensor self) -> int` */
-  _dimI(self: T): number;
+  _dimI(this: void, self: T): number;
   /** `aten::_dimV(Tensor self) -> int` */
-  _dimV(self: T): number;
+  _dimV(this: void, self: T): number;
   /** `aten::_dim_arange(Tensor like, int dim) -> Tensor` */
-  _dimArange(like: T, dim: number): T;
+  _dimArange(this: void, like: T, dim: number): T;
   /** `aten::_dirichlet_grad(Tensor x, Tensor alpha, Tensor total) -> Tensor` */
-  _dirichletGrad(x: T, alpha: T, total: T, options?: { out?: T | undefined }): T;
+  _dirichletGrad(this: void, x: T, alpha: T, total: T, options?: { out?: T | undefined }): T;
   /** `aten::_dyn_quant_matmul_4bit(Tensor inp, Tensor packed_weights, int block_size, int in_features, int out_features) -> Tensor` */
-  _dynQuantMatmul4bit(inp: T, packedWeights: T, blockSize: number, inFeatures: number, outFeatures: number): T;
+  _dynQuantMatmul4bit(this: void, inp: T, packedWeights: T, blockSize: number, inFeatures: number, outFeatures: number): T;
   /** `aten::_dyn_quant_pack_4bit_weight(Tensor weights, Tensor scales_zeros, Tensor? bias, int block_size, int in_features, int out_features) -> Tensor` */
-  _dynQuantPack4bitWeight(weights: T, scalesZeros: T, bias: T | null, blockSize: number, inFeatures: number, outFeatures: number): T;
+  _dynQuantPack4bitWeight(this: void, weights: T, scalesZeros: T, bias: T | null, blockSize: number, inFeatures: number, outFeatures: number): T;
   /** `aten::_efficient_attention_backward(Tensor grad_out_, Tensor query, Tensor key, Tensor value, Tensor? bias, Tensor out, Tensor? cu_seqlens_q, Tensor? cu_seqlens_k, SymInt max_seqlen_q, SymInt max_seqlen_k, Tensor logsumexp, float dropout_p, Tensor philox_seed, Tensor philox_offset, int custom_mask_type, bool bias_requires_grad, *, float? scale=None, int? num_splits_key=None, int? window_size=None, bool shared_storage_dqdkdv=False) -> (Tensor, Tensor, Tensor, Tensor)` */
-  _efficientAttentionBackward(gradOut_: T, query: T, key: T, value: T, bias: T | null, out: T, cuSeqlensQ: T | null, cuSeqlensK: T | null, maxSeqlenQ: number, maxSeqlenK: number, logsumexp: T, dropoutP: number, philoxSeed: T, philoxOffset: T, customMaskType: number, biasRequiresGrad: boolean, options?: { scale?: number | null | undefined; numSplitsKey?: number | null | undefined; windowSize?: number | null | undefined; sharedStorageDqdkdv?: boolean | undefined }): [T, T, T, T];
+  _efficientAttentionBackward(this: void, gradOut_: T, query: T, key: T, value: T, bias: T | null, out: T, cuSeqlensQ: T | null, cuSeqlensK: T | null, maxSeqlenQ: number, maxSeqlenK: number, logsumexp: T, dropoutP: number, philoxSeed: T, philoxOffset: T, customMaskType: number, biasRequiresGrad: boolean, options?: { scale?: number | null | undefined; numSplitsKey?: number | null | undefined; windowSize?: number | null | undefined; sharedStorageDqdkdv?: boolean | undefined }): [T, T, T, T];
   /** `aten::_efficient_attention_forward(Tensor query, Tensor key, Tensor value, Tensor? bias, Tensor? cu_seqlens_q, Tensor? cu_seqlens_k, SymInt? max_seqlen_q, SymInt? max_seqlen_k, float dropout_p, int custom_mask_type, bool compute_log_sumexp=False, *, float? scale=None, Tensor? seqlen_k=None, int? window_size=None) -> (Tensor output, Tensor logsumexp, Tensor philox_seed, Tensor philox_offset, SymInt max_seqlen_batch_q, SymInt max_seqlen_batch_k)` */
-  _efficientAttentionForward(query: T, key: T, value: T, bias: T | null, cuSeqlensQ: T | null, cuSeqlensK: T | null, maxSeqlenQ: number | null, maxSeqlenK: number | null, dropoutP: number, customMaskType: number, computeLogSumexp?: boolean, options?: { scale?: number | null | undefined; seqlenK?: T | null | undefined; windowSize?: number | null | undefined }): [output: T, logsumexp: T, philoxSeed: T, philoxOffset: T, maxSeqlenBatchQ: number, maxSeqlenBatchK: number];
+  _efficientAttentionForward(this: void, query: T, key: T, value: T, bias: T | null, cuSeqlensQ: T | null, cuSeqlensK: T | null, maxSeqlenQ: number | null, maxSeqlenK: number | null, dropoutP: number, customMaskType: number, computeLogSumexp?: boolean, options?: { scale?: number | null | undefined; seqlenK?: T | null | undefined; windowSize?: number | null | undefined }): [output: T, logsumexp: T, philoxSeed: T, philoxOffset: T, maxSeqlenBatchQ: number, maxSeqlenBatchK: number];
   /** `aten::_efficientzerotensor(SymInt[] size, *, ScalarType? dtype=None, Layout? layout=None, Device? device=None, bool? pin_memory=None) -> Tensor` */
-  _efficientzerotensor(size: readonly number[], options?: { dtype?: DType | null | undefined; layout?: Layout | null | undefined; device?: Device | null | undefined; pinMemory?: boolean | null | undefined }): T;
+  _efficientzerotensor(this: void, size: readonly number[], options?: { dtype?: DType | null | undefined; layout?: Layout | null | undefined; device?: Device | null | undefined; pinMemory?: boolean | null | undefined }): T;
   /** `aten::_efficientzerotensor.out(SymInt[] size, *, Tensor(a!) out) -> Tensor(a!)` */
-  _efficientzerotensor(size: readonly number[], options: { out: T }): T;
+  _efficientzerotensor(this: void, size: readonly number[], options: { out: T }): T;
   /** `aten::_embedding_bag(Tensor weight, Tensor indices, Tensor offsets, bool scale_grad_by_freq=False, int mode=0, bool sparse=False, Tensor? per_sample_weights=None, bool include_last_offset=False, int padding_idx=-1) -> (Tensor, Tensor, Tensor, Tensor)` */
-  _embeddingBag(weight: T, indices: T, offsets: T, scaleGradByFreq?: boolean, mode?: number, sparse?: boolean, perSampleWeights?: T | null, includeLastOffset?: boolean, paddingIdx?: number, options?: { out0?: T | undefined; out1?: T | undefined; out2?: T | undefined; out3?: T | undefined }): [T, T, T, T];
+  _embeddingBag(this: void, weight: T, indices: T, offsets: T, scaleGradByFreq?: boolean, mode?: number, sparse?: boolean, perSampleWeights?: T | null, includeLastOffset?: boolean, paddingIdx?: number, options?: { out0?: T | undefined; out1?: T | undefined; out2?: T | undefined; out3?: T | undefined }): [T, T, T, T];
   /** `aten::_embedding_bag_backward(Tensor grad, Tensor indices, Tensor offsets, Tensor offset2bag, Tensor bag_size, Tensor maximum_indices, SymInt num_weights, bool scale_grad_by_freq, int mode, bool sparse, Tensor? per_sample_weights, int padding_idx=-1) -> Tensor` */
-  _embeddingBagBackward(grad: T, indices: T, offsets: T, offset2bag: T, bagSize: T, maximumIndices: T, numWeights: number, scaleGradByFreq: boolean, mode: number, sparse: boolean, perSampleWeights: T | null, paddingIdx?: number): T;
+  _embeddingBagBackward(this: void, grad: T, indices: T, offsets: T, offset2bag: T, bagSize: T, maximumIndices: T, numWeights: number, scaleGradByFreq: boolean, mode: number, sparse: boolean, perSampleWeights: T | null, paddingIdx?: number): T;
   /** `aten::_embedding_bag_dense_backward(Tensor grad, Tensor indices, Tensor offset2bag, Tensor bag_size, Tensor maximum_indices, SymInt num_weights, bool scale_grad_by_freq, int mode, Tensor? per_sample_weights, int padding_idx=-1) -> Tensor` */
-  _embeddingBagDenseBackward(grad: T, indices: T, offset2bag: T, bagSize: T, maximumIndices: T, numWeights: number, scaleGradByFreq: boolean, mode: number, perSampleWeights: T | null, paddingIdx?: number, options?: { out?: T | undefined }): T;
+  _embeddingBagDenseBackward(this: void, grad: T, indices: T, offset2bag: T, bagSize: T, maximumIndices: T, numWeights: number, scaleGradByFreq: boolean, mode: number, perSampleWeights: T | null, paddingIdx?: number, options?: { out?: T | undefined }): T;
   /** `aten::_embedding_bag_forward_only(Tensor weight, Tensor indices, Tensor offsets, bool scale_grad_by_freq=False, int mode=0, bool sparse=False, Tensor? per_sample_weights=None, bool include_last_offset=False, int padding_idx=-1) -> (Tensor, Tensor, Tensor, Tensor)` */
-  _embeddingBagForwardOnly(weight: T, indices: T, offsets: T, scaleGradByFreq?: boolean, mode?: number, sparse?: boolean, perSampleWeights?: T | null, includeLastOffset?: boolean, paddingIdx?: number, options?: { out0?: T | undefined; out1?: T | undefined; out2?: T | undefined; out3?: T | undefined }): [T, T, T, T];
+  _embeddingBagForwardOnly(this: void, weight: T, indices: T, offsets: T, scaleGradByFreq?: boolean, mode?: number, sparse?: boolean, perSampleWeights?: T | null, includeLastOffset?: boolean, paddingIdx?: number, options?: { out0?: T | undefined; out1?: T | undefined; out2?: T | undefined; out3?: T | undefined }): [T, T, T, T];
   /** `aten::_embedding_bag_per_sample_weights_backward(Tensor grad, Tensor weight, Tensor indices, Tensor offsets, Tensor offset2bag, int mode, int padding_idx=-1) -> Tensor` */
-  _embeddingBagPerSampleWeightsBackward(grad: T, weight: T, indices: T, offsets: T, offset2bag: T, mode: number, paddingIdx?: number, options?: { out?: T | undefined }): T;
+  _embeddingBagPerSampleWeightsBackward(this: void, grad: T, weight: T, indices: T, offsets: T, offset2bag: T, mode: number, paddingIdx?: number, options?: { out?: T | undefined }): T;
   /** `aten::_embedding_bag_sparse_backward(Tensor grad, Tensor indices, Tensor offsets, Tensor offset2bag, Tensor bag_size, SymInt num_weights, bool scale_grad_by_freq, int mode, Tensor? per_sample_weights, int padding_idx=-1) -> Tensor` */
-  _embeddingBagSparseBackward(grad: T, indices: T, offsets: T, offset2bag: T, bagSize: T, numWeights: number, scaleGradByFreq: boolean, mode: number, perSampleWeights: T | null, paddingIdx?: number): T;
+  _embeddingBagSparseBackward(this: void, grad: T, indices: T, offsets: T, offset2bag: T, bagSize: T, numWeights: number, scaleGradByFreq: boolean, mode: number, perSampleWeights: T | null, paddingIdx?: number): T;
   /** `aten::_empty_affine_quantized(SymInt[] size, *, ScalarType? dtype=None, Layout? layout=None, Device? device=None, bool? pin_memory=None, float scale=1., int zero_point=0, MemoryFormat? memory_format=0) -> Tensor` */
-  _emptyAffineQuantized(size: readonly number[], options?: { dtype?: DType | null | undefined; layout?: Layout | null | undefined; device?: Device | null | undefined; pinMemory?: boolean | null | undefined; scale?: number | undefined; zeroPoint?: number | undefined; memoryFormat?: MemoryFormat | null | undefined }): T;
+  _emptyAffineQuantized(this: void, size: readonly number[], options?: { dtype?: DType | null | undefined; layout?: Layout | null | undefined; device?: Device | null | undefined; pinMemory?: boolean | null | undefined; scale?: number | undefined; zeroPoint?: number | undefined; memoryFormat?: MemoryFormat | null | undefined }): T;
   /** `aten::_empty_affine_quantized.out(SymInt[] size, *, float scale=1., int zero_point=0, MemoryFormat? memory_format=0, Tensor(a!) out) -> Tensor(a!)` */
-  _emptyAffineQuantized(size: readonly number[], options: { scale?: number | undefined; zeroPoint?: number | undefined; memoryFormat?: MemoryFormat | null | undefined; out: T }): T;
+  _emptyAffineQuantized(this: void, size: readonly number[], options: { scale?: number | undefined; zeroPoint?: number | undefined; memoryFormat?: MemoryFormat | null | undefined; out: T }): T;
   /** `aten::_empty_per_channel_affine_quantized(SymInt[] size, *, Tensor scales, Tensor zero_points, int axis, ScalarType? dtype=None, Layout? layout=None, Device? device=None, bool? pin_memory=None, MemoryFormat? memory_format=0) -> Tensor` */
-  _emptyPerChannelAffineQuantized(size: readonly number[], options: { scales: T; zeroPoints: T; axis: number; dtype?: DType | null | undefined; layout?: Layout | null | undefined; device?: Device | null | undefined; pinMemory?: boolean | null | undefined; memoryFormat?: MemoryFormat | null | undefined }): T;
+  _emptyPerChannelAffineQuantized(this: void, size: readonly number[], options: { scales: T; zeroPoints: T; axis: number; dtype?: DType | null | undefined; layout?: Layout | null | undefined; device?: Device | null | undefined; pinMemory?: boolean | null | undefined; memoryFormat?: MemoryFormat | null | undefined }): T;
   /** `aten::_empty_per_channel_affine_quantized.out(SymInt[] size, *, Tensor scales, Tensor zero_points, int axis, MemoryFormat? memory_format=0, Tensor(a!) out) -> Tensor(a!)` */
-  _emptyPerChannelAffineQuantized(size: readonly number[], options: { scales: T; zeroPoints: T; axis: number; memoryFormat?: MemoryFormat | null | undefined; out: T }): T;
+  _emptyPerChannelAffineQuantized(this: void, size: readonly number[], options: { scales: T; zeroPoints: T; axis: number; memoryFormat?: MemoryFormat | null | undefined; out: T }): T;
   /** `aten::_euclidean_dist(Tensor x1, Tensor x2) -> Tensor` */
-  _euclideanDist(x1: T, x2: T, options?: { out?: T | undefined }): T;
+  _euclideanDist(this: void, x1: T, x2: T, options?: { out?: T | undefined }): T;
   /** `aten::_fake_quantize_learnable_per_channel_affine(Tensor self, Tensor scale, Tensor zero_point, int axis, int quant_min, int quant_max, float grad_factor=1.) -> Tensor` */
-  _fakeQuantizeLearnablePerChannelAffine(self: T, scale: T, zeroPoint: T, axis: number, quantMin: number, quantMax: number, gradFactor?: number, options?: { out?: T | undefined }): T;
+  _fakeQuantizeLearnablePerChannelAffine(this: void, self: T, scale: T, zeroPoint: T, axis: number, quantMin: number, quantMax: number, gradFactor?: number, options?: { out?: T | undefined }): T;
   /** `aten::_fake_quantize_learnable_per_channel_affine_backward(Tensor grad, Tensor self, Tensor scale, Tensor zero_point, int axis, int quant_min, int quant_max, float grad_factor=1.) -> (Tensor, Tensor, Tensor)` */
-  _fakeQuantizeLearnablePerChannelAffineBackward(grad: T, self: T, scale: T, zeroPoint: T, axis: number, quantMin: number, quantMax: number, gradFactor?: number): [T, T, T];
+  _fakeQuantizeLearnablePerChannelAffineBackward(this: void, grad: T, self: T, scale: T, zeroPoint: T, axis: number, quantMin: number, quantMax: number, gradFactor?: number): [T, T, T];
   /** `aten::_fake_quantize_learnable_per_tensor_affine(Tensor self, Tensor scale, Tensor zero_point, int quant_min, int quant_max, float grad_factor=1.) -> Tensor` */
-  _fakeQuantizeLearnablePerTensorAffine(self: T, scale: T, zeroPoint: T, quantMin: number, quantMax: number, gradFactor?: number, options?: { out?: T | undefined }): T;
+  _fakeQuantizeLearnablePerTensorAffine(this: void, self: T, scale: T, zeroPoint: T, quantMin: number, quantMax: number, gradFactor?: number, options?: { out?: T | undefined }): T;
   /** `aten::_fake_quantize_learnable_per_tensor_affine_backward(Tensor grad, Tensor self, Tensor scale, Tensor zero_point, int quant_min, int quant_max, float grad_factor=1.) -> (Tensor, Tensor, Tensor)` */
-  _fakeQuantizeLearnablePerTensorAffineBackward(grad: T, self: T, scale: T, zeroPoint: T, quantMin: number, quantMax: number, gradFactor?: number): [T, T, T];
+  _fakeQuantizeLearnablePerTensorAffineBackward(this: void, grad: T, self: T, scale: T, zeroPoint: T, quantMin: number, quantMax: number, gradFactor?: number): [T, T, T];
   /** `aten::_fake_quantize_per_tensor_affine_cachemask_tensor_qparams(Tensor self, Tensor scale, Tensor zero_point, Tensor fake_quant_enabled, int quant_min, int quant_max) -> (Tensor output, Tensor mask)` */
-  _fakeQuantizePerTensorAffineCachemaskTensorQparams(self: T, scale: T, zeroPoint: T, fakeQuantEnabled: T, quantMin: number, quantMax: number, options?: { out0?: T | undefined; out1?: T | undefined }): [output: T, mask: T];
+  _fakeQuantizePerTensorAffineCachemaskTensorQparams(this: void, self: T, scale: T, zeroPoint: T, fakeQuantEnabled: T, quantMin: number, quantMax: number, options?: { out0?: T | undefined; out1?: T | undefined }): [output: T, mask: T];
   /** `aten::_fft_c2c(Tensor self, SymInt[] dim, int normalization, bool forward) -> Tensor` */
-  _fftC2c(self: T, dim: readonly number[], normalization: number, forward: boolean, options?: { out?: T | undefined }): T;
+  _fftC2c(this: void, self: T, dim: readonly number[], normalization: number, forward: boolean, options?: { out?: T | undefined }): T;
   /** `aten::_fft_c2r(Tensor self, int[] dim, int normalization, SymInt last_dim_size) -> Tensor` */
-  _fftC2r(self: T, dim: readonly number[], normalization: number, lastDimSize: number, options?: { out?: T | undefined }): T;
+  _fftC2r(this: void, self: T, dim: readonly number[], normalization: number, lastDimSize: number, options?: { out?: T | undefined }): T;
   /** `aten::_fft_r2c(Tensor self, int[] dim, int normalization, bool onesided) -> Tensor` */
-  _fftR2c(self: T, dim: readonly number[], normalization: number, onesided: boolean, options?: { out?: T | undefined }): T;
+  _fftR2c(this: void, self: T, dim: readonly number[], normalization: number, onesided: boolean, options?: { out?: T | undefined }): T;
   /** `aten::_fill_mem_eff_dropout_mask_(Tensor(a!) self, float dropout_p, int seed, int offset) -> Tensor(a!)` */
-  _fillMemEffDropoutMask_(self: T, dropoutP: number, seed: number, offset: number): T;
+  _fillMemEffDropoutMask_(this: void, self: T, dropoutP: number, seed: number, offset: number): T;
   /** `aten::_flash_attention_backward(Tensor grad_out, Tensor query, Tensor key, Tensor value, Tensor out, Tensor logsumexp, Tensor cum_seq_q, Tensor cum_seq_k, SymInt max_q, SymInt max_k, float dropout_p, bool is_causal, Tensor rng_state, Tensor unused, *, float? scale=None, SymInt? window_size_left=None, SymInt? window_size_right=None) -> (Tensor, Tensor, Tensor)` */
-  _flashAttentionBackward(gradOut: T, query: T, key: T, value: T, out: T, logsumexp: T, cumSeqQ: T, cumSeqK: T, maxQ: number, maxK: number, dropoutP: number, isCausal: boolean, rngState: T, unused: T, options?: { scale?: number | null | undefined; windowSizeLeft?: number | null | undefined; windowSizeRight?: number | null | undefined }): [T, T, T];
+  _flashAttentionBackward(this: void, gradOut: T, query: T, key: T, value: T, out: T, logsumexp: T, cumSeqQ: T, cumSeqK: T, maxQ: number, maxK: number, dropoutP: number, isCausal: boolean, rngState: T, unused: T, options?: { scale?: number | null | undefined; windowSizeLeft?: number | null | undefined; windowSizeRight?: number | null | undefined }): [T, T, T];
   /** `aten::_flash_attention_forward(Tensor query, Tensor key, Tensor value, Tensor? cum_seq_q, Tensor? cum_seq_k, SymInt max_q, SymInt max_k, float dropout_p, bool is_causal, bool return_debug_mask, *, float? scale=None, SymInt? window_size_left=None, SymInt? window_size_right=None, Tensor? seqused_k=None, Tensor? alibi_slopes=None, Tensor? block_table=None, int? num_splits=None) -> (Tensor output, Tensor softmax_logsumexp, Tensor rng_state, Tensor unused, Tensor debug_attn_mask)` */
-  _flashAttentionForward(query: T, key: T, value: T, cumSeqQ: T | null, cumSeqK: T | null, maxQ: number, maxK: number, dropoutP: number, isCausal: boolean, returnDebugMask: boolean, options?: { scale?: number | null | undefined; windowSizeLeft?: number | null | undefined; windowSizeRight?: number | null | undefined; sequsedK?: T | null | undefined; alibiSlopes?: T | null | undefined; blockTable?: T | null | undefined; numSplits?: number | null | undefined }): [output: T, softmaxLogsumexp: T, rngState: T, unused: T, debugAttnMask: T];
+  _flashAttentionForward(this: void, query: T, key: T, value: T, cumSeqQ: T | null, cumSeqK: T | null, maxQ: number, maxK: number, dropoutP: number, isCausal: boolean, returnDebugMask: boolean, options?: { scale?: number | null | undefined; windowSizeLeft?: number | null | undefined; windowSizeRight?: number | null | undefined; sequsedK?: T | null | undefined; alibiSlopes?: T | null | undefined; blockTable?: T | null | undefined; numSplits?: number | null | undefined }): [output: T, softmaxLogsumexp: T, rngState: T, unused: T, debugAttnMask: T];
   /** `aten::_flash_attention_forward.quantized(Tensor query, Tensor key, Tensor value, Tensor? cum_seq_q, Tensor? cum_seq_k, SymInt max_q, SymInt max_k, float dropout_p, bool is_causal, bool return_debug_mask, Tensor? q_descale, Tensor? k_descale, Tensor? v_descale, *, float? scale=None, SymInt? window_size_left=None, SymInt? window_size_right=None, Tensor? seqused_k=None, Tensor? alibi_slopes=None) -> (Tensor output, Tensor softmax_logsumexp, Tensor rng_state, Tensor unused, Tensor debug_attn_mask)` */
-  _flashAttentionForward(query: T, key: T, value: T, cumSeqQ: T | null, cumSeqK: T | null, maxQ: number, maxK: number, dropoutP: number, isCausal: boolean, returnDebugMask: boolean, qDescale: T | null, kDescale: T | null, vDescale: T | null, options?: { scale?: number | null | undefined; windowSizeLeft?: number | null | undefined; windowSizeRight?: number | null | undefined; sequsedK?: T | null | undefined; alibiSlopes?: T | null | undefined }): [output: T, softmaxLogsumexp: T, rngState: T, unused: T, debugAttnMask: T];
+  _flashAttentionForward(this: void, query: T, key: T, value: T, cumSeqQ: T | null, cumSeqK: T | null, maxQ: number, maxK: number, dropoutP: number, isCausal: boolean, returnDebugMask: boolean, qDescale: T | null, kDescale: T | null, vDescale: T | null, options?: { scale?: number | null | undefined; windowSizeLeft?: number | null | undefined; windowSizeRight?: number | null | undefined; sequsedK?: T | null | undefined; alibiSlopes?: T | null | undefined }): [output: T, softmaxLogsumexp: T, rngState: T, unused: T, debugAttnMask: T];
   /** `aten::_flash_attention_forward_no_dropout_inplace(Tensor(a!) out, Tensor query, Tensor key, Tensor value, Tensor? cum_seq_q, Tensor? cum_seq_k, SymInt max_q, SymInt max_k, float dropout_p, bool is_causal, bool return_debug_mask, *, float? scale=None, SymInt? window_size_left=None, SymInt? window_size_right=None, Tensor? seqused_k=None, Tensor? alibi_slopes=None, Tensor? block_table=None, int? num_splits=None) -> Tensor softmax_logsumexp` */
-  _flashAttentionForwardNoDropoutInplace(out: T, query: T, key: T, value: T, cumSeqQ: T | null, cumSeqK: T | null, maxQ: number, maxK: number, dropoutP: number, isCausal: boolean, returnDebugMask: boolean, options?: { scale?: number | null | undefined; windowSizeLeft?: number | null | undefined; windowSizeRight?: number | null | undefined; sequsedK?: T | null | undefined; alibiSlopes?: T | null | undefined; blockTable?: T | null | undefined; numSplits?: number | null | undefined }): T;
+  _flashAttentionForwardNoDropoutInplace(this: void, out: T, query: T, key: T, value: T, cumSeqQ: T | null, cumSeqK: T | null, maxQ: number, maxK: number, dropoutP: number, isCausal: boolean, returnDebugMask: boolean, options?: { scale?: number | null | undefined; windowSizeLeft?: number | null | undefined; windowSizeRight?: number | null | undefined; sequsedK?: T | null | undefined; alibiSlopes?: T | null | undefined; blockTable?: T | null | undefined; numSplits?: number | null | undefined }): T;
   /** `aten::_foobar(Tensor self, bool arg1=True, bool arg2=True, *, bool arg3=True) -> Tensor` */
-  _foobar(self: T, arg1?: boolean, arg2?: boolean, options?: { arg3?: boolean | undefined; out?: T | undefined }): T;
+  _foobar(this: void, self: T, arg1?: boolean, arg2?: boolean, options?: { arg3?: boolean | undefined; out?: T | undefined }): T;
   /** `aten::_foreach_abs(Tensor[] self) -> Tensor[]` */
-  _foreachAbs(self: readonly T[]): T[];
+  _foreachAbs(this: void, self: readonly T[]): T[];
   /** `aten::_foreach_abs.out(Tensor[] self, *, Tensor(a!)[] out) -> ()` */
-  _foreachAbs(self: readonly T[], options: { out: readonly T[] }): void;
+  _foreachAbs(this: void, self: readonly T[], options: { out: readonly T[] }): void;
   /** `aten::_foreach_abs_(Tensor(a!)[] self) -> ()` */
-  _foreachAbs_(self: readonly T[]): void;
+  _foreachAbs_(this: void, self: readonly T[]): void;
   /** `aten::_foreach_acos(Tensor[] self) -> Tensor[]` */
-  _foreachAcos(self: readonly T[]): T[];
+  _foreachAcos(this: void, self: readonly T[]): T[];
   /** `aten::_foreach_acos.out(Tensor[] self, *, Tensor(a!)[] out) -> ()` */
-  _foreachAcos(self: readonly T[], options: { out: readonly T[] }): void;
+  _foreachAcos(this: void, self: readonly T[], options: { out: readonly T[] }): void;
   /** `aten::_foreach_acos_(Tensor(a!)[] self) -> ()` */
-  _foreachAcos_(self: readonly T[]): void;
+  _foreachAcos_(this: void, self: readonly T[]): void;
   /** `aten::_foreach_add.List(Tensor[] self, Tensor[] other, *, Scalar alpha=1) -> Tensor[]` */
-  _foreachAdd(self: readonly T[], other: readonly T[], options?: { alpha?: Scalar | undefined }): T[];
+  _foreachAdd(this: void, self: readonly T[], other: readonly T[], options?: { alpha?: Scalar | undefined }): T[];
   /** `aten::_foreach_add.Scalar(Tensor[] self, Scalar scalar) -> Tensor[]` */
-  _foreachAdd(self: readonly T[], scalar: Scalar): T[];
+  _foreachAdd(this: void, self: readonly T[], scalar: Scalar): T[];
   /** `aten::_foreach_add.ScalarList(Tensor[] self, Scalar[] scalars) -> Tensor[]` */
-  _foreachAdd(self: readonly T[], scalars: readonly Scalar[]): T[];
+  _foreachAdd(this: void, self: readonly T[], scalars: readonly Scalar[]): T[];
   /** `aten::_foreach_add.Tensor(Tensor[] self, Tensor other, *, Scalar alpha=1) -> Tensor[]` */
-  _foreachAdd(self: readonly T[], other: T, options?: { alpha?: Scalar | undefined }): T[];
+  _foreachAdd(this: void, self: readonly T[], other: T, options?: { alpha?: Scalar | undefined }): T[];
   /** `aten::_foreach_add.List_out(Tensor[] self, Tensor[] other, *, Scalar alpha=1, Tensor(a!)[] out) -> ()` */
-  _foreachAdd(self: readonly T[], other: readonly T[], options: { alpha?: Scalar | undefined; out: readonly T[] }): void;
+  _foreachAdd(this: void, self: readonly T[], other: readonly T[], options: { alpha?: Scalar | undefined; out: readonly T[] }): void;
   /** `aten::_foreach_add.ScalarList_out(Tensor[] self, Scalar[] scalars, *, Tensor(a!)[] out) -> ()` */
-  _foreachAdd(self: readonly T[], scalars: readonly Scalar[], options: { out: readonly T[] }): void;
+  _foreachAdd(this: void, self: readonly T[], scalars: readonly Scalar[], options: { out: readonly T[] }): void;
   /** `aten::_foreach_add.Scalar_out(Tensor[] self, Scalar scalar, *, Tensor(a!)[] out) -> ()` */
-  _foreachAdd(self: readonly T[], scalar: Scalar, options: { out: readonly T[] }): void;
+  _foreachAdd(this: void, self: readonly T[], scalar: Scalar, options: { out: readonly T[] }): void;
   /** `aten::_foreach_add.Tensor_out(Tensor[] self, Tensor other, *, Scalar alpha=1, Tensor(a!)[] out) -> ()` */
-  _foreachAdd(self: readonly T[], other: T, options: { alpha?: Scalar | undefined; out: readonly T[] }): void;
+  _foreachAdd(this: void, self: readonly T[], other: T, options: { alpha?: Scalar | undefined; out: readonly T[] }): void;
   /** `aten::_foreach_add_.List(Tensor(a!)[] self, Tensor[] other, *, Scalar alpha=1) -> ()` */
-  _foreachAdd_(self: readonly T[], other: readonly T[], options?: { alpha?: Scalar | undefined }): void;
+  _foreachAdd_(this: void, self: readonly T[], other: readonly T[], options?: { alpha?: Scalar | undefined }): void;
   /** `aten::_foreach_add_.Scalar(Tensor(a!)[] self, Scalar scalar) -> ()` */
-  _foreachAdd_(self: readonly T[], scalar: Scalar): void;
+  _foreachAdd_(this: void, self: readonly T[], scalar: Scalar): void;
   /** `aten::_foreach_add_.ScalarList(Tensor(a!)[] self, Scalar[] scalars) -> ()` */
-  _foreachAdd_(self: readonly T[], scalars: readonly Scalar[]): void;
+  _foreachAdd_(this: void, self: readonly T[], scalars: readonly Scalar[]): void;
   /** `aten::_foreach_add_.Tensor(Tensor(a!)[] self, Tensor other, *, Scalar alpha=1) -> ()` */
-  _foreachAdd_(self: readonly T[], other: T, options?: { alpha?: Scalar | undefined }): void;
+  _foreachAdd_(this: void, self: readonly T[], other: T, options?: { alpha?: Scalar | undefined }): void;
   /** `aten::_foreach_addcdiv.Scalar(Tensor[] self, Tensor[] tensor1, Tensor[] tensor2, Scalar value=1) -> Tensor[]` */
-  _foreachAddcdiv(self: readonly T[], tensor1: readonly T[], tensor2: readonly T[], value?: Scalar): T[];
+  _foreachAddcdiv(this: void, self: readonly T[], tensor1: readonly T[], tensor2: readonly T[], value?: Scalar): T[];
   /** `aten::_foreach_addcdiv.ScalarList(Tensor[] self, Tensor[] tensor1, Tensor[] tensor2, Scalar[] scalars) -> Tensor[]` */
-  _foreachAddcdiv(self: readonly T[], tensor1: readonly T[], tensor2: readonly T[], scalars: readonly Scalar[]): T[];
+  _foreachAddcdiv(this: void, self: readonly T[], tensor1: readonly T[], tensor2: readonly T[], scalars: readonly Scalar[]): T[];
   /** `aten::_foreach_addcdiv.Tensor(Tensor[] self, Tensor[] tensor1, Tensor[] tensor2, Tensor scalars) -> Tensor[]` */
-  _foreachAddcdiv(self: readonly T[], tensor1: readonly T[], tensor2: readonly T[], scalars: T): T[];
+  _foreachAddcdiv(this: void, self: readonly T[], tensor1: readonly T[], tensor2: readonly T[], scalars: T): T[];
   /** `aten::_foreach_addcdiv.ScalarList_out(Tensor[] self, Tensor[] tensor1, Tensor[] tensor2, Scalar[] scalars, *, Tensor(a!)[] out) -> ()` */
-  _foreachAddcdiv(self: readonly T[], tensor1: readonly T[], tensor2: readonly T[], scalars: readonly Scalar[], options: { out: readonly T[] }): void;
+  _foreachAddcdiv(this: void, self: readonly T[], tensor1: readonly T[], tensor2: readonly T[], scalars: readonly Scalar[], options: { out: readonly T[] }): void;
   /** `aten::_foreach_addcdiv.Scalar_out(Tensor[] self, Tensor[] tensor1, Tensor[] tensor2, Scalar value=1, *, Tensor(a!)[] out) -> ()` */
-  _foreachAddcdiv(self: readonly T[], tensor1: readonly T[], tensor2: readonly T[], value: Scalar | undefined, options: { out: readonly T[] }): void;
+  _foreachAddcdiv(this: void, self: readonly T[], tensor1: readonly T[], tensor2: readonly T[], value: Scalar | undefined, options: { out: readonly T[] }): void;
   /** `aten::_foreach_addcdiv.Tensor_out(Tensor[] self, Tensor[] tensor1, Tensor[] tensor2, Tensor scalars, *, Tensor(a!)[] out) -> ()` */
-  _foreachAddcdiv(self: readonly T[], tensor1: readonly T[], tensor2: readonly T[], scalars: T, options: { out: readonly T[] }): void;
+  _foreachAddcdiv(this: void, self: readonly T[], tensor1: readonly T[], tensor2: readonly T[], scalars: T, options: { out: readonly T[] }): void;
   /** `aten::_foreach_addcdiv_.Scalar(Tensor(a!)[] self, Tensor[] tensor1, Tensor[] tensor2, Scalar value=1) -> ()` */
-  _foreachAddcdiv_(self: readonly T[], tensor1: readonly T[], tensor2: readonly T[], value?: Scalar): void;
+  _foreachAddcdiv_(this: void, self: readonly T[], tensor1: readonly T[], tensor2: readonly T[], value?: Scalar): void;
   /** `aten::_foreach_addcdiv_.ScalarList(Tensor(a!)[] self, Tensor[] tensor1, Tensor[] tensor2, Scalar[] scalars) -> ()` */
-  _foreachAddcdiv_(self: readonly T[], tensor1: readonly T[], tensor2: readonly T[], scalars: readonly Scalar[]): void;
+  _foreachAddcdiv_(this: void, self: readonly T[], tensor1: readonly T[], tensor2: readonly T[], scalars: readonly Scalar[]): void;
   /** `aten::_foreach_addcdiv_.Tensor(Tensor(a!)[] self, Tensor[] tensor1, Tensor[] tensor2, Tensor scalars) -> ()` */
-  _foreachAddcdiv_(self: readonly T[], tensor1: readonly T[], tensor2: readonly T[], scalars: T): void;
+  _foreachAddcdiv_(this: void, self: readonly T[], tensor1: readonly T[], tensor2: readonly T[], scalars: T): void;
   /** `aten::_foreach_addcmul.Scalar(Tensor[] self, Tensor[] tensor1, Tensor[] tensor2, Scalar value=1) -> Tensor[]` */
-  _foreachAddcmul(self: readonly T[], tensor1: readonly T[], tensor2: readonly T[], value?: Scalar): T[];
+  _foreachAddcmul(this: void, self: readonly T[], tensor1: readonly T[], tensor2: readonly T[], value?: Scalar): T[];
   /** `aten::_foreach_addcmul.ScalarList(Tensor[] self, Tensor[] tensor1, Tensor[] tensor2, Scalar[] scalars) -> Tensor[]` */
-  _foreachAddcmul(self: readonly T[], tensor1: readonly T[], tensor2: readonly T[], scalars: readonly Scalar[]): T[];
+  _foreachAddcmul(this: void, self: readonly T[], tensor1: readonly T[], tensor2: readonly T[], scalars: readonly Scalar[]): T[];
   /** `aten::_foreach_addcmul.Tensor(Tensor[] self, Tensor[] tensor1, Tensor[] tensor2, Tensor scalars) -> Tensor[]` */
-  _foreachAddcmul(self: readonly T[], tensor1: readonly T[], tensor2: readonly T[], scalars: T): T[];
+  _foreachAddcmul(this: void, self: readonly T[], tensor1: readonly T[], tensor2: readonly T[], scalars: T): T[];
   /** `aten::_foreach_addcmul.ScalarList_out(Tensor[] self, Tensor[] tensor1, Tensor[] tensor2, Scalar[] scalars, *, Tensor(a!)[] out) -> ()` */
-  _foreachAddcmul(self: readonly T[], tensor1: readonly T[], tensor2: readonly T[], scalars: readonly Scalar[], options: { out: readonly T[] }): void;
+  _foreachAddcmul(this: void, self: readonly T[], tensor1: readonly T[], tensor2: readonly T[], scalars: readonly Scalar[], options: { out: readonly T[] }): void;
   /** `aten::_foreach_addcmul.Scalar_out(Tensor[] self, Tensor[] tensor1, Tensor[] tensor2, Scalar value=1, *, Tensor(a!)[] out) -> ()` */
-  _foreachAddcmul(self: readonly T[], tensor1: readonly T[], tensor2: readonly T[], value: Scalar | undefined, options: { out: readonly T[] }): void;
+  _foreachAddcmul(this: void, self: readonly T[], tensor1: readonly T[], tensor2: readonly T[], value: Scalar | undefined, options: { out: readonly T[] }): void;
   /** `aten::_foreach_addcmul.Tensor_out(Tensor[] self, Tensor[] tensor1, Tensor[] tensor2, Tensor scalars, *, Tensor(a!)[] out) -> ()` */
-  _foreachAddcmul(self: readonly T[], tensor1: readonly T[], tensor2: readonly T[], scalars: T, options: { out: readonly T[] }): void;
+  _foreachAddcmul(this: void, self: readonly T[], tensor1: readonly T[], tensor2: readonly T[], scalars: T, options: { out: readonly T[] }): void;
   /** `aten::_foreach_addcmul_.Scalar(Tensor(a!)[] self, Tensor[] tensor1, Tensor[] tensor2, Scalar value=1) -> ()` */
-  _foreachAddcmul_(self: readonly T[], tensor1: readonly T[], tensor2: readonly T[], value?: Scalar): void;
+  _foreachAddcmul_(this: void, self: readonly T[], tensor1: readonly T[], tensor2: readonly T[], value?: Scalar): void;
   /** `aten::_foreach_addcmul_.ScalarList(Tensor(a!)[] self, Tensor[] tensor1, Tensor[] tensor2, Scalar[] scalars) -> ()` */
-  _foreachAddcmul_(self: readonly T[], tensor1: readonly T[], tensor2: readonly T[], scalars: readonly Scalar[]): void;
+  _foreachAddcmul_(this: void, self: readonly T[], tensor1: readonly T[], tensor2: readonly T[], scalars: readonly Scalar[]): void;
   /** `aten::_foreach_addcmul_.Tensor(Tensor(a!)[] self, Tensor[] tensor1, Tensor[] tensor2, Tensor scalars) -> ()` */
-  _foreachAddcmul_(self: readonly T[], tensor1: readonly T[], tensor2: readonly T[], scalars: T): void;
+  _foreachAddcmul_(this: void, self: readonly T[], tensor1: readonly T[], tensor2: readonly T[], scalars: T): void;
   /** `aten::_foreach_asin(Tensor[] self) -> Tensor[]` */
-  _foreachAsin(self: readonly T[]): T[];
+  _foreachAsin(this: void, self: readonly T[]): T[];
   /** `aten::_foreach_asin.out(Tensor[] self, *, Tensor(a!)[] out) -> ()` */
-  _foreachAsin(self: readonly T[], options: { out: readonly T[] }): void;
+  _foreachAsin(this: void, self: readonly T[], options: { out: readonly T[] }): void;
   /** `aten::_foreach_asin_(Tensor(a!)[] self) -> ()` */
-  _foreachAsin_(self: readonly T[]): void;
+  _foreachAsin_(this: void, self: readonly T[]): void;
   /** `aten::_foreach_atan(Tensor[] self) -> Tensor[]` */
-  _foreachAtan(self: readonly T[]): T[];
+  _foreachAtan(this: void, self: readonly T[]): T[];
   /** `aten::_foreach_atan.out(Tensor[] self, *, Tensor(a!)[] out) -> ()` */
-  _foreachAtan(self: readonly T[], options: { out: readonly T[] }): void;
+  _foreachAtan(this: void, self: readonly T[], options: { out: readonly T[] }): void;
   /** `aten::_foreach_atan_(Tensor(a!)[] self) -> ()` */
-  _foreachAtan_(self: readonly T[]): void;
+  _foreachAtan_(this: void, self: readonly T[]): void;
   /** `aten::_foreach_ceil(Tensor[] self) -> Tensor[]` */
-  _foreachCeil(self: readonly T[]): T[];
+  _foreachCeil(this: void, self: readonly T[]): T[];
   /** `aten::_foreach_ceil.out(Tensor[] self, *, Tensor(a!)[] out) -> ()` */
-  _foreachCeil(self: readonly T[], options: { out: readonly T[] }): void;
+  _foreachCeil(this: void, self: readonly T[], options: { out: readonly T[] }): void;
   /** `aten::_foreach_ceil_(Tensor(a!)[] self) -> ()` */
-  _foreachCeil_(self: readonly T[]): void;
+  _foreachCeil_(this: void, self: readonly T[]): void;
   /** `aten::_foreach_clamp_max.List(Tensor[] self, Tensor[] other) -> Tensor[]` */
-  _foreachClampMax(self: readonly T[], other: readonly T[]): T[];
+  _foreachClampMax(this: void, self: readonly T[], other: readonly T[]): T[];
   /** `aten::_foreach_clamp_max.Scalar(Tensor[] self, Scalar scalar) -> Tensor[]` */
-  _foreachClampMax(self: readonly T[], scalar: Scalar): T[];
+  _foreachClampMax(this: void, self: readonly T[], scalar: Scalar): T[];
   /** `aten::_foreach_clamp_max.ScalarList(Tensor[] self, Scalar[] scalars) -> Tensor[]` */
-  _foreachClampMax(self: readonly T[], scalars: readonly Scalar[]): T[];
+  _foreachClampMax(this: void, self: readonly T[], scalars: readonly Scalar[]): T[];
   /** `aten::_foreach_clamp_max.List_out(Tensor[] self, Tensor[] other, *, Tensor(a!)[] out) -> ()` */
-  _foreachClampMax(self: readonly T[], other: readonly T[], options: { out: readonly T[] }): void;
+  _foreachClampMax(this: void, self: readonly T[], other: readonly T[], options: { out: readonly T[] }): void;
   /** `aten::_foreach_clamp_max.ScalarList_out(Tensor[] self, Scalar[] scalars, *, Tensor(a!)[] out) -> ()` */
-  _foreachClampMax(self: readonly T[], scalars: readonly Scalar[], options: { out: readonly T[] }): void;
+  _foreachClampMax(this: void, self: readonly T[], scalars: readonly Scalar[], options: { out: readonly T[] }): void;
   /** `aten::_foreach_clamp_max.Scalar_out(Tensor[] self, Scalar scalar, *, Tensor(a!)[] out) -> ()` */
-  _foreachClampMax(self: readonly T[], scalar: Scalar, options: { out: readonly T[] }): void;
+  _foreachClampMax(this: void, self: readonly T[], scalar: Scalar, options: { out: readonly T[] }): void;
   /** `aten::_foreach_clamp_max_.List(Tensor(a!)[] self, Tensor[] other) -> ()` */
-  _foreachClampMax_(self: readonly T[], other: readonly T[]): void;
+  _foreachClampMax_(this: void, self: readonly T[], other: readonly T[]): void;
   /** `aten::_foreach_clamp_max_.Scalar(Tensor(a!)[] self, Scalar scalar) -> ()` */
-  _foreachClampMax_(self: readonly T[], scalar: Scalar): void;
+  _foreachClampMax_(this: void, self: readonly T[], scalar: Scalar): void;
   /** `aten::_foreach_clamp_max_.ScalarList(Tensor(a!)[] self, Scalar[] scalars) -> ()` */
-  _foreachClampMax_(self: readonly T[], scalars: readonly Scalar[]): void;
+  _foreachClampMax_(this: void, self: readonly T[], scalars: readonly Scalar[]): void;
   /** `aten::_foreach_clamp_min.List(Tensor[] self, Tensor[] other) -> Tensor[]` */
-  _foreachClampMin(self: readonly T[], other: readonly T[]): T[];
+  _foreachClampMin(this: void, self: readonly T[], other: readonly T[]): T[];
   /** `aten::_foreach_clamp_min.Scalar(Tensor[] self, Scalar scalar) -> Tensor[]` */
-  _foreachClampMin(self: readonly T[], scalar: Scalar): T[];
+  _foreachClampMin(this: void, self: readonly T[], scalar: Scalar): T[];
   /** `aten::_foreach_clamp_min.ScalarList(Tensor[] self, Scalar[] scalars) -> Tensor[]` */
-  _foreachClampMin(self: readonly T[], scalars: readonly Scalar[]): T[];
+  _foreachClampMin(this: void, self: readonly T[], scalars: readonly Scalar[]): T[];
   /** `aten::_foreach_clamp_min.List_out(Tensor[] self, Tensor[] other, *, Tensor(a!)[] out) -> ()` */
-  _foreachClampMin(self: readonly T[], other: readonly T[], options: { out: readonly T[] }): void;
+  _foreachClampMin(this: void, self: readonly T[], other: readonly T[], options: { out: readonly T[] }): void;
   /** `aten::_foreach_clamp_min.ScalarList_out(Tensor[] self, Scalar[] scalars, *, Tensor(a!)[] out) -> ()` */
-  _foreachClampMin(self: readonly T[], scalars: readonly Scalar[], options: { out: readonly T[] }): void;
+  _foreachClampMin(this: void, self: readonly T[], scalars: readonly Scalar[], options: { out: readonly T[] }): void;
   /** `aten::_foreach_clamp_min.Scalar_out(Tensor[] self, Scalar scalar, *, Tensor(a!)[] out) -> ()` */
-  _foreachClampMin(self: readonly T[], scalar: Scalar, options: { out: readonly T[] }): void;
+  _foreachClampMin(this: void, self: readonly T[], scalar: Scalar, options: { out: readonly T[] }): void;
   /** `aten::_foreach_clamp_min_.List(Tensor(a!)[] self, Tensor[] other) -> ()` */
-  _foreachClampMin_(self: readonly T[], other: readonly T[]): void;
+  _foreachClampMin_(this: void, self: readonly T[], other: readonly T[]): void;
   /** `aten::_foreach_clamp_min_.Scalar(Tensor(a!)[] self, Scalar scalar) -> ()` */
-  _foreachClampMin_(self: readonly T[], scalar: Scalar): void;
+  _foreachClampMin_(this: void, self: readonly T[], scalar: Scalar): void;
   /** `aten::_foreach_clamp_min_.ScalarList(Tensor(a!)[] self, Scalar[] scalars) -> ()` */
-  _foreachClampMin_(self: readonly T[], scalars: readonly Scalar[]): void;
+  _foreachClampMin_(this: void, self: readonly T[], scalars: readonly Scalar[]): void;
   /** `aten::_foreach_clone(Tensor[] self, *, MemoryFormat? memory_format=None) -> Tensor[]` */
-  _foreachClone(self: readonly T[], options?: { memoryFormat?: MemoryFormat | null | undefined }): T[];
+  _foreachClone(this: void, self: readonly T[], options?: { memoryFormat?: MemoryFormat | null | undefined }): T[];
   /** `aten::_foreach_clone.out(Tensor[] self, *, MemoryFormat? memory_format=None, Tensor(a!)[] out) -> ()` */
-  _foreachClone(self: readonly T[], options: { memoryFormat?: MemoryFormat | null | undefined; out: readonly T[] }): void;
+  _foreachClone(this: void, self: readonly T[], options: { memoryFormat?: MemoryFormat | null | undefined; out: readonly T[] }): void;
   /** `aten::_foreach_copy(Tensor[] self, Tensor[] src, bool non_blocking=False) -> Tensor[] self_out` */
-  _foreachCopy(self: readonly T[], src: readonly T[], nonBlocking?: boolean): T[];
+  _foreachCopy(this: void, self: readonly T[], src: readonly T[], nonBlocking?: boolean): T[];
   /** `aten::_foreach_copy.out(Tensor[] self, Tensor[] src, bool non_blocking=False, *, Tensor(a!)[] out) -> ()` */
-  _foreachCopy(self: readonly T[], src: readonly T[], nonBlocking: boolean | undefined, options: { out: readonly T[] }): void;
+  _foreachCopy(this: void, self: readonly T[], src: readonly T[], nonBlocking: boolean | undefined, options: { out: readonly T[] }): void;
   /** `aten::_foreach_copy_(Tensor(a!)[] self, Tensor[] src, bool non_blocking=False) -> ()` */
-  _foreachCopy_(self: readonly T[], src: readonly T[], nonBlocking?: boolean): void;
+  _foreachCopy_(this: void, self: readonly T[], src: readonly T[], nonBlocking?: boolean): void;
   /** `aten::_foreach_cos(Tensor[] self) -> Tensor[]` */
-  _foreachCos(self: readonly T[]): T[];
+  _foreachCos(this: void, self: readonly T[]): T[];
   /** `aten::_foreach_cos.out(Tensor[] self, *, Tensor(a!)[] out) -> ()` */
-  _foreachCos(self: readonly T[], options: { out: readonly T[] }): void;
+  _foreachCos(this: void, self: readonly T[], options: { out: readonly T[] }): void;
   /** `aten::_foreach_cos_(Tensor(a!)[] self) -> ()` */
-  _foreachCos_(self: readonly T[]): void;
+  _foreachCos_(this: void, self: readonly T[]): void;
   /** `aten::_foreach_cosh(Tensor[] self) -> Tensor[]` */
-  _foreachCosh(self: readonly T[]): T[];
+  _foreachCosh(this: void, self: readonly T[]): T[];
   /** `aten::_foreach_cosh.out(Tensor[] self, *, Tensor(a!)[] out) -> ()` */
-  _foreachCosh(self: readonly T[], options: { out: readonly T[] }): void;
+  _foreachCosh(this: void, self: readonly T[], options: { out: readonly T[] }): void;
   /** `aten::_foreach_cosh_(Tensor(a!)[] self) -> ()` */
-  _foreachCosh_(self: readonly T[]): void;
+  _foreachCosh_(this: void, self: readonly T[]): void;
   /** `aten::_foreach_div.List(Tensor[] self, Tensor[] other) -> Tensor[]` */
-  _foreachDiv(self: readonly T[], other: readonly T[]): T[];
+  _foreachDiv(this: void, self: readonly T[], other: readonly T[]): T[];
   /** `aten::_foreach_div.Scalar(Tensor[] self, Scalar scalar) -> Tensor[]` */
-  _foreachDiv(self: readonly T[], scalar: Scalar): T[];
+  _foreachDiv(this: void, self: readonly T[], scalar: Scalar): T[];
   /** `aten::_foreach_div.ScalarList(Tensor[] self, Scalar[] scalars) -> Tensor[]` */
-  _foreachDiv(self: readonly T[], scalars: readonly Scalar[]): T[];
+  _foreachDiv(this: void, self: readonly T[], scalars: readonly Scalar[]): T[];
   /** `aten::_foreach_div.Tensor(Tensor[] self, Tensor other) -> Tensor[]` */
-  _foreachDiv(self: readonly T[], other: T): T[];
+  _foreachDiv(this: void, self: readonly T[], other: T): T[];
   /** `aten::_foreach_div.List_out(Tensor[] self, Tensor[] other, *, Tensor(a!)[] out) -> ()` */
-  _foreachDiv(self: readonly T[], other: readonly T[], options: { out: readonly T[] }): void;
+  _foreachDiv(this: void, self: readonly T[], other: readonly T[], options: { out: readonly T[] }): void;
   /** `aten::_foreach_div.ScalarList_out(Tensor[] self, Scalar[] scalars, *, Tensor(a!)[] out) -> ()` */
-  _foreachDiv(self: readonly T[], scalars: readonly Scalar[], options: { out: readonly T[] }): void;
+  _foreachDiv(this: void, self: readonly T[], scalars: readonly Scalar[], options: { out: readonly T[] }): void;
   /** `aten::_foreach_div.Scalar_out(Tensor[] self, Scalar scalar, *, Tensor(a!)[] out) -> ()` */
-  _foreachDiv(self: readonly T[], scalar: Scalar, options: { out: readonly T[] }): void;
+  _foreachDiv(this: void, self: readonly T[], scalar: Scalar, options: { out: readonly T[] }): void;
   /** `aten::_foreach_div.Tensor_out(Tensor[] self, Tensor other, *, Tensor(a!)[] out) -> ()` */
-  _foreachDiv(self: readonly T[], other: T, options: { out: readonly T[] }): void;
+  _foreachDiv(this: void, self: readonly T[], other: T, options: { out: readonly T[] }): void;
   /** `aten::_foreach_div_.List(Tensor(a!)[] self, Tensor[] other) -> ()` */
-  _foreachDiv_(self: readonly T[], other: readonly T[]): void;
+  _foreachDiv_(this: void, self: readonly T[], other: readonly T[]): void;
   /** `aten::_foreach_div_.Scalar(Tensor(a!)[] self, Scalar scalar) -> ()` */
-  _foreachDiv_(self: readonly T[], scalar: Scalar): void;
+  _foreachDiv_(this: void, self: readonly T[], scalar: Scalar): void;
   /** `aten::_foreach_div_.ScalarList(Tensor(a!)[] self, Scalar[] scalars) -> ()` */
-  _foreachDiv_(self: readonly T[], scalars: readonly Scalar[]): void;
+  _foreachDiv_(this: void, self: readonly T[], scalars: readonly Scalar[]): void;
   /** `aten::_foreach_div_.Tensor(Tensor(a!)[] self, Tensor other) -> ()` */
-  _foreachDiv_(self: readonly T[], other: T): void;
+  _foreachDiv_(this: void, self: readonly T[], other: T): void;
   /** `aten::_foreach_erf(Tensor[] self) -> Tensor[]` */
-  _foreachErf(self: readonly T[]): T[];
+  _foreachErf(this: void, self: readonly T[]): T[];
   /** `aten::_foreach_erf.out(Tensor[] self, *, Tensor(a!)[] out) -> ()` */
-  _foreachErf(self: readonly T[], options: { out: readonly T[] }): void;
+  _foreachErf(this: void, self: readonly T[], options: { out: readonly T[] }): void;
   /** `aten::_foreach_erf_(Tensor(a!)[] self) -> ()` */
-  _foreachErf_(self: readonly T[]): void;
+  _foreachErf_(this: void, self: readonly T[]): void;
   /** `aten::_foreach_erfc(Tensor[] self) -> Tensor[]` */
-  _foreachErfc(self: readonly T[]): T[];
+  _foreachErfc(this: void, self: readonly T[]): T[];
   /** `aten::_foreach_erfc.out(Tensor[] self, *, Tensor(a!)[] out) -> ()` */
-  _foreachErfc(self: readonly T[], options: { out: readonly T[] }): void;
+  _foreachErfc(this: void, self: readonly T[], options: { out: readonly T[] }): void;
   /** `aten::_foreach_erfc_(Tensor(a!)[] self) -> ()` */
-  _foreachErfc_(self: readonly T[]): void;
+  _foreachErfc_(this: void, self: readonly T[]): void;
   /** `aten::_foreach_exp(Tensor[] self) -> Tensor[]` */
-  _foreachExp(self: readonly T[]): T[];
+  _foreachExp(this: void, self: readonly T[]): T[];
   /** `aten::_foreach_exp.out(Tensor[] self, *, Tensor(a!)[] out) -> ()` */
-  _foreachExp(self: readonly T[], options: { out: readonly T[] }): void;
+  _foreachExp(this: void, self: readonly T[], options: { out: readonly T[] }): void;
   /** `aten::_foreach_exp_(Tensor(a!)[] self) -> ()` */
-  _foreachExp_(self: readonly T[]): void;
+  _foreachExp_(this: void, self: readonly T[]): void;
   /** `aten::_foreach_expm1(Tensor[] self) -> Tensor[]` */
-  _foreachExpm1(self: readonly T[]): T[];
+  _foreachExpm1(this: void, self: readonly T[]): T[];
   /** `aten::_foreach_expm1.out(Tensor[] self, *, Tensor(a!)[] out) -> ()` */
-  _foreachExpm1(self: readonly T[], options: { out: readonly T[] }): void;
+  _foreachExpm1(this: void, self: readonly T[], options: { out: readonly T[] }): void;
   /** `aten::_foreach_expm1_(Tensor(a!)[] self) -> ()` */
-  _foreachExpm1_(self: readonly T[]): void;
+  _foreachExpm1_(this: void, self: readonly T[]): void;
   /** `aten::_foreach_floor(Tensor[] self) -> Tensor[]` */
-  _foreachFloor(self: readonly T[]): T[];
+  _foreachFloor(this: void, self: readonly T[]): T[];
   /** `aten::_foreach_floor.out(Tensor[] self, *, Tensor(a!)[] out) -> ()` */
-  _foreachFloor(self: readonly T[], options: { out: readonly T[] }): void;
+  _foreachFloor(this: void, self: readonly T[], options: { out: readonly T[] }): void;
   /** `aten::_foreach_floor_(Tensor(a!)[] self) -> ()` */
-  _foreachFloor_(self: readonly T[]): void;
+  _foreachFloor_(this: void, self: readonly T[]): void;
   /** `aten::_foreach_frac(Tensor[] self) -> Tensor[]` */
-  _foreachFrac(self: readonly T[]): T[];
+  _foreachFrac(this: void, self: readonly T[]): T[];
   /** `aten::_foreach_frac.out(Tensor[] self, *, Tensor(a!)[] out) -> ()` */
-  _foreachFrac(self: readonly T[], options: { out: readonly T[] }): void;
+  _foreachFrac(this: void, self: readonly T[], options: { out: readonly T[] }): void;
   /** `aten::_foreach_frac_(Tensor(a!)[] self) -> ()` */
-  _foreachFrac_(self: readonly T[]): void;
+  _foreachFrac_(this: void, self: readonly T[]): void;
   /** `aten::_foreach_lerp.List(Tensor[] self, Tensor[] tensors1, Tensor[] weights) -> Tensor[]` */
-  _foreachLerp(self: readonly T[], tensors1: readonly T[], weights: readonly T[]): T[];
+  _foreachLerp(this: void, self: readonly T[], tensors1: readonly T[], weights: readonly T[]): T[];
   /** `aten::_foreach_lerp.Scalar(Tensor[] self, Tensor[] tensors1, Scalar weight) -> Tensor[]` */
-  _foreachLerp(self: readonly T[], tensors1: readonly T[], weight: Scalar): T[];
+  _foreachLerp(this: void, self: readonly T[], tensors1: readonly T[], weight: Scalar): T[];
   /** `aten::_foreach_lerp.ScalarList(Tensor[] self, Tensor[] tensors1, Scalar[] weight) -> Tensor[]` */
-  _foreachLerp(self: readonly T[], tensors1: readonly T[], weight: readonly Scalar[]): T[];
+  _foreachLerp(this: void, self: readonly T[], tensors1: readonly T[], weight: readonly Scalar[]): T[];
   /** `aten::_foreach_lerp.List_out(Tensor[] self, Tensor[] tensors1, Tensor[] weights, *, Tensor(a!)[] out) -> ()` */
-  _foreachLerp(self: readonly T[], tensors1: readonly T[], weights: readonly T[], options: { out: readonly T[] }): void;
+  _foreachLerp(this: void, self: readonly T[], tensors1: readonly T[], weights: readonly T[], options: { out: readonly T[] }): void;
   /** `aten::_foreach_lerp.ScalarList_out(Tensor[] self, Tensor[] tensors1, Scalar[] weight, *, Tensor(a!)[] out) -> ()` */
-  _foreachLerp(self: readonly T[], tensors1: readonly T[], weight: readonly Scalar[], options: { out: readonly T[] }): void;
+  _foreachLerp(this: void, self: readonly T[], tensors1: readonly T[], weight: readonly Scalar[], options: { out: readonly T[] }): void;
   /** `aten::_foreach_lerp.Scalar_out(Tensor[] self, Tensor[] tensors1, Scalar weight, *, Tensor(a!)[] out) -> ()` */
-  _foreachLerp(self: readonly T[], tensors1: readonly T[], weight: Scalar, options: { out: readonly T[] }): void;
+  _foreachLerp(this: void, self: readonly T[], tensors1: readonly T[], weight: Scalar, options: { out: readonly T[] }): void;
   /** `aten::_foreach_lerp_.List(Tensor(a!)[] self, Tensor[] tensors1, Tensor[] weights) -> ()` */
-  _foreachLerp_(self: readonly T[], tensors1: readonly T[], weights: readonly T[]): void;
+  _foreachLerp_(this: void, self: readonly T[], tensors1: readonly T[], weights: readonly T[]): void;
   /** `aten::_foreach_lerp_.Scalar(Tensor(a!)[] self, Tensor[] tensors1, Scalar weight) -> ()` */
-  _foreachLerp_(self: readonly T[], tensors1: readonly T[], weight: Scalar): void;
+  _foreachLerp_(this: void, self: readonly T[], tensors1: readonly T[], weight: Scalar): void;
   /** `aten::_foreach_lerp_.ScalarList(Tensor(a!)[] self, Tensor[] tensors1, Scalar[] weight) -> ()` */
-  _foreachLerp_(self: readonly T[], tensors1: readonly T[], weight: readonly Scalar[]): void;
+  _foreachLerp_(this: void, self: readonly T[], tensors1: readonly T[], weight: readonly Scalar[]): void;
   /** `aten::_foreach_lgamma(Tensor[] self) -> Tensor[]` */
-  _foreachLgamma(self: readonly T[]): T[];
+  _foreachLgamma(this: void, self: readonly T[]): T[];
   /** `aten::_foreach_lgamma.out(Tensor[] self, *, Tensor(a!)[] out) -> ()` */
-  _foreachLgamma(self: readonly T[], options: { out: readonly T[] }): void;
+  _foreachLgamma(this: void, self: readonly T[], options: { out: readonly T[] }): void;
   /** `aten::_foreach_lgamma_(Tensor(a!)[] self) -> ()` */
-  _foreachLgamma_(self: readonly T[]): void;
+  _foreachLgamma_(this: void, self: readonly T[]): void;
   /** `aten::_foreach_log(Tensor[] self) -> Tensor[]` */
-  _foreachLog(self: readonly T[]): T[];
+  _foreachLog(this: void, self: readonly T[]): T[];
   /** `aten::_foreach_log.out(Tensor[] self, *, Tensor(a!)[] out) -> ()` */
-  _foreachLog(self: readonly T[], options: { out: readonly T[] }): void;
+  _foreachLog(this: void, self: readonly T[], options: { out: readonly T[] }): void;
   /** `aten::_foreach_log10(Tensor[] self) -> Tensor[]` */
-  _foreachLog10(self: readonly T[]): T[];
+  _foreachLog10(this: void, self: readonly T[]): T[];
   /** `aten::_foreach_log10.out(Tensor[] self, *, Tensor(a!)[] out) -> ()` */
-  _foreachLog10(self: readonly T[], options: { out: readonly T[] }): void;
+  _foreachLog10(this: void, self: readonly T[], options: { out: readonly T[] }): void;
   /** `aten::_foreach_log10_(Tensor(a!)[] self) -> ()` */
-  _foreachLog10_(self: readonly T[]): void;
+  _foreachLog10_(this: void, self: readonly T[]): void;
   /** `aten::_foreach_log1p(Tensor[] self) -> Tensor[]` */
-  _foreachLog1p(self: readonly T[]): T[];
+  _foreachLog1p(this: void, self: readonly T[]): T[];
   /** `aten::_foreach_log1p.out(Tensor[] self, *, Tensor(a!)[] out) -> ()` */
-  _foreachLog1p(self: readonly T[], options: { out: readonly T[] }): void;
+  _foreachLog1p(this: void, self: readonly T[], options: { out: readonly T[] }): void;
   /** `aten::_foreach_log1p_(Tensor(a!)[] self) -> ()` */
-  _foreachLog1p_(self: readonly T[]): void;
+  _foreachLog1p_(this: void, self: readonly T[]): void;
   /** `aten::_foreach_log2(Tensor[] self) -> Tensor[]` */
-  _foreachLog2(self: readonly T[]): T[];
+  _foreachLog2(this: void, self: readonly T[]): T[];
   /** `aten::_foreach_log2.out(Tensor[] self, *, Tensor(a!)[] out) -> ()` */
-  _foreachLog2(self: readonly T[], options: { out: readonly T[] }): void;
+  _foreachLog2(this: void, self: readonly T[], options: { out: readonly T[] }): void;
   /** `aten::_foreach_log2_(Tensor(a!)[] self) -> ()` */
-  _foreachLog2_(self: readonly T[]): void;
+  _foreachLog2_(this: void, self: readonly T[]): void;
   /** `aten::_foreach_log_(Tensor(a!)[] self) -> ()` */
-  _foreachLog_(self: readonly T[]): void;
+  _foreachLog_(this: void, self: readonly T[]): void;
   /** `aten::_foreach_max(Tensor[] self) -> Tensor[]` */
-  _foreachMax(self: readonly T[]): T[];
+  _foreachMax(this: void, self: readonly T[]): T[];
   /** `aten::_foreach_max.out(Tensor[] self, *, Tensor(a!)[] out) -> ()` */
-  _foreachMax(self: readonly T[], options: { out: readonly T[] }): void;
+  _foreachMax(this: void, self: readonly T[], options: { out: readonly T[] }): void;
   /** `aten::_foreach_maximum.List(Tensor[] self, Tensor[] other) -> Tensor[]` */
-  _foreachMaximum(self: readonly T[], other: readonly T[]): T[];
+  _foreachMaximum(this: void, self: readonly T[], other: readonly T[]): T[];
   /** `aten::_foreach_maximum.Scalar(Tensor[] self, Scalar scalar) -> Tensor[]` */
-  _foreachMaximum(self: readonly T[], scalar: Scalar): T[];
+  _foreachMaximum(this: void, self: readonly T[], scalar: Scalar): T[];
   /** `aten::_foreach_maximum.ScalarList(Tensor[] self, Scalar[] scalars) -> Tensor[]` */
-  _foreachMaximum(self: readonly T[], scalars: readonly Scalar[]): T[];
+  _foreachMaximum(this: void, self: readonly T[], scalars: readonly Scalar[]): T[];
   /** `aten::_foreach_maximum.List_out(Tensor[] self, Tensor[] other, *, Tensor(a!)[] out) -> ()` */
-  _foreachMaximum(self: readonly T[], other: readonly T[], options: { out: readonly T[] }): void;
+  _foreachMaximum(this: void, self: readonly T[], other: readonly T[], options: { out: readonly T[] }): void;
   /** `aten::_foreach_maximum.ScalarList_out(Tensor[] self, Scalar[] scalars, *, Tensor(a!)[] out) -> ()` */
-  _foreachMaximum(self: readonly T[], scalars: readonly Scalar[], options: { out: readonly T[] }): void;
+  _foreachMaximum(this: void, self: readonly T[], scalars: readonly Scalar[], options: { out: readonly T[] }): void;
   /** `aten::_foreach_maximum.Scalar_out(Tensor[] self, Scalar scalar, *, Tensor(a!)[] out) -> ()` */
-  _foreachMaximum(self: readonly T[], scalar: Scalar, options: { out: readonly T[] }): void;
+  _foreachMaximum(this: void, self: readonly T[], scalar: Scalar, options: { out: readonly T[] }): void;
   /** `aten::_foreach_maximum_.List(Tensor(a!)[] self, Tensor[] other) -> ()` */
-  _foreachMaximum_(self: readonly T[], other: readonly T[]): void;
+  _foreachMaximum_(this: void, self: readonly T[], other: readonly T[]): void;
   /** `aten::_foreach_maximum_.Scalar(Tensor(a!)[] self, Scalar scalar) -> ()` */
-  _foreachMaximum_(self: readonly T[], scalar: Scalar): void;
+  _foreachMaximum_(this: void, self: readonly T[], scalar: Scalar): void;
   /** `aten::_foreach_maximum_.ScalarList(Tensor(a!)[] self, Scalar[] scalars) -> ()` */
-  _foreachMaximum_(self: readonly T[], scalars: readonly Scalar[]): void;
+  _foreachMaximum_(this: void, self: readonly T[], scalars: readonly Scalar[]): void;
   /** `aten::_foreach_minimum.List(Tensor[] self, Tensor[] other) -> Tensor[]` */
-  _foreachMinimum(self: readonly T[], other: readonly T[]): T[];
+  _foreachMinimum(this: void, self: readonly T[], other: readonly T[]): T[];
   /** `aten::_foreach_minimum.Scalar(Tensor[] self, Scalar scalar) -> Tensor[]` */
-  _foreachMinimum(self: readonly T[], scalar: Scalar): T[];
+  _foreachMinimum(this: void, self: readonly T[], scalar: Scalar): T[];
   /** `aten::_foreach_minimum.ScalarList(Tensor[] self, Scalar[] scalars) -> Tensor[]` */
-  _foreachMinimum(self: readonly T[], scalars: readonly Scalar[]): T[];
+  _foreachMinimum(this: void, self: readonly T[], scalars: readonly Scalar[]): T[];
   /** `aten::_foreach_minimum.List_out(Tensor[] self, Tensor[] other, *, Tensor(a!)[] out) -> ()` */
-  _foreachMinimum(self: readonly T[], other: readonly T[], options: { out: readonly T[] }): void;
+  _foreachMinimum(this: void, self: readonly T[], other: readonly T[], options: { out: readonly T[] }): void;
   /** `aten::_foreach_minimum.ScalarList_out(Tensor[] self, Scalar[] scalars, *, Tensor(a!)[] out) -> ()` */
-  _foreachMinimum(self: readonly T[], scalars: readonly Scalar[], options: { out: readonly T[] }): void;
+  _foreachMinimum(this: void, self: readonly T[], scalars: readonly Scalar[], options: { out: readonly T[] }): void;
   /** `aten::_foreach_minimum.Scalar_out(Tensor[] self, Scalar scalar, *, Tensor(a!)[] out) -> ()` */
-  _foreachMinimum(self: readonly T[], scalar: Scalar, options: { out: readonly T[] }): void;
+  _foreachMinimum(this: void, self: readonly T[], scalar: Scalar, options: { out: readonly T[] }): void;
   /** `aten::_foreach_minimum_.List(Tensor(a!)[] self, Tensor[] other) -> ()` */
-  _foreachMinimum_(self: readonly T[], other: readonly T[]): void;
+  _foreachMinimum_(this: void, self: readonly T[], other: readonly T[]): void;
   /** `aten::_foreach_minimum_.Scalar(Tensor(a!)[] self, Scalar scalar) -> ()` */
-  _foreachMinimum_(self: readonly T[], scalar: Scalar): void;
+  _foreachMinimum_(this: void, self: readonly T[], scalar: Scalar): void;
   /** `aten::_foreach_minimum_.ScalarList(Tensor(a!)[] self, Scalar[] scalars) -> ()` */
-  _foreachMinimum_(self: readonly T[], scalars: readonly Scalar[]): void;
+  _foreachMinimum_(this: void, self: readonly T[], scalars: readonly Scalar[]): void;
   /** `aten::_foreach_mm(Tensor[] self, Tensor[] mat2) -> Tensor[]` */
-  _foreachMm(self: readonly T[], mat2: readonly T[]): T[];
+  _foreachMm(this: void, self: readonly T[], mat2: readonly T[]): T[];
   /** `aten::_foreach_mul.List(Tensor[] self, Tensor[] other) -> Tensor[]` */
-  _foreachMul(self: readonly T[], other: readonly T[]): T[];
+  _foreachMul(this: void, self: readonly T[], other: readonly T[]): T[];
   /** `aten::_foreach_mul.Scalar(Tensor[] self, Scalar scalar) -> Tensor[]` */
-  _foreachMul(self: readonly T[], scalar: Scalar): T[];
+  _foreachMul(this: void, self: readonly T[], scalar: Scalar): T[];
   /** `aten::_foreach_mul.ScalarList(Tensor[] self, Scalar[] scalars) -> Tensor[]` */
-  _foreachMul(self: readonly T[], scalars: readonly Scalar[]): T[];
+  _foreachMul(this: void, self: readonly T[], scalars: readonly Scalar[]): T[];
   /** `aten::_foreach_mul.Tensor(Tensor[] self, Tensor other) -> Tensor[]` */
-  _foreachMul(self: readonly T[], other: T): T[];
+  _foreachMul(this: void, self: readonly T[], other: T): T[];
   /** `aten::_foreach_mul.List_out(Tensor[] self, Tensor[] other, *, Tensor(a!)[] out) -> ()` */
-  _foreachMul(self: readonly T[], other: readonly T[], options: { out: readonly T[] }): void;
+  _foreachMul(this: void, self: readonly T[], other: readonly T[], options: { out: readonly T[] }): void;
   /** `aten::_foreach_mul.ScalarList_out(Tensor[] self, Scalar[] scalars, *, Tensor(a!)[] out) -> ()` */
-  _foreachMul(self: readonly T[], scalars: readonly Scalar[], options: { out: readonly T[] }): void;
+  _foreachMul(this: void, self: readonly T[], scalars: readonly Scalar[], options: { out: readonly T[] }): void;
   /** `aten::_foreach_mul.Scalar_out(Tensor[] self, Scalar scalar, *, Tensor(a!)[] out) -> ()` */
-  _foreachMul(self: readonly T[], scalar: Scalar, options: { out: readonly T[] }): void;
+  _foreachMul(this: void, self: readonly T[], scalar: Scalar, options: { out: readonly T[] }): void;
   /** `aten::_foreach_mul.Tensor_out(Tensor[] self, Tensor other, *, Tensor(a!)[] out) -> ()` */
-  _foreachMul(self: readonly T[], other: T, options: { out: readonly T[] }): void;
+  _foreachMul(this: void, self: readonly T[], other: T, options: { out: readonly T[] }): void;
   /** `aten::_foreach_mul_.List(Tensor(a!)[] self, Tensor[] other) -> ()` */
-  _foreachMul_(self: readonly T[], other: readonly T[]): void;
+  _foreachMul_(this: void, self: readonly T[], other: readonly T[]): void;
   /** `aten::_foreach_mul_.Scalar(Tensor(a!)[] self, Scalar scalar) -> ()` */
-  _foreachMul_(self: readonly T[], scalar: Scalar): void;
+  _foreachMul_(this: void, self: readonly T[], scalar: Scalar): void;
   /** `aten::_foreach_mul_.ScalarList(Tensor(a!)[] self, Scalar[] scalars) -> ()` */
-  _foreachMul_(self: readonly T[], scalars: readonly Scalar[]): void;
+  _foreachMul_(this: void, self: readonly T[], scalars: readonly Scalar[]): void;
   /** `aten::_foreach_mul_.Tensor(Tensor(a!)[] self, Tensor other) -> ()` */
-  _foreachMul_(self: readonly T[], other: T): void;
+  _foreachMul_(this: void, self: readonly T[], other: T): void;
   /** `aten::_foreach_neg(Tensor[] self) -> Tensor[]` */
-  _foreachNeg(self: readonly T[]): T[];
+  _foreachNeg(this: void, self: readonly T[]): T[];
   /** `aten::_foreach_neg.out(Tensor[] self, *, Tensor(a!)[] out) -> ()` */
-  _foreachNeg(self: readonly T[], options: { out: readonly T[] }): void;
+  _foreachNeg(this: void, self: readonly T[], options: { out: readonly T[] }): void;
   /** `aten::_foreach_neg_(Tensor(a!)[] self) -> ()` */
-  _foreachNeg_(self: readonly T[]): void;
+  _foreachNeg_(this: void, self: readonly T[]): void;
   /** `aten::_foreach_norm.Scalar(Tensor[] self, Scalar ord=2, ScalarType? dtype=None) -> Tensor[]` */
-  _foreachNorm(self: readonly T[], ord?: Scalar, dtype?: DType | null): T[];
+  _foreachNorm(this: void, self: readonly T[], ord?: Scalar, dtype?: DType | null): T[];
   /** `aten::_foreach_norm.Scalar_out(Tensor[] self, Scalar ord=2, ScalarType? dtype=None, *, Tensor(a!)[] out) -> ()` */
-  _foreachNorm(self: readonly T[], ord: Scalar | undefined, dtype: DType | null | undefined, options: { out: readonly T[] }): void;
+  _foreachNorm(this: void, self: readonly T[], ord: Scalar | undefined, dtype: DType | null | undefined, options: { out: readonly T[] }): void;
   /** `aten::_foreach_pow.List(Tensor[] self, Tensor[] exponent) -> Tensor[]` */
-  _foreachPow(self: readonly T[], exponent: readonly T[]): T[];
+  _foreachPow(this: void, self: readonly T[], exponent: readonly T[]): T[];
   /** `aten::_foreach_pow.Scalar(Tensor[] self, Scalar exponent) -> Tensor[]` */
-  _foreachPow(self: readonly T[], exponent: Scalar): T[];
+  _foreachPow(this: void, self: readonly T[], exponent: Scalar): T[];
   /** `aten::_foreach_pow.ScalarAndTensor(Scalar self, Tensor[] exponent) -> Tensor[]` */
-  _foreachPow(self: Scalar, exponent: readonly T[]): T[];
+  _foreachPow(this: void, self: Scalar, exponent: readonly T[]): T[];
   /** `aten::_foreach_pow.ScalarList(Tensor[] self, Scalar[] exponent) -> Tensor[]` */
-  _foreachPow(self: readonly T[], exponent: readonly Scalar[]): T[];
+  _foreachPow(this: void, self: readonly T[], exponent: readonly Scalar[]): T[];
   /** `aten::_foreach_pow.List_out(Tensor[] self, Tensor[] exponent, *, Tensor(a!)[] out) -> ()` */
-  _foreachPow(self: readonly T[], exponent: readonly T[], options: { out: readonly T[] }): void;
+  _foreachPow(this: void, self: readonly T[], exponent: readonly T[], options: { out: readonly T[] }): void;
   /** `aten::_foreach_pow.ScalarList_out(Tensor[] self, Scalar[] exponent, *, Tensor(a!)[] out) -> ()` */
-  _foreachPow(self: readonly T[], exponent: readonly Scalar[], options: { out: readonly T[] }): void;
+  _foreachPow(this: void, self: readonly T[], exponent: readonly Scalar[], options: { out: readonly T[] }): void;
   /** `aten::_foreach_pow.Scalar_out(Tensor[] self, Scalar exponent, *, Tensor(a!)[] out) -> ()` */
-  _foreachPow(self: readonly T[], exponent: Scalar, options: { out: readonly T[] }): void;
+  _foreachPow(this: void, self: readonly T[], exponent: Scalar, options: { out: readonly T[] }): void;
   /** `aten::_foreach_pow_.List(Tensor(a!)[] self, Tensor[] exponent) -> ()` */
-  _foreachPow_(self: readonly T[], exponent: readonly T[]): void;
+  _foreachPow_(this: void, self: readonly T[], exponent: readonly T[]): void;
   /** `aten::_foreach_pow_.Scalar(Tensor(a!)[] self, Scalar exponent) -> ()` */
-  _foreachPow_(self: readonly T[], exponent: Scalar): void;
+  _foreachPow_(this: void, self: readonly T[], exponent: Scalar): void;
   /** `aten::_foreach_pow_.ScalarList(Tensor(a!)[] self, Scalar[] exponent) -> ()` */
-  _foreachPow_(self: readonly T[], exponent: readonly Scalar[]): void;
+  _foreachPow_(this: void, self: readonly T[], exponent: readonly Scalar[]): void;
   /** `aten::_foreach_powsum.Scalar(Tensor[] self, Scalar ord=2, ScalarType? dtype=None) -> Tensor[]` */
-  _foreachPowsum(self: readonly T[], ord?: Scalar, dtype?: DType | null): T[];
+  _foreachPowsum(this: void, self: readonly T[], ord?: Scalar, dtype?: DType | null): T[];
   /** `aten::_foreach_powsum.Scalar_out(Tensor[] self, Scalar ord=2, ScalarType? dtype=None, *, Tensor(a!)[] out) -> ()` */
-  _foreachPowsum(self: readonly T[], ord: Scalar | undefined, dtype: DType | null | undefined, options: { out: readonly T[] }): void;
+  _foreachPowsum(this: void, self: readonly T[], ord: Scalar | undefined, dtype: DType | null | undefined, options: { out: readonly T[] }): void;
   /** `aten::_foreach_reciprocal(Tensor[] self) -> Tensor[]` */
-  _foreachReciprocal(self: readonly T[]): T[];
+  _foreachReciprocal(this: void, self: readonly T[]): T[];
   /** `aten::_foreach_reciprocal.out(Tensor[] self, *, Tensor(a!)[] out) -> ()` */
-  _foreachReciprocal(self: readonly T[], options: { out: readonly T[] }): void;
+  _foreachReciprocal(this: void, self: readonly T[], options: { out: readonly T[] }): void;
   /** `aten::_foreach_reciprocal_(Tensor(a!)[] self) -> ()` */
-  _foreachReciprocal_(self: readonly T[]): void;
+  _foreachReciprocal_(this: void, self: readonly T[]): void;
   /** `aten::_foreach_round(Tensor[] self) -> Tensor[]` */
-  _foreachRound(self: readonly T[]): T[];
+  _foreachRound(this: void, self: readonly T[]): T[];
   /** `aten::_foreach_round.out(Tensor[] self, *, Tensor(a!)[] out) -> ()` */
-  _foreachRound(self: readonly T[], options: { out: readonly T[] }): void;
+  _foreachRound(this: void, self: readonly T[], options: { out: readonly T[] }): void;
   /** `aten::_foreach_round_(Tensor(a!)[] self) -> ()` */
-  _foreachRound_(self: readonly T[]): void;
+  _foreachRound_(this: void, self: readonly T[]): void;
   /** `aten::_foreach_rsqrt(Tensor[] self) -> Tensor[]` */
-  _foreachRsqrt(self: readonly T[]): T[];
+  _foreachRsqrt(this: void, self: readonly T[]): T[];
   /** `aten::_foreach_rsqrt.out(Tensor[] self, *, Tensor(a!)[] out) -> ()` */
-  _foreachRsqrt(self: readonly T[], options: { out: readonly T[] }): void;
+  _foreachRsqrt(this: void, self: readonly T[], options: { out: readonly T[] }): void;
   /** `aten::_foreach_rsqrt_(Tensor(a!)[] self) -> ()` */
-  _foreachRsqrt_(self: readonly T[]): void;
+  _foreachRsqrt_(this: void, self: readonly T[]): void;
   /** `aten::_foreach_sigmoid(Tensor[] self) -> Tensor[]` */
-  _foreachSigmoid(self: readonly T[]): T[];
+  _foreachSigmoid(this: void, self: readonly T[]): T[];
   /** `aten::_foreach_sigmoid.out(Tensor[] self, *, Tensor(a!)[] out) -> ()` */
-  _foreachSigmoid(self: readonly T[], options: { out: readonly T[] }): void;
+  _foreachSigmoid(this: void, self: readonly T[], options: { out: readonly T[] }): void;
   /** `aten::_foreach_sigmoid_(Tensor(a!)[] self) -> ()` */
-  _foreachSigmoid_(self: readonly T[]): void;
+  _foreachSigmoid_(this: void, self: readonly T[]): void;
   /** `aten::_foreach_sign(Tensor[] self) -> Tensor[]` */
-  _foreachSign(self: readonly T[]): T[];
+  _foreachSign(this: void, self: readonly T[]): T[];
   /** `aten::_foreach_sign.out(Tensor[] self, *, Tensor(a!)[] out) -> ()` */
-  _foreachSign(self: readonly T[], options: { out: readonly T[] }): void;
+  _foreachSign(this: void, self: readonly T[], options: { out: readonly T[] }): void;
   /** `aten::_foreach_sign_(Tensor(a!)[] self) -> ()` */
-  _foreachSign_(self: readonly T[]): void;
+  _foreachSign_(this: void, self: readonly T[]): void;
   /** `aten::_foreach_sin(Tensor[] self) -> Tensor[]` */
-  _foreachSin(self: readonly T[]): T[];
+  _foreachSin(this: void, self: readonly T[]): T[];
   /** `aten::_foreach_sin.out(Tensor[] self, *, Tensor(a!)[] out) -> ()` */
-  _foreachSin(self: readonly T[], options: { out: readonly T[] }): void;
+  _foreachSin(this: void, self: readonly T[], options: { out: readonly T[] }): void;
   /** `aten::_foreach_sin_(Tensor(a!)[] self) -> ()` */
-  _foreachSin_(self: readonly T[]): void;
+  _foreachSin_(this: void, self: readonly T[]): void;
   /** `aten::_foreach_sinh(Tensor[] self) -> Tensor[]` */
-  _foreachSinh(self: readonly T[]): T[];
+  _foreachSinh(this: void, self: readonly T[]): T[];
   /** `aten::_foreach_sinh.out(Tensor[] self, *, Tensor(a!)[] out) -> ()` */
-  _foreachSinh(self: readonly T[], options: { out: readonly T[] }): void;
+  _foreachSinh(this: void, self: readonly T[], options: { out: readonly T[] }): void;
   /** `aten::_foreach_sinh_(Tensor(a!)[] self) -> ()` */
-  _foreachSinh_(self: readonly T[]): void;
+  _foreachSinh_(this: void, self: readonly T[]): void;
   /** `aten::_foreach_sqrt(Tensor[] self) -> Tensor[]` */
-  _foreachSqrt(self: readonly T[]): T[];
+  _foreachSqrt(this: void, self: readonly T[]): T[];
   /** `aten::_foreach_sqrt.out(Tensor[] self, *, Tensor(a!)[] out) -> ()` */
-  _foreachSqrt(self: readonly T[], options: { out: readonly T[] }): void;
+  _foreachSqrt(this: void, self: readonly T[], options: { out: readonly T[] }): void;
   /** `aten::_foreach_sqrt_(Tensor(a!)[] self) -> ()` */
-  _foreachSqrt_(self: readonly T[]): void;
+  _foreachSqrt_(this: void, self: readonly T[]): void;
   /** `aten::_foreach_sub.List(Tensor[] self, Tensor[] other, *, Scalar alpha=1) -> Tensor[]` */
-  _foreachSub(self: readonly T[], other: readonly T[], options?: { alpha?: Scalar | undefined }): T[];
+  _foreachSub(this: void, self: readonly T[], other: readonly T[], options?: { alpha?: Scalar | undefined }): T[];
   /** `aten::_foreach_sub.Scalar(Tensor[] self, Scalar scalar) -> Tensor[]` */
-  _foreachSub(self: readonly T[], scalar: Scalar): T[];
+  _foreachSub(this: void, self: readonly T[], scalar: Scalar): T[];
   /** `aten::_foreach_sub.ScalarList(Tensor[] self, Scalar[] scalars) -> Tensor[]` */
-  _foreachSub(self: readonly T[], scalars: readonly Scalar[]): T[];
+  _foreachSub(this: void, self: readonly T[], scalars: readonly Scalar[]): T[];
   /** `aten::_foreach_sub.List_out(Tensor[] self, Tensor[] other, *, Scalar alpha=1, Tensor(a!)[] out) -> ()` */
-  _foreachSub(self: readonly T[], other: readonly T[], options: { alpha?: Scalar | undefined; out: readonly T[] }): void;
+  _foreachSub(this: void, self: readonly T[], other: readonly T[], options: { alpha?: Scalar | undefined; out: readonly T[] }): void;
   /** `aten::_foreach_sub.ScalarList_out(Tensor[] self, Scalar[] scalars, *, Tensor(a!)[] out) -> ()` */
-  _foreachSub(self: readonly T[], scalars: readonly Scalar[], options: { out: readonly T[] }): void;
+  _foreachSub(this: void, self: readonly T[], scalars: readonly Scalar[], options: { out: readonly T[] }): void;
   /** `aten::_foreach_sub.Scalar_out(Tensor[] self, Scalar scalar, *, Tensor(a!)[] out) -> ()` */
-  _foreachSub(self: readonly T[], scalar: Scalar, options: { out: readonly T[] }): void;
+  _foreachSub(this: void, self: readonly T[], scalar: Scalar, options: { out: readonly T[] }): void;
   /** `aten::_foreach_sub_.List(Tensor(a!)[] self, Tensor[] other, *, Scalar alpha=1) -> ()` */
-  _foreachSub_(self: readonly T[], other: readonly T[], options?: { alpha?: Scalar | undefined }): void;
+  _foreachSub_(this: void, self: readonly T[], other: readonly T[], options?: { alpha?: Scalar | undefined }): void;
   /** `aten::_foreach_sub_.Scalar(Tensor(a!)[] self, Scalar scalar) -> ()` */
-  _foreachSub_(self: readonly T[], scalar: Scalar): void;
+  _foreachSub_(this: void, self: readonly T[], scalar: Scalar): void;
   /** `aten::_foreach_sub_.ScalarList(Tensor(a!)[] self, Scalar[] scalars) -> ()` */
-  _foreachSub_(self: readonly T[], scalars: readonly Scalar[]): void;
+  _foreachSub_(this: void, self: readonly T[], scalars: readonly Scalar[]): void;
   /** `aten::_foreach_tan(Tensor[] self) -> Tensor[]` */
-  _foreachTan(self: readonly T[]): T[];
+  _foreachTan(this: void, self: readonly T[]): T[];
   /** `aten::_foreach_tan.out(Tensor[] self, *, Tensor(a!)[] out) -> ()` */
-  _foreachTan(self: readonly T[], options: { out: readonly T[] }): void;
+  _foreachTan(this: void, self: readonly T[], options: { out: readonly T[] }): void;
   /** `aten::_foreach_tan_(Tensor(a!)[] self) -> ()` */
-  _foreachTan_(self: readonly T[]): void;
+  _foreachTan_(this: void, self: readonly T[]): void;
   /** `aten::_foreach_tanh(Tensor[] self) -> Tensor[]` */
-  _foreachTanh(self: readonly T[]): T[];
+  _foreachTanh(this: void, self: readonly T[]): T[];
   /** `aten::_foreach_tanh.out(Tensor[] self, *, Tensor(a!)[] out) -> ()` */
-  _foreachTanh(self: readonly T[], options: { out: readonly T[] }): void;
+  _foreachTanh(this: void, self: readonly T[], options: { out: readonly T[] }): void;
   /** `aten::_foreach_tanh_(Tensor(a!)[] self) -> ()` */
-  _foreachTanh_(self: readonly T[]): void;
+  _foreachTanh_(this: void, self: readonly T[]): void;
   /** `aten::_foreach_trunc(Tensor[] self) -> Tensor[]` */
-  _foreachTrunc(self: readonly T[]): T[];
+  _foreachTrunc(this: void, self: readonly T[]): T[];
   /** `aten::_foreach_trunc.out(Tensor[] self, *, Tensor(a!)[] out) -> ()` */
-  _foreachTrunc(self: readonly T[], options: { out: readonly T[] }): void;
+  _foreachTrunc(this: void, self: readonly T[], options: { out: readonly T[] }): void;
   /** `aten::_foreach_trunc_(Tensor(a!)[] self) -> ()` */
-  _foreachTrunc_(self: readonly T[]): void;
+  _foreachTrunc_(this: void, self: readonly T[]): void;
   /** `aten::_foreach_zero(Tensor[] self) -> Tensor[] self_out` */
-  _foreachZero(self: readonly T[]): T[];
+  _foreachZero(this: void, self: readonly T[]): T[];
   /** `aten::_foreach_zero.out(Tensor[] self, *, Tensor(a!)[] out) -> ()` */
-  _foreachZero(self: readonly T[], options: { out: readonly T[] }): void;
+  _foreachZero(this: void, self: readonly T[], options: { out: readonly T[] }): void;
   /** `aten::_foreach_zero_(Tensor(a!)[] self) -> ()` */
-  _foreachZero_(self: readonly T[]): void;
+  _foreachZero_(this: void, self: readonly T[]): void;
   /** `aten::_functional_assert_async.msg(Tensor self, str assert_msg, Tensor dep_token) -> Tensor` */
-  _functionalAssertAsync(self: T, assertMsg: string, depToken: T): T;
+  _functionalAssertAsync(this: void, self: T, assertMsg: string, depToken: T): T;
   /** `aten::_functional_assert_scalar(Scalar self, str assert_msg, Tensor dep_token) -> Tensor` */
-  _functionalAssertScalar(self: Scalar, assertMsg: string, depToken: T): T;
+  _functionalAssertScalar(this: void, self: Scalar, assertMsg: string, depToken: T): T;
   /** `aten::_functional_sym_constrain_range(Scalar size, int? min, int? max, Tensor dep_token) -> Tensor` */
-  _functionalSymConstrainRange(size: Scalar, min: number | null, max: number | null, depToken: T): T;
+  _functionalSymConstrainRange(this: void, size: Scalar, min: number | null, max: number | null, depToken: T): T;
   /** `aten::_functional_sym_constrain_range_for_size(Scalar size, int? min, int? max, Tensor dep_token) -> Tensor` */
-  _functionalSymConstrainRangeForSize(size: Scalar, min: number | null, max: number | null, depToken: T): T;
+  _functionalSymConstrainRangeForSize(this: void, size: Scalar, min: number | null, max: number | null, depToken: T): T;
   /** `aten::_fused_adagrad(Tensor[] self, Tensor[] grads, Tensor[] state_sums, Tensor[] state_steps, *, float lr, float lr_decay, float weight_decay, float eps, bool maximize, Tensor? grad_scale=None, Tensor? found_inf=None) -> (Tensor[] self_out, Tensor[] grads_out, Tensor[] state_sums_out, Tensor[] state_steps_out)` */
-  _fusedAdagrad(self: readonly T[], grads: readonly T[], stateSums: readonly T[], stateSteps: readonly T[], options: { lr: number; lrDecay: number; weightDecay: number; eps: number; maximize: boolean; gradScale?: T | null | undefined; foundInf?: T | null | undefined }): [selfOut: T[], gradsOut: T[], stateSumsOut: T[], stateStepsOut: T[]];
+  _fusedAdagrad(this: void, self: readonly T[], grads: readonly T[], stateSums: readonly T[], stateSteps: readonly T[], options: { lr: number; lrDecay: number; weightDecay: number; eps: number; maximize: boolean; gradScale?: T | null | undefined; foundInf?: T | null | undefined }): [selfOut: T[], gradsOut: T[], stateSumsOut: T[], stateStepsOut: T[]];
   /** `aten::_fused_adagrad.tensor_lr(Tensor[] self, Tensor[] grads, Tensor[] state_sums, Tensor[] state_steps, *, Tensor lr, float lr_decay, float weight_decay, float eps, bool maximize, Tensor? grad_scale=None, Tensor? found_inf=None) -> (Tensor[] self_out, Tensor[] grads_out, Tensor[] state_sums_out)` */
-  _fusedAdagrad(self: readonly T[], grads: readonly T[], stateSums: readonly T[], stateSteps: readonly T[], options: { lr: T; lrDecay: number; weightDecay: number; eps: number; maximize: boolean; gradScale?: T | null | undefined; foundInf?: T | null | undefined }): [selfOut: T[], gradsOut: T[], stateSumsOut: T[]];
+  _fusedAdagrad(this: void, self: readonly T[], grads: readonly T[], stateSums: readonly T[], stateSteps: readonly T[], options: { lr: T; lrDecay: number; weightDecay: number; eps: number; maximize: boolean; gradScale?: T | null | undefined; foundInf?: T | null | undefined }): [selfOut: T[], gradsOut: T[], stateSumsOut: T[]];
   /** `aten::_fused_adagrad.out(Tensor[] self, Tensor(b!)[] grads, Tensor(c!)[] state_sums, Tensor(d!)[] state_steps, *, float lr, float lr_decay, float weight_decay, float eps, bool maximize, Tensor? grad_scale=None, Tensor? found_inf=None, Tensor(a!)[] out) -> ()` */
-  _fusedAdagrad(self: readonly T[], grads: readonly T[], stateSums: readonly T[], stateSteps: readonly T[], options: { lr: number; lrDecay: number; weightDecay: number; eps: number; maximize: boolean; gradScale?: T | null | undefined; foundInf?: T | null | undefined; out: readonly T[] }): void;
+  _fusedAdagrad(this: void, self: readonly T[], grads: readonly T[], stateSums: readonly T[], stateSteps: readonly T[], options: { lr: number; lrDecay: number; weightDecay: number; eps: number; maximize: boolean; gradScale?: T | null | undefined; foundInf?: T | null | undefined; out: readonly T[] }): void;
   /** `aten::_fused_adagrad.tensor_lr_out(Tensor[] self, Tensor(b!)[] grads, Tensor(c!)[] state_sums, Tensor[] state_steps, *, Tensor lr, float lr_decay, float weight_decay, float eps, bool maximize, Tensor? grad_scale=None, Tensor? found_inf=None, Tensor(a!)[] out) -> ()` */
-  _fusedAdagrad(self: readonly T[], grads: readonly T[], stateSums: readonly T[], stateSteps: readonly T[], options: { lr: T; lrDecay: number; weightDecay: number; eps: number; maximize: boolean; gradScale?: T | null | undefined; foundInf?: T | null | undefined; out: readonly T[] }): void;
+  _fusedAdagrad(this: void, self: readonly T[], grads: readonly T[], stateSums: readonly T[], stateSteps: readonly T[], options: { lr: T; lrDecay: number; weightDecay: number; eps: number; maximize: boolean; gradScale?: T | null | undefined; foundInf?: T | null | undefined; out: readonly T[] }): void;
   /** `aten::_fused_adagrad_(Tensor(a!)[] self, Tensor(b!)[] grads, Tensor(c!)[] state_sums, Tensor(d!)[] state_steps, *, float lr, float lr_decay, float weight_decay, float eps, bool maximize, Tensor? grad_scale=None, Tensor? found_inf=None) -> ()` */
-  _fusedAdagrad_(self: readonly T[], grads: readonly T[], stateSums: readonly T[], stateSteps: readonly T[], options: { lr: number; lrDecay: number; weightDecay: number; eps: number; maximize: boolean; gradScale?: T | null | undefined; foundInf?: T | null | undefined }): void;
+  _fusedAdagrad_(this: void, self: readonly T[], grads: readonly T[], stateSums: readonly T[], stateSteps: readonly T[], options: { lr: number; lrDecay: number; weightDecay: number; eps: number; maximize: boolean; gradScale?: T | null | undefined; foundInf?: T | null | undefined }): void;
   /** `aten::_fused_adagrad_.tensor_lr(Tensor(a!)[] self, Tensor(b!)[] grads, Tensor(c!)[] state_sums, Tensor[] state_steps, *, Tensor lr, float lr_decay, float weight_decay, float eps, bool maximize, Tensor? grad_scale=None, Tensor? found_inf=None) -> ()` */
-  _fusedAdagrad_(self: readonly T[], grads: readonly T[], stateSums: readonly T[], stateSteps: readonly T[], options: { lr: T; lrDecay: number; weightDecay: number; eps: number; maximize: boolean; gradScale?: T | null | undefined; foundInf?: T | null | undefined }): void;
+  _fusedAdagrad_(this: void, self: readonly T[], grads: readonly T[], stateSums: readonly T[], stateSteps: readonly T[], options: { lr: T; lrDecay: number; weightDecay: number; eps: number; maximize: boolean; gradScale?: T | null | undefined; foundInf?: T | null | undefined }): void;
   /** `aten::_fused_adam(Tensor[] self, Tensor[] grads, Tensor[] exp_avgs, Tensor[] exp_avg_sqs, Tensor[] max_exp_avg_sqs, Tensor[] state_steps, *, float lr, float beta1, float beta2, float weight_decay, float eps, bool amsgrad, bool maximize, Tensor? grad_scale=None, Tensor? found_inf=None) -> (Tensor[] self_out, Tensor[] grads_out, Tensor[] exp_avgs_out, Tensor[] exp_avg_sqs_out, Tensor[] max_exp_avg_sqs_out)` */
-  _fusedAdam(self: readonly T[], grads: readonly T[], expAvgs: readonly T[], expAvgSqs: readonly T[], maxExpAvgSqs: readonly T[], stateSteps: readonly T[], options: { lr: number; beta1: number; beta2: number; weightDecay: number; eps: number; amsgrad: boolean; maximize: boolean; gradScale?: T | null | undefined; foundInf?: T | null | undefined }): [selfOut: T[], gradsOut: T[], expAvgsOut: T[], expAvgSqsOut: T[], maxExpAvgSqsOut: T[]];
+  _fusedAdam(this: void, self: readonly T[], grads: readonly T[], expAvgs: readonly T[], expAvgSqs: readonly T[], maxExpAvgSqs: readonly T[], stateSteps: readonly T[], options: { lr: number; beta1: number; beta2: number; weightDecay: number; eps: number; amsgrad: boolean; maximize: boolean; gradScale?: T | null | undefined; foundInf?: T | null | undefined }): [selfOut: T[], gradsOut: T[], expAvgsOut: T[], expAvgSqsOut: T[], maxExpAvgSqsOut: T[]];
   /** `aten::_fused_adam.tensor_lr(Tensor[] self, Tensor[] grads, Tensor[] exp_avgs, Tensor[] exp_avg_sqs, Tensor[] max_exp_avg_sqs, Tensor[] state_steps, *, Tensor lr, float beta1, float beta2, float weight_decay, float eps, bool amsgrad, bool maximize, Tensor? grad_scale=None, Tensor? found_inf=None) -> (Tensor[] self_out, Tensor[] grads_out, Tensor[] exp_avgs_out, Tensor[] exp_avg_sqs_out, Tensor[] max_exp_avg_sqs_out)` */
-  _fusedAdam(self: readonly T[], grads: readonly T[], expAvgs: readonly T[], expAvgSqs: readonly T[], maxExpAvgSqs: readonly T[], stateSteps: readonly T[], options: { lr: T; beta1: number; beta2: number; weightDecay: number; eps: number; amsgrad: boolean; maximize: boolean; gradScale?: T | null | undefined; foundInf?: T | null | undefined }): [selfOut: T[], gradsOut: T[], expAvgsOut: T[], expAvgSqsOut: T[], maxExpAvgSqsOut: T[]];
+  _fusedAdam(this: void, self: readonly T[], grads: readonly T[], expAvgs: readonly T[], expAvgSqs: readonly T[], maxExpAvgSqs: readonly T[], stateSteps: readonly T[], options: { lr: T; beta1: number; beta2: number; weightDecay: number; eps: number; amsgrad: boolean; maximize: boolean; gradScale?: T | null | undefined; foundInf?: T | null | undefined }): [selfOut: T[], gradsOut: T[], expAvgsOut: T[], expAvgSqsOut: T[], maxExpAvgSqsOut: T[]];
   /** `aten::_fused_adam.out(Tensor[] self, Tensor(b!)[] grads, Tensor(c!)[] exp_avgs, Tensor(d!)[] exp_avg_sqs, Tensor(e!)[] max_exp_avg_sqs, Tensor[] state_steps, *, float lr, float beta1, float beta2, float weight_decay, float eps, bool amsgrad, bool maximize, Tensor? grad_scale=None, Tensor? found_inf=None, Tensor(a!)[] out) -> ()` */
-  _fusedAdam(self: readonly T[], grads: readonly T[], expAvgs: readonly T[], expAvgSqs: readonly T[], maxExpAvgSqs: readonly T[], stateSteps: readonly T[], options: { lr: number; beta1: number; beta2: number; weightDecay: number; eps: number; amsgrad: boolean; maximize: boolean; gradScale?: T | null | undefined; foundInf?: T | null | undefined; out: readonly T[] }): void;
+  _fusedAdam(this: void, self: readonly T[], grads: readonly T[], expAvgs: readonly T[], expAvgSqs: readonly T[], maxExpAvgSqs: readonly T[], stateSteps: readonly T[], options: { lr: number; beta1: number; beta2: number; weightDecay: number; eps: number; amsgrad: boolean; maximize: boolean; gradScale?: T | null | undefined; foundInf?: T | null | undefined; out: readonly T[] }): void;
   /** `aten::_fused_adam.tensor_lr_out(Tensor[] self, Tensor(b!)[] grads, Tensor(c!)[] exp_avgs, Tensor(d!)[] exp_avg_sqs, Tensor(e!)[] max_exp_avg_sqs, Tensor[] state_steps, *, Tensor lr, float beta1, float beta2, float weight_decay, float eps, bool amsgrad, bool maximize, Tensor? grad_scale=None, Tensor? found_inf=None, Tensor(a!)[] out) -> ()` */
-  _fusedAdam(self: readonly T[], grads: readonly T[], expAvgs: readonly T[], expAvgSqs: readonly T[], maxExpAvgSqs: readonly T[], stateSteps: readonly T[], options: { lr: T; beta1: number; beta2: number; weightDecay: number; eps: number; amsgrad: boolean; maximize: boolean; gradScale?: T | null | undefined; foundInf?: T | null | undefined; out: readonly T[] }): void;
+  _fusedAdam(this: void, self: readonly T[], grads: readonly T[], expAvgs: readonly T[], expAvgSqs: readonly T[], maxExpAvgSqs: readonly T[], stateSteps: readonly T[], options: { lr: T; beta1: number; beta2: number; weightDecay: number; eps: number; amsgrad: boolean; maximize: boolean; gradScale?: T | null | undefined; foundInf?: T | null | undefined; out: readonly T[] }): void;
   /** `aten::_fused_adam_(Tensor(a!)[] self, Tensor(b!)[] grads, Tensor(c!)[] exp_avgs, Tensor(d!)[] exp_avg_sqs, Tensor(e!)[] max_exp_avg_sqs, Tensor[] state_steps, *, float lr, float beta1, float beta2, float weight_decay, float eps, bool amsgrad, bool maximize, Tensor? grad_scale=None, Tensor? found_inf=None) -> ()` */
-  _fusedAdam_(self: readonly T[], grads: readonly T[], expAvgs: readonly T[], expAvgSqs: readonly T[], maxExpAvgSqs: readonly T[], stateSteps: readonly T[], options: { lr: number; beta1: number; beta2: number; weightDecay: number; eps: number; amsgrad: boolean; maximize: boolean; gradScale?: T | null | undefined; foundInf?: T | null | undefined }): void;
+  _fusedAdam_(this: void, self: readonly T[], grads: readonly T[], expAvgs: readonly T[], expAvgSqs: readonly T[], maxExpAvgSqs: readonly T[], stateSteps: readonly T[], options: { lr: number; beta1: number; beta2: number; weightDecay: number; eps: number; amsgrad: boolean; maximize: boolean; gradScale?: T | null | undefined; foundInf?: T | null | undefined }): void;
   /** `aten::_fused_adam_.tensor_lr(Tensor(a!)[] self, Tensor(b!)[] grads, Tensor(c!)[] exp_avgs, Tensor(d!)[] exp_avg_sqs, Tensor(e!)[] max_exp_avg_sqs, Tensor[] state_steps, *, Tensor lr, float beta1, float beta2, float weight_decay, float eps, bool amsgrad, bool maximize, Tensor? grad_scale=None, Tensor? found_inf=None) -> ()` */
-  _fusedAdam_(self: readonly T[], grads: readonly T[], expAvgs: readonly T[], expAvgSqs: readonly T[], maxExpAvgSqs: readonly T[], stateSteps: readonly T[], options: { lr: T; beta1: number; beta2: number; weightDecay: number; eps: number; amsgrad: boolean; maximize: boolean; gradScale?: T | null | undefined; foundInf?: T | null | undefined }): void;
+  _fusedAdam_(this: void, self: readonly T[], grads: readonly T[], expAvgs: readonly T[], expAvgSqs: readonly T[], maxExpAvgSqs: readonly T[], stateSteps: readonly T[], options: { lr: T; beta1: number; beta2: number; weightDecay: number; eps: number; amsgrad: boolean; maximize: boolean; gradScale?: T | null | undefined; foundInf?: T | null | undefined }): void;
   /** `aten::_fused_adamw(Tensor[] self, Tensor[] grads, Tensor[] exp_avgs, Tensor[] exp_avg_sqs, Tensor[] max_exp_avg_sqs, Tensor[] state_steps, *, float lr, float beta1, float beta2, float weight_decay, float eps, bool amsgrad, bool maximize, Tensor? grad_scale=None, Tensor? found_inf=None) -> (Tensor[] self_out, Tensor[] grads_out, Tensor[] exp_avgs_out, Tensor[] exp_avg_sqs_out, Tensor[] max_exp_avg_sqs_out)` */
-  _fusedAdamw(self: readonly T[], grads: readonly T[], expAvgs: readonly T[], expAvgSqs: readonly T[], maxExpAvgSqs: readonly T[], stateSteps: readonly T[], options: { lr: number; beta1: number; beta2: number; weightDecay: number; eps: number; amsgrad: boolean; maximize: boolean; gradScale?: T | null | undefined; foundInf?: T | null | undefined }): [selfOut: T[], gradsOut: T[], expAvgsOut: T[], expAvgSqsOut: T[], maxExpAvgSqsOut: T[]];
+  _fusedAdamw(this: void, self: readonly T[], grads: readonly T[], expAvgs: readonly T[], expAvgSqs: readonly T[], maxExpAvgSqs: readonly T[], stateSteps: readonly T[], options: { lr: number; beta1: number; beta2: number; weightDecay: number; eps: number; amsgrad: boolean; maximize: boolean; gradScale?: T | null | undefined; foundInf?: T | null | undefined }): [selfOut: T[], gradsOut: T[], expAvgsOut: T[], expAvgSqsOut: T[], maxExpAvgSqsOut: T[]];
   /** `aten::_fused_adamw.tensor_lr(Tensor[] self, Tensor[] grads, Tensor[] exp_avgs, Tensor[] exp_avg_sqs, Tensor[] max_exp_avg_sqs, Tensor[] state_steps, *, Tensor lr, float beta1, float beta2, float weight_decay, float eps, bool amsgrad, bool maximize, Tensor? grad_scale=None, Tensor? found_inf=None) -> (Tensor[] self_out, Tensor[] grads_out, Tensor[] exp_avgs_out, Tensor[] exp_avg_sqs_out, Tensor[] max_exp_avg_sqs_out)` */
-  _fusedAdamw(self: readonly T[], grads: readonly T[], expAvgs: readonly T[], expAvgSqs: readonly T[], maxExpAvgSqs: readonly T[], stateSteps: readonly T[], options: { lr: T; beta1: number; beta2: number; weightDecay: number; eps: number; amsgrad: boolean; maximize: boolean; gradScale?: T | null | undefined; foundInf?: T | null | undefined }): [selfOut: T[], gradsOut: T[], expAvgsOut: T[], expAvgSqsOut: T[], maxExpAvgSqsOut: T[]];
+  _fusedAdamw(this: void, self: readonly T[], grads: readonly T[], expAvgs: readonly T[], expAvgSqs: readonly T[], maxExpAvgSqs: readonly T[], stateSteps: readonly T[], options: { lr: T; beta1: number; beta2: number; weightDecay: number; eps: number; amsgrad: boolean; maximize: boolean; gradScale?: T | null | undefined; foundInf?: T | null | undefined }): [selfOut: T[], gradsOut: T[], expAvgsOut: T[], expAvgSqsOut: T[], maxExpAvgSqsOut: T[]];
   /** `aten::_fused_adamw.out(Tensor[] self, Tensor(b!)[] grads, Tensor(c!)[] exp_avgs, Tensor(d!)[] exp_avg_sqs, Tensor(e!)[] max_exp_avg_sqs, Tensor[] state_steps, *, float lr, float beta1, float beta2, float weight_decay, float eps, bool amsgrad, bool maximize, Tensor? grad_scale=None, Tensor? found_inf=None, Tensor(a!)[] out) -> ()` */
-  _fusedAdamw(self: readonly T[], grads: readonly T[], expAvgs: readonly T[], expAvgSqs: readonly T[], maxExpAvgSqs: readonly T[], stateSteps: readonly T[], options: { lr: number; beta1: number; beta2: number; weightDecay: number; eps: number; amsgrad: boolean; maximize: boolean; gradScale?: T | null | undefined; foundInf?: T | null | undefined; out: readonly T[] }): void;
+  _fusedAdamw(this: void, self: readonly T[], grads: readonly T[], expAvgs: readonly T[], expAvgSqs: readonly T[], maxExpAvgSqs: readonly T[], stateSteps: readonly T[], options: { lr: number; beta1: number; beta2: number; weightDecay: number; eps: number; amsgrad: boolean; maximize: boolean; gradScale?: T | null | undefined; foundInf?: T | null | undefined; out: readonly T[] }): void;
   /** `aten::_fused_adamw.tensor_lr_out(Tensor[] self, Tensor(b!)[] grads, Tensor(c!)[] exp_avgs, Tensor(d!)[] exp_avg_sqs, Tensor(e!)[] max_exp_avg_sqs, Tensor[] state_steps, *, Tensor lr, float beta1, float beta2, float weight_decay, float eps, bool amsgrad, bool maximize, Tensor? grad_scale=None, Tensor? found_inf=None, Tensor(a!)[] out) -> ()` */
-  _fusedAdamw(self: readonly T[], grads: readonly T[], expAvgs: readonly T[], expAvgSqs: readonly T[], maxExpAvgSqs: readonly T[], stateSteps: readonly T[], options: { lr: T; beta1: number; beta2: number; weightDecay: number; eps: number; amsgrad: boolean; maximize: boolean; gradScale?: T | null | undefined; foundInf?: T | null | undefined; out: readonly T[] }): void;
+  _fusedAdamw(this: void, self: readonly T[], grads: readonly T[], expAvgs: readonly T[], expAvgSqs: readonly T[], maxExpAvgSqs: readonly T[], stateSteps: readonly T[], options: { lr: T; beta1: number; beta2: number; weightDecay: number; eps: number; amsgrad: boolean; maximize: boolean; gradScale?: T | null | undefined; foundInf?: T | null | undefined; out: readonly T[] }): void;
   /** `aten::_fused_adamw_(Tensor(a!)[] self, Tensor(b!)[] grads, Tensor(c!)[] exp_avgs, Tensor(d!)[] exp_avg_sqs, Tensor(e!)[] max_exp_avg_sqs, Tensor[] state_steps, *, float lr, float beta1, float beta2, float weight_decay, float eps, bool amsgrad, bool maximize, Tensor? grad_scale=None, Tensor? found_inf=None) -> ()` */
-  _fusedAdamw_(self: readonly T[], grads: readonly T[], expAvgs: readonly T[], expAvgSqs: readonly T[], maxExpAvgSqs: readonly T[], stateSteps: readonly T[], options: { lr: number; beta1: number; beta2: number; weightDecay: number; eps: number; amsgrad: boolean; maximize: boolean; gradScale?: T | null | undefined; foundInf?: T | null | undefined }): void;
+  _fusedAdamw_(this: void, self: readonly T[], grads: readonly T[], expAvgs: readonly T[], expAvgSqs: readonly T[], maxExpAvgSqs: readonly T[], stateSteps: readonly T[], options: { lr: number; beta1: number; beta2: number; weightDecay: number; eps: number; amsgrad: boolean; maximize: boolean; gradScale?: T | null | undefined; foundInf?: T | null | undefined }): void;
   /** `aten::_fused_adamw_.tensor_lr(Tensor(a!)[] self, Tensor(b!)[] grads, Tensor(c!)[] exp_avgs, Tensor(d!)[] exp_avg_sqs, Tensor(e!)[] max_exp_avg_sqs, Tensor[] state_steps, *, Tensor lr, float beta1, float beta2, float weight_decay, float eps, bool amsgrad, bool maximize, Tensor? grad_scale=None, Tensor? found_inf=None) -> ()` */
-  _fusedAdamw_(self: readonly T[], grads: readonly T[], expAvgs: readonly T[], expAvgSqs: readonly T[], maxExpAvgSqs: readonly T[], stateSteps: readonly T[], options: { lr: T; beta1: number; beta2: number; weightDecay: number; eps: number; amsgrad: boolean; maximize: boolean; gradScale?: T | null | undefined; foundInf?: T | null | undefined }): void;
+  _fusedAdamw_(this: void, self: readonly T[], grads: readonly T[], expAvgs: readonly T[], expAvgSqs: readonly T[], maxExpAvgSqs: readonly T[], stateSteps: readonly T[], options: { lr: T; beta1: number; beta2: number; weightDecay: number; eps: number; amsgrad: boolean; maximize: boolean; gradScale?: T | null | undefined; foundInf?: T | null | undefined }): void;
   /** `aten::_fused_moving_avg_obs_fq_helper(Tensor self, Tensor observer_on, Tensor fake_quant_on, Tensor(a!) running_min, Tensor(b!) running_max, Tensor(c!) scale, Tensor(d!) zero_point, float averaging_const, int quant_min, int quant_max, int ch_axis, bool per_row_fake_quant=False, bool symmetric_quant=False) -> (Tensor output, Tensor mask)` */
-  _fusedMovingAvgObsFqHelper(self: T, observerOn: T, fakeQuantOn: T, runningMin: T, runningMax: T, scale: T, zeroPoint: T, averagingConst: number, quantMin: number, quantMax: number, chAxis: number, perRowFakeQuant?: boolean, symmetricQuant?: boolean, options?: { out0?: T | undefined; out1?: T | undefined }): [output: T, mask: T];
+  _fusedMovingAvgObsFqHelper(this: void, self: T, observerOn: T, fakeQuantOn: T, runningMin: T, runningMax: T, scale: T, zeroPoint: T, averagingConst: number, quantMin: number, quantMax: number, chAxis: number, perRowFakeQuant?: boolean, symmetricQuant?: boolean, options?: { out0?: T | undefined; out1?: T | undefined }): [output: T, mask: T];
   /** `aten::_fused_moving_avg_obs_fq_helper_functional(Tensor self, Tensor observer_on, Tensor fake_quant_on, Tensor running_min, Tensor running_max, Tensor scale, Tensor zero_point, float averaging_const, int quant_min, int quant_max, int ch_axis, bool per_row_fake_quant=False, bool symmetric_quant=False) -> (Tensor output, Tensor mask, Tensor running_min_out, Tensor running_max_out, Tensor scale_out, Tensor zero_point_out)` */
-  _fusedMovingAvgObsFqHelperFunctional(self: T, observerOn: T, fakeQuantOn: T, runningMin: T, runningMax: T, scale: T, zeroPoint: T, averagingConst: number, quantMin: number, quantMax: number, chAxis: number, perRowFakeQuant?: boolean, symmetricQuant?: boolean): [output: T, mask: T, runningMinOut: T, runningMaxOut: T, scaleOut: T, zeroPointOut: T];
+  _fusedMovingAvgObsFqHelperFunctional(this: void, self: T, observerOn: T, fakeQuantOn: T, runningMin: T, runningMax: T, scale: T, zeroPoint: T, averagingConst: number, quantMin: number, quantMax: number, chAxis: number, perRowFakeQuant?: boolean, symmetricQuant?: boolean): [output: T, mask: T, runningMinOut: T, runningMaxOut: T, scaleOut: T, zeroPointOut: T];
   /** `aten::_fused_rms_norm(Tensor input, int[] normalized_shape, Tensor? weight, float? eps) -> (Tensor, Tensor)` */
-  _fusedRmsNorm(input: T, normalizedShape: readonly number[], weight: T | null, eps: number | null): [T, T];
+  _fusedRmsNorm(this: void, input: T, normalizedShape: readonly number[], weight: T | null, eps: number | null): [T, T];
   /** `aten::_fused_rms_norm_backward(Tensor grad_out, Tensor input, int[] normalized_shape, Tensor rstd, Tensor? weight, bool[2] output_mask) -> (Tensor, Tensor)` */
-  _fusedRmsNormBackward(gradOut: T, input: T, normalizedShape: readonly number[], rstd: T, weight: T | null, outputMask: readonly boolean[]): [T, T];
+  _fusedRmsNormBackward(this: void, gradOut: T, input: T, normalizedShape: readonly number[], rstd: T, weight: T | null, outputMask: readonly boolean[]): [T, T];
   /** `aten::_fused_sdp_choice(Tensor query, Tensor key, Tensor value, Tensor? attn_mask=None, float dropout_p=0., bool is_causal=False, *, float? scale=None, bool enable_gqa=False) -> int` */
-  _fusedSdpChoice(query: T, key: T, value: T, attnMask?: T | null, dropoutP?: number, isCausal?: boolean, options?: { scale?: number | null | undefined; enableGqa?: boolean | undefined }): number;
+  _fusedSdpChoice(this: void, query: T, key: T, value: T, attnMask?: T | null, dropoutP?: number, isCausal?: boolean, options?: { scale?: number | null | undefined; enableGqa?: boolean | undefined }): number;
   /** `aten::_fused_sgd(Tensor[] self, Tensor[] grads, Tensor[] momentum_buffer_list, *, float weight_decay, float momentum, float lr, float dampening, bool nesterov, bool maximize, bool is_first_step, Tensor? grad_scale=None, Tensor? found_inf=None) -> (Tensor[] self_out, Tensor[] grads_out, Tensor[] momentum_buffer_list_out)` */
-  _fusedSgd(self: readonly T[], grads: readonly T[], momentumBufferList: readonly T[], options: { weightDecay: number; momentum: number; lr: number; dampening: number; nesterov: boolean; maximize: boolean; isFirstStep: boolean; gradScale?: T | null | undefined; foundInf?: T | null | undefined }): [selfOut: T[], gradsOut: T[], momentumBufferListOut: T[]];
+  _fusedSgd(this: void, self: readonly T[], grads: readonly T[], momentumBufferList: readonly T[], options: { weightDecay: number; momentum: number; lr: number; dampening: number; nesterov: boolean; maximize: boolean; isFirstStep: boolean; gradScale?: T | null | undefined; foundInf?: T | null | undefined }): [selfOut: T[], gradsOut: T[], momentumBufferListOut: T[]];
   /** `aten::_fused_sgd.tensor_lr(Tensor[] self, Tensor[] grads, Tensor[] momentum_buffer_list, *, float weight_decay, float momentum, Tensor lr, float dampening, bool nesterov, bool maximize, bool is_first_step, Tensor? grad_scale=None, Tensor? found_inf=None) -> (Tensor[] self_out, Tensor[] grads_out, Tensor[] momentum_buffer_list_out)` */
-  _fusedSgd(self: readonly T[], grads: readonly T[], momentumBufferList: readonly T[], options: { weightDecay: number; momentum: number; lr: T; dampening: number; nesterov: boolean; maximize: boolean; isFirstStep: boolean; gradScale?: T | null | undefined; foundInf?: T | null | undefined }): [selfOut: T[], gradsOut: T[], momentumBufferListOut: T[]];
+  _fusedSgd(this: void, self: readonly T[], grads: readonly T[], momentumBufferList: readonly T[], options: { weightDecay: number; momentum: number; lr: T; dampening: number; nesterov: boolean; maximize: boolean; isFirstStep: boolean; gradScale?: T | null | undefined; foundInf?: T | null | undefined }): [selfOut: T[], gradsOut: T[], momentumBufferListOut: T[]];
   /** `aten::_fused_sgd.out(Tensor[] self, Tensor(b!)[] grads, Tensor(c!)[] momentum_buffer_list, *, float weight_decay, float momentum, float lr, float dampening, bool nesterov, bool maximize, bool is_first_step, Tensor? grad_scale=None, Tensor? found_inf=None, Tensor(a!)[] out) -> ()` */
-  _fusedSgd(self: readonly T[], grads: readonly T[], momentumBufferList: readonly T[], options: { weightDecay: number; momentum: number; lr: number; dampening: number; nesterov: boolean; maximize: boolean; isFirstStep: boolean; gradScale?: T | null | undefined; foundInf?: T | null | undefined; out: readonly T[] }): void;
+  _fusedSgd(this: void, self: readonly T[], grads: readonly T[], momentumBufferList: readonly T[], options: { weightDecay: number; momentum: number; lr: number; dampening: number; nesterov: boolean; maximize: boolean; isFirstStep: boolean; gradScale?: T | null | undefined; foundInf?: T | null | undefined; out: readonly T[] }): void;
   /** `aten::_fused_sgd.tensor_lr_out(Tensor[] self, Tensor(b!)[] grads, Tensor(c!)[] momentum_buffer_list, *, float weight_decay, float momentum, Tensor lr, float dampening, bool nesterov, bool maximize, bool is_first_step, Tensor? grad_scale=None, Tensor? found_inf=None, Tensor(a!)[] out) -> ()` */
-  _fusedSgd(self: readonly T[], grads: readonly T[], momentumBufferList: readonly T[], options: { weightDecay: number; momentum: number; lr: T; dampening: number; nesterov: boolean; maximize: boolean; isFirstStep: boolean; gradScale?: T | null | undefined; foundInf?: T | null | undefined; out: readonly T[] }): void;
+  _fusedSgd(this: void, self: readonly T[], grads: readonly T[], momentumBufferList: readonly T[], options: { weightDecay: number; momentum: number; lr: T; dampening: number; nesterov: boolean; maximize: boolean; isFirstStep: boolean; gradScale?: T | null | undefined; foundInf?: T | null | undefined; out: readonly T[] }): void;
   /** `aten::_fused_sgd_(Tensor(a!)[] self, Tensor(b!)[] grads, Tensor(c!)[] momentum_buffer_list, *, float weight_decay, float momentum, float lr, float dampening, bool nesterov, bool maximize, bool is_first_step, Tensor? grad_scale=None, Tensor? found_inf=None) -> ()` */
-  _fusedSgd_(self: readonly T[], grads: readonly T[], momentumBufferList: readonly T[], options: { weightDecay: number; momentum: number; lr: number; dampening: number; nesterov: boolean; maximize: boolean; isFirstStep: boolean; gradScale?: T | null | undefined; foundInf?: T | null | undefined }): void;
+  _fusedSgd_(this: void, self: readonly T[], grads: readonly T[], momentumBufferList: readonly T[], options: { weightDecay: number; momentum: number; lr: number; dampening: number; nesterov: boolean; maximize: boolean; isFirstStep: boolean; gradScale?: T | null | undefined; foundInf?: T | null | undefined }): void;
   /** `aten::_fused_sgd_.tensor_lr(Tensor(a!)[] self, Tensor(b!)[] grads, Tensor(c!)[] momentum_buffer_list, *, float weight_decay, float momentum, Tensor lr, float dampening, bool nesterov, bool maximize, bool is_first_step, Tensor? grad_scale=None, Tensor? found_inf=None) -> ()` */
-  _fusedSgd_(self: readonly T[], grads: readonly T[], momentumBufferList: readonly T[], options: { weightDecay: number; momentum: number; lr: T; dampening: number; nesterov: boolean; maximize: boolean; isFirstStep: boolean; gradScale?: T | null | undefined; foundInf?: T | null | undefined }): void;
+  _fusedSgd_(this: void, self: readonly T[], grads: readonly T[], momentumBufferList: readonly T[], options: { weightDecay: number; momentum: number; lr: T; dampening: number; nesterov: boolean; maximize: boolean; isFirstStep: boolean; gradScale?: T | null | undefined; foundInf?: T | null | undefined }): void;
   /** `aten::_fw_primal(Tensor(a) self, int level) -> Tensor(a)` */
-  _fwPrimal(self: T, level: number): T;
+  _fwPrimal(this: void, self: T, level: number): T;
   /** `aten::_fw_primal_copy(Tensor self, int level) -> Tensor` */
-  _fwPrimalCopy(self: T, level: number, options?: { out?: T | undefined }): T;
+  _fwPrimalCopy(this: void, self: T, level: number, options?: { out?: T | undefined }): T;
   /** `aten::_gather_sparse_backward(Tensor self, int dim, Tensor index, Tensor grad) -> Tensor` */
-  _gatherSparseBackward(self: T, dim: number, index: T, grad: T): T;
+  _gatherSparseBackward(this: void, self: T, dim: number, index: T, grad: T): T;
   /** `aten::_grid_sampler_2d_cpu_fallback(Tensor input, Tensor grid, int interpolation_mode, int padding_mode, bool align_corners) -> Tensor` */
-  _gridSampler2dCpuFallback(input: T, grid: T, interpolationMode: number, paddingMode: number, alignCorners: boolean, options?: { out?: T | undefined }): T;
+  _gridSampler2dCpuFallback(this: void, input: T, grid: T, interpolationMode: number, paddingMode: number, alignCorners: boolean, options?: { out?: T | undefined }): T;
   /** `aten::_grid_sampler_2d_cpu_fallback_backward(Tensor grad_output, Tensor input, Tensor grid, int interpolation_mode, int padding_mode, bool align_corners) -> (Tensor, Tensor)` */
-  _gridSampler2dCpuFallbackBackward(gradOutput: T, input: T, grid: T, interpolationMode: number, paddingMode: number, alignCorners: boolean): [T, T];
+  _gridSampler2dCpuFallbackBackward(this: void, gradOutput: T, input: T, grid: T, interpolationMode: number, paddingMode: number, alignCorners: boolean): [T, T];
   /** `aten::_grouped_mm(Tensor self, Tensor mat2, Tensor? offs=None, Tensor? bias=None, ScalarType? out_dtype=None) -> Tensor` */
-  _groupedMm(self: T, mat2: T, offs?: T | null, bias?: T | null, outDtype?: DType | null): T;
+  _groupedMm(this: void, self: T, mat2: T, offs?: T | null, bias?: T | null, outDtype?: DType | null): T;
   /** `aten::_has_compatible_shallow_copy_type(Tensor self, Tensor from) -> bool` */
-  _hasCompatibleShallowCopyType(self: T, from: T): boolean;
+  _hasCompatibleShallowCopyType(this: void, self: T, from: T): boolean;
   /** `aten::_has_same_storage_numel(Tensor self, Tensor other) -> bool` */
-  _hasSameStorageNumel(self: T, other: T): boolean;
+  _hasSameStorageNumel(this: void, self: T, other: T): boolean;
   /** `aten::_histogramdd_bin_edges(Tensor self, int[] bins, *, float[]? range=None, Tensor? weight=None, bool density=False) -> Tensor[]` */
-  _histogramddBinEdges(self: T, bins: readonly number[], options?: { range?: readonly number[] | null | undefined; weight?: T | null | undefined; density?: boolean | undefined }): T[];
+  _histogramddBinEdges(this: void, self: T, bins: readonly number[], options?: { range?: readonly number[] | null | undefined; weight?: T | null | undefined; density?: boolean | undefined }): T[];
   /** `aten::_histogramdd_bin_edges.out(Tensor self, int[] bins, *, float[]? range=None, Tensor? weight=None, bool density=False, Tensor(a!)[] out) -> ()` */
-  _histogramddBinEdges(self: T, bins: readonly number[], options: { range?: readonly number[] | null | undefined; weight?: T | null | undefined; density?: boolean | undefined; out: readonly T[] }): void;
+  _histogramddBinEdges(this: void, self: T, bins: readonly number[], options: { range?: readonly number[] | null | undefined; weight?: T | null | undefined; density?: boolean | undefined; out: readonly T[] }): void;
   /** `aten::_histogramdd_from_bin_cts(Tensor self, int[] bins, *, float[]? range=None, Tensor? weight=None, bool density=False) -> Tensor` */
-  _histogramddFromBinCts(self: T, bins: readonly number[], options?: { range?: readonly number[] | null | undefined; weight?: T | null | undefined; density?: boolean | undefined; out?: T | undefined }): T;
+  _histogramddFromBinCts(this: void, self: T, bins: readonly number[], options?: { range?: readonly number[] | null | undefined; weight?: T | null | undefined; density?: boolean | undefined; out?: T | undefined }): T;
   /** `aten::_histogramdd_from_bin_tensors(Tensor self, Tensor[] bins, *, Tensor? weight=None, bool density=False) -> Tensor` */
-  _histogramddFromBinTensors(self: T, bins: readonly T[], options?: { weight?: T | null | undefined; density?: boolean | undefined; out?: T | undefined }): T;
+  _histogramddFromBinTensors(this: void, self: T, bins: readonly T[], options?: { weight?: T | null | undefined; density?: boolean | undefined; out?: T | undefined }): T;
   /** `aten::_index_put_impl(Tensor self, Tensor?[] indices, Tensor values, bool accumulate=False, bool unsafe=False) -> Tensor` */
-  _indexPutImpl(self: T, indices: readonly (T | null)[], values: T, accumulate?: boolean, unsafe?: boolean, options?: { out?: T | undefined }): T;
+  _indexPutImpl(this: void, self: T, indices: readonly (T | null)[], values: T, accumulate?: boolean, unsafe?: boolean, options?: { out?: T | undefined }): T;
   /** `aten::_index_put_impl_(Tensor(a!) self, Tensor?[] indices, Tensor values, bool accumulate=False, bool unsafe=False) -> Tensor(a!)` */
-  _indexPutImpl_(self: T, indices: readonly (T | null)[], values: T, accumulate?: boolean, unsafe?: boolean): T;
+  _indexPutImpl_(this: void, self: T, indices: readonly (T | null)[], values: T, accumulate?: boolean, unsafe?: boolean): T;
   /** `aten::_indices(Tensor(a) self) -> Tensor(a)` */
-  _indices(self: T): T;
+  _indices(this: void, self: T): T;
   /** `aten::_indices_copy(Tensor self) -> Tensor` */
-  _indicesCopy(self: T, options?: { out?: T | undefined }): T;
+  _indicesCopy(this: void, self: T, options?: { out?: T | undefined }): T;
   /** `aten::_int_mm(Tensor self, Tensor mat2) -> Tensor` */
-  _intMm(self: T, mat2: T, options?: { out?: T | undefined }): T;
+  _intMm(this: void, self: T, mat2: T, options?: { out?: T | undefined }): T;
   /** `aten::_is_all_true(Tensor self) -> Tensor` */
-  _isAllTrue(self: T): T;
+  _isAllTrue(this: void, self: T): T;
   /** `aten::_is_any_true(Tensor self) -> Tensor` */
-  _isAnyTrue(self: T): T;
+  _isAnyTrue(this: void, self: T): T;
   /** `aten::_is_zerotensor(Tensor self) -> bool` */
-  _isZerotensor(self: T): boolean;
+  _isZerotensor(this: void, self: T): boolean;
   /** `aten::_jagged_to_padded_dense_forward(Tensor values, Tensor[] offsets, SymInt[] max_lengths, float padding_value=0.) -> Tensor` */
-  _jaggedToPaddedDenseForward(values: T, offsets: readonly T[], maxLengths: readonly number[], paddingValue?: number): T;
+  _jaggedToPaddedDenseForward(this: void, values: T, offsets: readonly T[], maxLengths: readonly number[], paddingValue?: number): T;
   /** `aten::_lazy_clone(Tensor self) -> Tensor` */
-  _lazyClone(self: T): T;
+  _lazyClone(this: void, self: T): T;
   /** `aten::_linalg_check_errors(Tensor info, str api_name, *, bool is_matrix) -> ()` */
-  _linalgCheckErrors(info: T, apiName: string, options: { isMatrix: boolean }): void;
+  _linalgCheckErrors(this: void, info: T, apiName: string, options: { isMatrix: boolean }): void;
   /** `aten::_linalg_det(Tensor A) -> (Tensor result, Tensor LU, Tensor pivots)` */
-  _linalgDet(A: T, options?: { result?: T | undefined; LU?: T | undefined; pivots?: T | undefined }): [result: T, LU: T, pivots: T];
+  _linalgDet(this: void, A: T, options?: { result?: T | undefined; LU?: T | undefined; pivots?: T | undefined }): [result: T, LU: T, pivots: T];
   /** `aten::_linalg_eigh(Tensor A, str UPLO="L", bool compute_v=True) -> (Tensor eigenvalues, Tensor eigenvectors)` */
-  _linalgEigh(A: T, UPLO?: string, computeV?: boolean, options?: { eigenvalues?: T | undefined; eigenvectors?: T | undefined }): [eigenvalues: T, eigenvectors: T];
+  _linalgEigh(this: void, A: T, UPLO?: string, computeV?: boolean, options?: { eigenvalues?: T | undefined; eigenvectors?: T | undefined }): [eigenvalues: T, eigenvectors: T];
   /** `aten::_linalg_eigvals(Tensor self) -> Tensor` */
-  _linalgEigvals(self: T): T;
+  _linalgEigvals(this: void, self: T): T;
   /** `aten::_linalg_slogdet(Tensor A) -> (Tensor sign, Tensor logabsdet, Tensor LU, Tensor pivots)` */
-  _linalgSlogdet(A: T, options?: { sign?: T | undefined; logabsdet?: T | undefined; LU?: T | undefined; pivots?: T | undefined }): [sign: T, logabsdet: T, LU: T, pivots: T];
+  _linalgSlogdet(this: void, A: T, options?: { sign?: T | undefined; logabsdet?: T | undefined; LU?: T | undefined; pivots?: T | undefined }): [sign: T, logabsdet: T, LU: T, pivots: T];
   /** `aten::_linalg_solve_ex(Tensor A, Tensor B, *, bool left=True, bool check_errors=False) -> (Tensor result, Tensor LU, Tensor pivots, Tensor info)` */
-  _linalgSolveEx(A: T, B: T, options?: { left?: boolean | undefined; checkErrors?: boolean | undefined; result?: T | undefined; LU?: T | undefined; pivots?: T | undefined; info?: T | undefined }): [result: T, LU: T, pivots: T, info: T];
+  _linalgSolveEx(this: void, A: T, B: T, options?: { left?: boolean | undefined; checkErrors?: boolean | undefined; result?: T | undefined; LU?: T | undefined; pivots?: T | undefined; info?: T | undefined }): [result: T, LU: T, pivots: T, info: T];
   /** `aten::_linalg_svd(Tensor A, bool full_matrices=False, bool compute_uv=True, *, str? driver=None) -> (Tensor U, Tensor S, Tensor Vh)` */
-  _linalgSvd(A: T, fullMatrices?: boolean, computeUv?: boolean, options?: { driver?: string | null | undefined; U?: T | undefined; S?: T | undefined; Vh?: T | undefined }): [U: T, S: T, Vh: T];
+  _linalgSvd(this: void, A: T, fullMatrices?: boolean, computeUv?: boolean, options?: { driver?: string | null | undefined; U?: T | undefined; S?: T | undefined; Vh?: T | undefined }): [U: T, S: T, Vh: T];
   /** `aten::_local_scalar_dense(Tensor self) -> Scalar` */
-  _localScalarDense(self: T): Scalar;
+  _localScalarDense(this: void, self: T): Scalar;
   /** `aten::_log_softmax(Tensor self, int dim, bool half_to_float) -> Tensor` */
-  _logSoftmax(self: T, dim: number, halfToFloat: boolean, options?: { out?: T | undefined }): T;
+  _logSoftmax(this: void, self: T, dim: number, halfToFloat: boolean, options?: { out?: T | undefined }): T;
   /** `aten::_log_softmax_backward_data(Tensor grad_output, Tensor output, int dim, ScalarType input_dtype) -> Tensor` */
-  _logSoftmaxBackwardData(gradOutput: T, output: T, dim: number, inputDtype: DType, options?: { out?: T | undefined }): T;
+  _logSoftmaxBackwardData(this: void, gradOutput: T, output: T, dim: number, inputDtype: DType, options?: { out?: T | undefined }): T;
   /** `aten::_logcumsumexp(Tensor self, int dim) -> Tensor` */
-  _logcumsumexp(self: T, dim: number, options?: { out?: T | undefined }): T;
+  _logcumsumexp(this: void, self: T, dim: number, options?: { out?: T | undefined }): T;
   /** `aten::_lstm_mps(Tensor input, Tensor[] hx, Tensor[] params, bool has_biases, int num_layers, float dropout, bool train, bool bidirectional, bool batch_first) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)` */
-  _lstmMps(input: T, hx: readonly T[], params: readonly T[], hasBiases: boolean, numLayers: number, dropout: number, train: boolean, bidirectional: boolean, batchFirst: boolean, options?: { out0?: T | undefined; out1?: T | undefined; out2?: T | undefined; out3?: T | undefined; out4?: T | undefined; out5?: T | undefined }): [T, T, T, T, T, T];
+  _lstmMps(this: void, input: T, hx: readonly T[], params: readonly T[], hasBiases: boolean, numLayers: number, dropout: number, train: boolean, bidirectional: boolean, batchFirst: boolean, options?: { out0?: T | undefined; out1?: T | undefined; out2?: T | undefined; out3?: T | undefined; out4?: T | undefined; out5?: T | undefined }): [T, T, T, T, T, T];
   /** `aten::_lu_with_info(Tensor self, bool pivot=True, bool check_errors=True) -> (Tensor LU, Tensor pivots, Tensor info)` */
-  _luWithInfo(self: T, pivot?: boolean, checkErrors?: boolean): [LU: T, pivots: T, info: T];
+  _luWithInfo(this: void, self: T, pivot?: boolean, checkErrors?: boolean): [LU: T, pivots: T, info: T];
   /** `aten::_make_dep_token(*, ScalarType? dtype=None, Layout? layout=None, Device? device=None, bool? pin_memory=None, MemoryFormat? memory_format=None) -> Tensor` */
-  _makeDepToken(options?: { dtype?: DType | null | undefined; layout?: Layout | null | undefined; device?: Device | null | undefined; pinMemory?: boolean | null | undefined; memoryFormat?: MemoryFormat | null | undefined }): T;
+  _makeDepToken(this: void, options?: { dtype?: DType | null | undefined; layout?: Layout | null | undefined; device?: Device | null | undefined; pinMemory?: boolean | null | undefined; memoryFormat?: MemoryFormat | null | undefined }): T;
   /** `aten::_make_dual(Tensor(a) primal, Tensor tangent, int level) -> Tensor(a)` */
-  _makeDual(primal: T, tangent: T, level: number): T;
+  _makeDual(this: void, primal: T, tangent: T, level: number): T;
   /** `aten::_make_dual_copy(Tensor primal, Tensor tangent, int level) -> Tensor` */
-  _makeDualCopy(primal: T, tangent: T, level: number, options?: { out?: T | undefined }): T;
+  _makeDualCopy(this: void, primal: T, tangent: T, level: number, options?: { out?: T | undefined }): T;
   /** `aten::_make_per_channel_quantized_tensor(Tensor self, Tensor scale, Tensor zero_point, int axis) -> Tensor` */
-  _makePerChannelQuantizedTensor(self: T, scale: T, zeroPoint: T, axis: number, options?: { out?: T | undefined }): T;
+  _makePerChannelQuantizedTensor(this: void, self: T, scale: T, zeroPoint: T, axis: number, options?: { out?: T | undefined }): T;
   /** `aten::_make_per_tensor_quantized_tensor(Tensor self, float scale, int zero_point) -> Tensor` */
-  _makePerTensorQuantizedTensor(self: T, scale: number, zeroPoint: number, options?: { out?: T | undefined }): T;
+  _makePerTensorQuantizedTensor(this: void, self: T, scale: number, zeroPoint: number, options?: { out?: T | undefined }): T;
   /** `aten::_masked_scale(Tensor self, Tensor mask, float scale) -> Tensor` */
-  _maskedScale(self: T, mask: T, scale: number, options?: { out?: T | undefined }): T;
+  _maskedScale(this: void, self: T, mask: T, scale: number, options?: { out?: T | undefined }): T;
   /** `aten::_masked_softmax(Tensor self, Tensor mask, int? dim=None, int? mask_type=None) -> Tensor` */
-  _maskedSoftmax(self: T, mask: T, dim?: number | null, maskType?: number | null, options?: { out?: T | undefined }): T;
+  _maskedSoftmax(this: void, self: T, mask: T, dim?: number | null, maskType?: number | null, options?: { out?: T | undefined }): T;
   /** `aten::_masked_softmax_backward(Tensor grad_output, Tensor output, Tensor mask, int? dim=None) -> Tensor` */
-  _maskedSoftmaxBackward(gradOutput: T, output: T, mask: T, dim?: number | null, options?: { out?: T | undefined }): T;
+  _maskedSoftmaxBackward(this: void, gradOutput: T, output: T, mask: T, dim?: number | null, options?: { out?: T | undefined }): T;
   /** `aten::_mixed_dtypes_linear(Tensor input, Tensor weight, Tensor scale, *, Tensor? bias=None, str? activation=None) -> Tensor` */
-  _mixedDtypesLinear(input: T, weight: T, scale: T, options?: { bias?: T | null | undefined; activation?: string | null | undefined }): T;
+  _mixedDtypesLinear(this: void, input: T, weight: T, scale: T, options?: { bias?: T | null | undefined; activation?: string | null | undefined }): T;
   /** `aten::_mkldnn_reshape(Tensor self, int[] shape) -> Tensor` */
-  _mkldnnReshape(self: T, shape: readonly number[], options?: { out?: T | undefined }): T;
+  _mkldnnReshape(this: void, self: T, shape: readonly number[], options?: { out?: T | undefined }): T;
   /** `aten::_mkldnn_transpose(Tensor self, int dim0, int dim1) -> Tensor` */
-  _mkldnnTranspose(self: T, dim0: number, dim1: number, options?: { out?: T | undefined }): T;
+  _mkldnnTranspose(this: void, self: T, dim0: number, dim1: number, options?: { out?: T | undefined }): T;
   /** `aten::_mkldnn_transpose_(Tensor(a!) self, int dim0, int dim1) -> Tensor(a!)` */
-  _mkldnnTranspose_(self: T, dim0: number, dim1: number): T;
+  _mkldnnTranspose_(this: void, self: T, dim0: number, dim1: number): T;
   /** `aten::_mps_convolution(Tensor self, Tensor weight, Tensor? bias, SymInt[] padding, SymInt[] stride, SymInt[] dilation, SymInt groups) -> Tensor` */
-  _mpsConvolution(self: T, weight: T, bias: T | null, padding: readonly number[], stride: readonly number[], dilation: readonly number[], groups: number, options?: { out?: T | undefined }): T;
+  _mpsConvolution(this: void, self: T, weight: T, bias: T | null, padding: readonly number[], stride: readonly number[], dilation: readonly number[], groups: number, options?: { out?: T | undefined }): T;
   /** `aten::_mps_convolution_transpose(Tensor self, Tensor weight, SymInt[] padding, SymInt[] output_padding, SymInt[] stride, SymInt[] dilation, SymInt groups) -> Tensor` */
-  _mpsConvolutionTranspose(self: T, weight: T, padding: readonly number[], outputPadding: readonly number[], stride: readonly number[], dilation: readonly number[], groups: number, options?: { out?: T | undefined }): T;
+  _mpsConvolutionTranspose(this: void, self: T, weight: T, padding: readonly number[], outputPadding: readonly number[], stride: readonly number[], dilation: readonly number[], groups: number, options?: { out?: T | undefined }): T;
   /** `aten::_native_batch_norm_legit(Tensor input, Tensor? weight, Tensor? bias, Tensor(a!) running_mean, Tensor(b!) running_var, bool training, float momentum, float eps) -> (Tensor, Tensor, Tensor)` */
-  _nativeBatchNormLegit(input: T, weight: T | null, bias: T | null, runningMean: T, runningVar: T, training: boolean, momentum: number, eps: number, options?: { out?: T | undefined; saveMean?: T | undefined; saveInvstd?: T | undefined }): [T, T, T];
+  _nativeBatchNormLegit(this: void, input: T, weight: T | null, bias: T | null, runningMean: T, runningVar: T, training: boolean, momentum: number, eps: number, options?: { out?: T | undefined; saveMean?: T | undefined; saveInvstd?: T | undefined }): [T, T, T];
   /** `aten::_native_batch_norm_legit.no_stats(Tensor input, Tensor? weight, Tensor? bias, bool training, float momentum, float eps) -> (Tensor, Tensor, Tensor)` */
-  _nativeBatchNormLegit(input: T, weight: T | null, bias: T | null, training: boolean, momentum: number, eps: number, options?: { out?: T | undefined; saveMean?: T | undefined; saveInvstd?: T | undefined }): [T, T, T];
+  _nativeBatchNormLegit(this: void, input: T, weight: T | null, bias: T | null, training: boolean, momentum: number, eps: number, options?: { out?: T | undefined; saveMean?: T | undefined; saveInvstd?: T | undefined }): [T, T, T];
   /** `aten::_native_batch_norm_legit_functional(Tensor input, Tensor? weight, Tensor? bias, Tensor running_mean, Tensor running_var, bool training, float momentum, float eps) -> (Tensor, Tensor, Tensor, Tensor running_mean_out, Tensor running_var_out)` */
-  _nativeBatchNormLegitFunctional(input: T, weight: T | null, bias: T | null, runningMean: T, runningVar: T, training: boolean, momentum: number, eps: number): [T, T, T, T, T];
+  _nativeBatchNormLegitFunctional(this: void, input: T, weight: T | null, bias: T | null, runningMean: T, runningVar: T, training: boolean, momentum: number, eps: number): [T, T, T, T, T];
   /** `aten::_native_batch_norm_legit_no_training(Tensor input, Tensor? weight, Tensor? bias, Tensor running_mean, Tensor running_var, float momentum, float eps) -> (Tensor, Tensor, Tensor)` */
-  _nativeBatchNormLegitNoTraining(input: T, weight: T | null, bias: T | null, runningMean: T, runningVar: T, momentum: number, eps: number, options?: { out0?: T | undefined; out1?: T | undefined; out2?: T | undefined }): [T, T, T];
+  _nativeBatchNormLegitNoTraining(this: void, input: T, weight: T | null, bias: T | null, runningMean: T, runningVar: T, momentum: number, eps: number, options?: { out0?: T | undefined; out1?: T | undefined; out2?: T | undefined }): [T, T, T];
   /** `aten::_native_multi_head_attention(Tensor query, Tensor key, Tensor value, int embed_dim, int num_head, Tensor qkv_weight, Tensor qkv_bias, Tensor proj_weight, Tensor proj_bias, Tensor? mask=None, bool need_weights=True, bool average_attn_weights=True, int? mask_type=None) -> (Tensor, Tensor)` */
-  _nativeMultiHeadAttention(query: T, key: T, value: T, embedDim: number, numHead: number, qkvWeight: T, qkvBias: T, projWeight: T, projBias: T, mask?: T | null, needWeights?: boolean, averageAttnWeights?: boolean, maskType?: number | null, options?: { out0?: T | undefined; out1?: T | undefined }): [T, T];
+  _nativeMultiHeadAttention(this: void, query: T, key: T, value: T, embedDim: number, numHead: number, qkvWeight: T, qkvBias: T, projWeight: T, projBias: T, mask?: T | null, needWeights?: boolean, averageAttnWeights?: boolean, maskType?: number | null, options?: { out0?: T | undefined; out1?: T | undefined }): [T, T];
   /** `aten::_neg_view(Tensor(a) self) -> Tensor(a)` */
-  _negView(self: T): T;
+  _negView(this: void, self: T): T;
   /** `aten::_neg_view_copy(Tensor self) -> Tensor` */
-  _negViewCopy(self: T, options?: { out?: T | undefined }): T;
+  _negViewCopy(this: void, self: T, options?: { out?: T | undefined }): T;
   /** `aten::_nested_compute_contiguous_strides_offsets(Tensor nested_size) -> (Tensor, Tensor)` */
-  _nestedComputeContiguousStridesOffsets(nestedSize: T): [T, T];
+  _nestedComputeContiguousStridesOffsets(this: void, nestedSize: T): [T, T];
   /** `aten::_nested_from_padded(Tensor padded, Tensor cpu_nested_shape_example, bool fuse_transform_0213=False) -> Tensor` */
-  _nestedFromPadded(padded: T, cpuNestedShapeExample: T, fuseTransform0213?: boolean, options?: { out?: T | undefined }): T;
+  _nestedFromPadded(this: void, padded: T, cpuNestedShapeExample: T, fuseTransform0213?: boolean, options?: { out?: T | undefined }): T;
   /** `aten::_nested_from_padded_and_nested_example(Tensor padded, Tensor nt_example) -> Tensor` */
-  _nestedFromPaddedAndNestedExample(padded: T, ntExample: T, options?: { out?: T | undefined }): T;
+  _nestedFromPaddedAndNestedExample(this: void, padded: T, ntExample: T, options?: { out?: T | undefined }): T;
   /** `aten::_nested_from_padded_tensor(Tensor padded, Tensor offsets, Tensor dummy, int ragged_idx=1, Tensor? min_seqlen=None, Tensor? max_seqlen=None, SymInt? sum_S=None) -> Tensor` */
-  _nestedFromPaddedTensor(padded: T, offsets: T, dummy: T, raggedIdx?: number, minSeqlen?: T | null, maxSeqlen?: T | null, sumS?: number | null): T;
+  _nestedFromPaddedTensor(this: void, padded: T, offsets: T, dummy: T, raggedIdx?: number, minSeqlen?: T | null, maxSeqlen?: T | null, sumS?: number | null): T;
   /** `aten::_nested_get_jagged_dummy(Tensor any) -> Tensor` */
-  _nestedGetJaggedDummy(any: T): T;
+  _nestedGetJaggedDummy(this: void, any: T): T;
   /** `aten::_nested_get_lengths(Tensor self) -> Tensor` */
-  _nestedGetLengths(self: T): T;
+  _nestedGetLengths(this: void, self: T): T;
   /** `aten::_nested_get_max_seqlen(Tensor self) -> Tensor` */
-  _nestedGetMaxSeqlen(self: T): T;
+  _nestedGetMaxSeqlen(this: void, self: T): T;
   /** `aten::_nested_get_min_seqlen(Tensor self) -> Tensor` */
-  _nestedGetMinSeqlen(self: T): T;
+  _nestedGetMinSeqlen(this: void, self: T): T;
   /** `aten::_nested_get_offsets(Tensor self) -> Tensor` */
-  _nestedGetOffsets(self: T): T;
+  _nestedGetOffsets(this: void, self: T): T;
   /** `aten::_nested_get_ragged_idx(Tensor self) -> int` */
-  _nestedGetRaggedIdx(self: T): number;
+  _nestedGetRaggedIdx(this: void, self: T): number;
   /** `aten::_nested_get_values(Tensor(a) self) -> Tensor(a)` */
-  _nestedGetValues(self: T): T;
+  _nestedGetValues(this: void, self: T): T;
   /** `aten::_nested_get_values_copy(Tensor self) -> Tensor` */
-  _nestedGetValuesCopy(self: T, options?: { out?: T | undefined }): T;
+  _nestedGetValuesCopy(this: void, self: T, options?: { out?: T | undefined }): T;
   /** `aten::_nested_select_backward(Tensor grad_output, Tensor self, int dim, SymInt index) -> Tensor` */
-  _nestedSelectBackward(gradOutput: T, self: T, dim: number, index: number): T;
+  _nestedSelectBackward(this: void, gradOutput: T, self: T, dim: number, index: number): T;
   /** `aten::_nested_sum_backward(Tensor grad, Tensor self, int[1]? dim, bool keepdim=False) -> Tensor` */
-  _nestedSumBackward(grad: T, self: T, dim: number | readonly number[] | null, keepdim?: boolean): T;
+  _nestedSumBackward(this: void, grad: T, self: T, dim: number | readonly number[] | null, keepdim?: boolean): T;
   /** `aten::_nested_tensor_from_mask(Tensor t, Tensor mask, bool mask_check=True) -> Tensor` */
-  _nestedTensorFromMask(t: T, mask: T, maskCheck?: boolean, options?: { out?: T | undefined }): T;
+  _nestedTensorFromMask(this: void, t: T, mask: T, maskCheck?: boolean, options?: { out?: T | undefined }): T;
   /** `aten::_nested_tensor_from_mask_left_aligned(Tensor t, Tensor mask) -> bool` */
-  _nestedTensorFromMaskLeftAligned(t: T, mask: T): boolean;
+  _nestedTensorFromMaskLeftAligned(this: void, t: T, mask: T): boolean;
   /** `aten::_nested_tensor_from_tensor_list(Tensor[] list, ScalarType? dtype=None, Layout? layout=None, Device? device=None, bool? pin_memory=None) -> Tensor` */
-  _nestedTensorFromTensorList(list: readonly T[], dtype?: DType | null, layout?: Layout | null, device?: Device | null, pinMemory?: boolean | null, options?: { out?: T | undefined }): T;
+  _nestedTensorFromTensorList(this: void, list: readonly T[], dtype?: DType | null, layout?: Layout | null, device?: Device | null, pinMemory?: boolean | null, options?: { out?: T | undefined }): T;
   /** `aten::_nested_tensor_size(Tensor self) -> Tensor` */
-  _nestedTensorSize(self: T, options?: { out?: T | undefined }): T;
+  _nestedTensorSize(this: void, self: T, options?: { out?: T | undefined }): T;
   /** `aten::_nested_tensor_softmax_with_shape(Tensor self, Tensor query) -> Tensor` */
-  _nestedTensorSoftmaxWithShape(self: T, query: T): T;
+  _nestedTensorSoftmaxWithShape(this: void, self: T, query: T): T;
   /** `aten::_nested_tensor_storage_offsets(Tensor self) -> Tensor` */
-  _nestedTensorStorageOffsets(self: T, options?: { out?: T | undefined }): T;
+  _nestedTensorStorageOffsets(this: void, self: T, options?: { out?: T | undefined }): T;
   /** `aten::_nested_tensor_strides(Tensor self) -> Tensor` */
-  _nestedTensorStrides(self: T, options?: { out?: T | undefined }): T;
+  _nestedTensorStrides(this: void, self: T, options?: { out?: T | undefined }): T;
   /** `aten::_nested_view_from_buffer(Tensor(a) self, Tensor nested_size, Tensor nested_strides, Tensor offsets) -> Tensor(a)` */
-  _nestedViewFromBuffer(self: T, nestedSize: T, nestedStrides: T, offsets: T): T;
+  _nestedViewFromBuffer(this: void, self: T, nestedSize: T, nestedStrides: T, offsets: T): T;
   /** `aten::_nested_view_from_buffer_copy(Tensor self, Tensor nested_size, Tensor nested_strides, Tensor offsets) -> Tensor` */
-  _nestedViewFromBufferCopy(self: T, nestedSize: T, nestedStrides: T, offsets: T, options?: { out?: T | undefined }): T;
+  _nestedViewFromBufferCopy(this: void, self: T, nestedSize: T, nestedStrides: T, offsets: T, options?: { out?: T | undefined }): T;
   /** `aten::_nested_view_from_jagged(Tensor(a) self, Tensor offsets, Tensor dummy, Tensor? lengths=None, int ragged_idx=1, Tensor? min_seqlen=None, Tensor? max_seqlen=None) -> Tensor(a)` */
-  _nestedViewFromJagged(self: T, offsets: T, dummy: T, lengths?: T | null, raggedIdx?: number, minSeqlen?: T | null, maxSeqlen?: T | null): T;
+  _nestedViewFromJagged(this: void, self: T, offsets: T, dummy: T, lengths?: T | null, raggedIdx?: number, minSeqlen?: T | null, maxSeqlen?: T | null): T;
   /** `aten::_nested_view_from_jagged_copy(Tensor self, Tensor offsets, Tensor dummy, Tensor? lengths=None, int ragged_idx=1, Tensor? min_seqlen=None, Tensor? max_seqlen=None) -> Tensor` */
-  _nestedViewFromJaggedCopy(self: T, offsets: T, dummy: T, lengths?: T | null, raggedIdx?: number, minSeqlen?: T | null, maxSeqlen?: T | null, options?: { out?: T | undefined }): T;
+  _nestedViewFromJaggedCopy(this: void, self: T, offsets: T, dummy: T, lengths?: T | null, raggedIdx?: number, minSeqlen?: T | null, maxSeqlen?: T | null, options?: { out?: T | undefined }): T;
   /** `aten::_new_zeros_with_same_feature_meta(Tensor self, Tensor other, *, int self_num_batch_dims=0) -> Tensor` */
-  _newZerosWithSameFeatureMeta(self: T, other: T, options?: { selfNumBatchDims?: number | undefined; out?: T | undefined }): T;
+  _newZerosWithSameFeatureMeta(this: void, self: T, other: T, options?: { selfNumBatchDims?: number | undefined; out?: T | undefined }): T;
   /** `aten::_nnpack_spatial_convolution(Tensor input, Tensor weight, Tensor? bias, SymInt[2] padding, SymInt[2] stride=[1, 1]) -> Tensor` */
-  _nnpackSpatialConvolution(input: T, weight: T, bias: T | null, padding: number | readonly number[], stride?: number | readonly number[], options?: { out?: T | undefined }): T;
+  _nnpackSpatialConvolution(this: void, input: T, weight: T, bias: T | null, padding: number | readonly number[], stride?: number | readonly number[], options?: { out?: T | undefined }): T;
   /** `aten::_nnz(Tensor self) -> int` */
-  _nnz(self: T): number;
+  _nnz(this: void, self: T): number;
   /** `aten::_pack_padded_sequence(Tensor input, Tensor lengths, bool batch_first) -> (Tensor, Tensor)` */
-  _packPaddedSequence(input: T, lengths: T, batchFirst: boolean, options?: { out0?: T | undefined; out1?: T | undefined }): [T, T];
+  _packPaddedSequence(this: void, input: T, lengths: T, batchFirst: boolean, options?: { out0?: T | undefined; out1?: T | undefined }): [T, T];
   /** `aten::_pack_padded_sequence_backward(Tensor grad, SymInt[] input_size, Tensor batch_sizes, bool batch_first) -> Tensor` */
-  _packPaddedSequenceBackward(grad: T, inputSize: readonly number[], batchSizes: T, batchFirst: boolean): T;
+  _packPaddedSequenceBackward(this: void, grad: T, inputSize: readonly number[], batchSizes: T, batchFirst: boolean): T;
   /** `aten::_pad_circular(Tensor self, SymInt[] pad) -> Tensor` */
-  _padCircular(self: T, pad: readonly number[]): T;
+  _padCircular(this: void, self: T, pad: readonly number[]): T;
   /** `aten::_pad_enum(Tensor self, SymInt[] pad, int mode, float? value=None) -> Tensor` */
-  _padEnum(self: T, pad: readonly number[], mode: number, value?: number | null): T;
+  _padEnum(this: void, self: T, pad: readonly number[], mode: number, value?: number | null): T;
   /** `aten::_pad_packed_sequence(Tensor data, Tensor batch_sizes, bool batch_first, Scalar padding_value, int total_length) -> (Tensor, Tensor)` */
-  _padPackedSequence(data: T, batchSizes: T, batchFirst: boolean, paddingValue: Scalar, totalLength: number): [T, T];
+  _padPackedSequence(this: void, data: T, batchSizes: T, batchFirst: boolean, paddingValue: Scalar, totalLength: number): [T, T];
   /** `aten::_padded_dense_to_jagged_forward(Tensor dense, Tensor[] offsets, SymInt? total_L=None) -> Tensor` */
-  _paddedDenseToJaggedForward(dense: T, offsets: readonly T[], totalL?: number | null): T;
+  _paddedDenseToJaggedForward(this: void, dense: T, offsets: readonly T[], totalL?: number | null): T;
   /** `aten::_pdist_backward(Tensor grad, Tensor self, float p, Tensor pdist) -> Tensor` */
-  _pdistBackward(grad: T, self: T, p: number, pdist: T, options?: { out?: T | undefined }): T;
+  _pdistBackward(this: void, grad: T, self: T, p: number, pdist: T, options?: { out?: T | undefined }): T;
   /** `aten::_pdist_forward(Tensor self, float p=2.) -> Tensor` */
-  _pdistForward(self: T, p?: number, options?: { out?: T | undefined }): T;
+  _pdistForward(this: void, self: T, p?: number, options?: { out?: T | undefined }): T;
   /** `aten::_philox_key_fold_in(Tensor key, int data) -> Tensor` */
-  _philoxKeyFoldIn(key: T, data: number): T;
+  _philoxKeyFoldIn(this: void, key: T, data: number): T;
   /** `aten::_philox_key_split(Tensor key, int num_splits) -> Tensor` */
-  _philoxKeySplit(key: T, numSplits: number): T;
+  _philoxKeySplit(this: void, key: T, numSplits: number): T;
   /** `aten::_philox_normal(Tensor self, Tensor key, float mean=0., float std=1.) -> Tensor` */
-  _philoxNormal(self: T, key: T, mean?: number, std?: number, options?: { out?: T | undefined }): T;
+  _philoxNormal(this: void, self: T, key: T, mean?: number, std?: number, options?: { out?: T | undefined }): T;
   /** `aten::_philox_normal_(Tensor(a!) self, Tensor key, float mean=0., float std=1.) -> Tensor(a!)` */
-  _philoxNormal_(self: T, key: T, mean?: number, std?: number): T;
+  _philoxNormal_(this: void, self: T, key: T, mean?: number, std?: number): T;
   /** `aten::_philox_uniform(Tensor self, Tensor key, float low=0., float high=1.) -> Tensor` */
-  _philoxUniform(self: T, key: T, low?: number, high?: number, options?: { out?: T | undefined }): T;
+  _philoxUniform(this: void, self: T, key: T, low?: number, high?: number, options?: { out?: T | undefined }): T;
   /** `aten::_philox_uniform_(Tensor(a!) self, Tensor key, float low=0., float high=1.) -> Tensor(a!)` */
-  _philoxUniform_(self: T, key: T, low?: number, high?: number): T;
+  _philoxUniform_(this: void, self: T, key: T, low?: number, high?: number): T;
   /** `aten::_pin_memory(Tensor self, Device? device=None) -> Tensor` */
-  _pinMemory(self: T, device?: Device | null, options?: { out?: T | undefined }): T;
+  _pinMemory(this: void, self: T, device?: Device | null, options?: { out?: T | undefined }): T;
   /** `aten::_prelu_kernel(Tensor self, Tensor weight) -> Tensor` */
-  _preluKernel(self: T, weight: T): T;
+  _preluKernel(this: void, self: T, weight: T): T;
   /** `aten::_prelu_kernel_backward(Tensor grad_output, Tensor self, Tensor weight) -> (Tensor, Tensor)` */
-  _preluKernelBackward(gradOutput: T, self: T, weight: T): [T, T];
+  _preluKernelBackward(this: void, gradOutput: T, self: T, weight: T): [T, T];
   /** `aten::_propagate_xla_data(Tensor input, Tensor output) -> ()` */
-  _propagateXlaData(input: T, output: T): void;
+  _propagateXlaData(this: void, input: T, output: T): void;
   /** `aten::_remove_batch_dim(Tensor self, int level, SymInt batch_size, int out_dim) -> Tensor` */
-  _removeBatchDim(self: T, level: number, batchSize: number, outDim: number): T;
+  _removeBatchDim(this: void, self: T, level: number, batchSize: number, outDim: number): T;
   /** `aten::_reshape_alias(Tensor(a) self, SymInt[] size, SymInt[] stride) -> Tensor(a)` */
-  _reshapeAlias(self: T, size: readonly number[], stride: readonly number[]): T;
+  _reshapeAlias(this: void, self: T, size: readonly number[], stride: readonly number[]): T;
   /** `aten::_reshape_alias_copy(Tensor self, SymInt[] size, SymInt[] stride) -> Tensor` */
-  _reshapeAliasCopy(self: T, size: readonly number[], stride: readonly number[], options?: { out?: T | undefined }): T;
+  _reshapeAliasCopy(this: void, self: T, size: readonly number[], stride: readonly number[], options?: { out?: T | undefined }): T;
   /** `aten::_reshape_copy(Tensor self, SymInt[] size) -> Tensor` */
-  _reshapeCopy(self: T, size: readonly number[]): T;
+  _reshapeCopy(this: void, self: T, size: readonly number[]): T;
   /** `aten::_reshape_from_tensor(Tensor self, Tensor shape) -> Tensor` */
-  _reshapeFromTensor(self: T, shape: T): T;
+  _reshapeFromTensor(this: void, self: T, shape: T): T;
   /** `aten::_resize_output(Tensor self, SymInt[] size, Device device) -> Tensor` */
-  _resizeOutput(self: T, size: readonly number[], device: Device, options?: { out?: T | undefined }): T;
+  _resizeOutput(this: void, self: T, size: readonly number[], device: Device, options?: { out?: T | undefined }): T;
   /** `aten::_resize_output_(Tensor(a!) self, SymInt[] size, Device device) -> Tensor(a!)` */
-  _resizeOutput_(self: T, size: readonly number[], device: Device): T;
+  _resizeOutput_(this: void, self: T, size: readonly number[], device: Device): T;
   /** `aten::_rowwise_prune(Tensor weight, Tensor mask, ScalarType compressed_indices_dtype) -> (Tensor, Tensor)` */
-  _rowwisePrune(weight: T, mask: T, compressedIndicesDtype: DType): [T, T];
+  _rowwisePrune(this: void, weight: T, mask: T, compressedIndicesDtype: DType): [T, T];
   /** `aten::_safe_softmax(Tensor self, int dim, ScalarType? dtype=None) -> Tensor` */
-  _safeSoftmax(self: T, dim: number, dtype?: DType | null): T;
+  _safeSoftmax(this: void, self: T, dim: number, dtype?: DType | null): T;
   /** `aten::_saturate_weight_to_fp16(Tensor weight) -> Tensor` */
-  _saturateWeightToFp16(weight: T): T;
+  _saturateWeightToFp16(this: void, weight: T): T;
   /** `aten::_scaled_dot_product_attention_math(Tensor query, Tensor key, Tensor value, Tensor? attn_mask=None, float dropout_p=0., bool is_causal=False, Tensor? dropout_mask=None, *, float? scale=None, bool enable_gqa=False) -> (Tensor, Tensor)` */
-  _scaledDotProductAttentionMath(query: T, key: T, value: T, attnMask?: T | null, dropoutP?: number, isCausal?: boolean, dropoutMask?: T | null, options?: { scale?: number | null | undefined; enableGqa?: boolean | undefined }): [T, T];
+  _scaledDotProductAttentionMath(this: void, query: T, key: T, value: T, attnMask?: T | null, dropoutP?: number, isCausal?: boolean, dropoutMask?: T | null, options?: { scale?: number | null | undefined; enableGqa?: boolean | undefined }): [T, T];
   /** `aten::_scaled_dot_product_attention_math_for_mps(Tensor query, Tensor key, Tensor value, Tensor? attn_mask=None, float dropout_p=0., bool is_causal=False, Tensor? dropout_mask=None, *, float? scale=None, bool enable_gqa=False) -> (Tensor, Tensor)` */
-  _scaledDotProductAttentionMathForMps(query: T, key: T, value: T, attnMask?: T | null, dropoutP?: number, isCausal?: boolean, dropoutMask?: T | null, options?: { scale?: number | null | undefined; enableGqa?: boolean | undefined }): [T, T];
+  _scaledDotProductAttentionMathForMps(this: void, query: T, key: T, value: T, attnMask?: T | null, dropoutP?: number, isCausal?: boolean, dropoutMask?: T | null, options?: { scale?: number | null | undefined; enableGqa?: boolean | undefined }): [T, T];
   /** `aten::_scaled_dot_product_cudnn_attention(Tensor query, Tensor key, Tensor value, Tensor? attn_bias, bool compute_log_sumexp, float dropout_p=0., bool is_causal=False, bool return_debug_mask=False, *, float? scale=None) -> (Tensor output, Tensor logsumexp, Tensor cum_seq_q, Tensor cum_seq_k, SymInt max_q, SymInt max_k, Tensor philox_seed, Tensor philox_offset, Tensor debug_attn_mask)` */
-  _scaledDotProductCudnnAttention(query: T, key: T, value: T, attnBias: T | null, computeLogSumexp: boolean, dropoutP?: number, isCausal?: boolean, returnDebugMask?: boolean, options?: { scale?: number | null | undefined }): [output: T, logsumexp: T, cumSeqQ: T, cumSeqK: T, maxQ: number, maxK: number, philoxSeed: T, philoxOffset: T, debugAttnMask: T];
+  _scaledDotProductCudnnAttention(this: void, query: T, key: T, value: T, attnBias: T | null, computeLogSumexp: boolean, dropoutP?: number, isCausal?: boolean, returnDebugMask?: boolean, options?: { scale?: number | null | undefined }): [output: T, logsumexp: T, cumSeqQ: T, cumSeqK: T, maxQ: number, maxK: number, philoxSeed: T, philoxOffset: T, debugAttnMask: T];
   /** `aten::_scaled_dot_product_cudnn_attention_backward(Tensor grad_out, Tensor query, Tensor key, Tensor value, Tensor out, Tensor logsumexp, Tensor philox_seed, Tensor philox_offset, Tensor attn_bias, Tensor cum_seq_q, Tensor cum_seq_k, SymInt max_q, SymInt max_k, float dropout_p, bool is_causal, *, float? scale=None) -> (Tensor, Tensor, Tensor)` */
-  _scaledDotProductCudnnAttentionBackward(gradOut: T, query: T, key: T, value: T, out: T, logsumexp: T, philoxSeed: T, philoxOffset: T, attnBias: T, cumSeqQ: T, cumSeqK: T, maxQ: number, maxK: number, dropoutP: number, isCausal: boolean, options?: { scale?: number | null | undefined }): [T, T, T];
+  _scaledDotProductCudnnAttentionBackward(this: void, gradOut: T, query: T, key: T, value: T, out: T, logsumexp: T, philoxSeed: T, philoxOffset: T, attnBias: T, cumSeqQ: T, cumSeqK: T, maxQ: number, maxK: number, dropoutP: number, isCausal: boolean, options?: { scale?: number | null | undefined }): [T, T, T];
   /** `aten::_scaled_dot_product_efficient_attention(Tensor query, Tensor key, Tensor value, Tensor? attn_bias, bool compute_log_sumexp, float dropout_p=0., bool is_causal=False, *, float? scale=None) -> (Tensor output, Tensor log_sumexp, Tensor philox_seed, Tensor philox_offset)` */
-  _scaledDotProductEfficientAttention(query: T, key: T, value: T, attnBias: T | null, computeLogSumexp: boolean, dropoutP?: number, isCausal?: boolean, options?: { scale?: number | null | undefined }): [output: T, logSumexp: T, philoxSeed: T, philoxOffset: T];
+  _scaledDotProductEfficientAttention(this: void, query: T, key: T, value: T, attnBias: T | null, computeLogSumexp: boolean, dropoutP?: number, isCausal?: boolean, options?: { scale?: number | null | undefined }): [output: T, logSumexp: T, philoxSeed: T, philoxOffset: T];
   /** `aten::_scaled_dot_product_efficient_attention_backward(Tensor grad_out_, Tensor query, Tensor key, Tensor value, Tensor attn_bias, Tensor out, Tensor logsumexp, Tensor philox_seed, Tensor philox_offset, float dropout_p, bool[4] grad_input_mask, bool is_causal=False, *, float? scale=None) -> (Tensor, Tensor, Tensor, Tensor)` */
-  _scaledDotProductEfficientAttentionBackward(gradOut_: T, query: T, key: T, value: T, attnBias: T, out: T, logsumexp: T, philoxSeed: T, philoxOffset: T, dropoutP: number, gradInputMask: readonly boolean[], isCausal?: boolean, options?: { scale?: number | null | undefined }): [T, T, T, T];
+  _scaledDotProductEfficientAttentionBackward(this: void, gradOut_: T, query: T, key: T, value: T, attnBias: T, out: T, logsumexp: T, philoxSeed: T, philoxOffset: T, dropoutP: number, gradInputMask: readonly boolean[], isCausal?: boolean, options?: { scale?: number | null | undefined }): [T, T, T, T];
   /** `aten::_scaled_dot_product_flash_attention(Tensor query, Tensor key, Tensor value, float dropout_p=0., bool is_causal=False, bool return_debug_mask=False, *, float? scale=None) -> (Tensor output, Tensor logsumexp, Tensor cum_seq_q, Tensor cum_seq_k, SymInt max_q, SymInt max_k, Tensor rng_state, Tensor unused, Tensor debug_attn_mask)` */
-  _scaledDotProductFlashAttention(query: T, key: T, value: T, dropoutP?: number, isCausal?: boolean, returnDebugMask?: boolean, options?: { scale?: number | null | undefined }): [output: T, logsumexp: T, cumSeqQ: T, cumSeqK: T, maxQ: number, maxK: number, rngState: T, unused: T, debugAttnMask: T];
+  _scaledDotProductFlashAttention(this: void, query: T, key: T, value: T, dropoutP?: number, isCausal?: boolean, returnDebugMask?: boolean, options?: { scale?: number | null | undefined }): [output: T, logsumexp: T, cumSeqQ: T, cumSeqK: T, maxQ: number, maxK: number, rngState: T, unused: T, debugAttnMask: T];
   /** `aten::_scaled_dot_product_flash_attention.quantized(Tensor query, Tensor key, Tensor value, Tensor? q_descale, Tensor? k_descale, Tensor? v_descale, float dropout_p=0., bool is_causal=False, bool return_debug_mask=False, *, float? scale=None) -> (Tensor output, Tensor logsumexp, Tensor cum_seq_q, Tensor cum_seq_k, SymInt max_q, SymInt max_k, Tensor rng_state, Tensor unused, Tensor debug_attn_mask)` */
-  _scaledDotProductFlashAttention(query: T, key: T, value: T, qDescale: T | null, kDescale: T | null, vDescale: T | null, dropoutP?: number, isCausal?: boolean, returnDebugMask?: boolean, options?: { scale?: number | null | undefined }): [output: T, logsumexp: T, cumSeqQ: T, cumSeqK: T, maxQ: number, maxK: number, rngState: T, unused: T, debugAttnMask: T];
+  _scaledDotProductFlashAttention(this: void, query: T, key: T, value: T, qDescale: T | null, kDescale: T | null, vDescale: T | null, dropoutP?: number, isCausal?: boolean, returnDebugMask?: boolean, options?: { scale?: number | null | undefined }): [output: T, logsumexp: T, cumSeqQ: T, cumSeqK: T, maxQ: number, maxK: number, rngState: T, unused: T, debugAttnMask: T];
   /** `aten::_scaled_dot_product_flash_attention_backward(Tensor grad_out, Tensor query, Tensor key, Tensor value, Tensor out, Tensor logsumexp, Tensor cum_seq_q, Tensor cum_seq_k, SymInt max_q, SymInt max_k, float dropout_p, bool is_causal, Tensor philox_seed, Tensor philox_offset, *, float? scale=None) -> (Tensor grad_query, Tensor grad_key, Tensor grad_value)` */
-  _scaledDotProductFlashAttentionBackward(gradOut: T, query: T, key: T, value: T, out: T, logsumexp: T, cumSeqQ: T, cumSeqK: T, maxQ: number, maxK: number, dropoutP: number, isCausal: boolean, philoxSeed: T, philoxOffset: T, options?: { scale?: number | null | undefined }): [gradQuery: T, gradKey: T, gradValue: T];
+  _scaledDotProductFlashAttentionBackward(this: void, gradOut: T, query: T, key: T, value: T, out: T, logsumexp: T, cumSeqQ: T, cumSeqK: T, maxQ: number, maxK: number, dropoutP: number, isCausal: boolean, philoxSeed: T, philoxOffset: T, options?: { scale?: number | null | undefined }): [gradQuery: T, gradKey: T, gradValue: T];
   /** `aten::_scaled_dot_product_flash_attention_for_cpu(Tensor query, Tensor key, Tensor value, float dropout_p=0., bool is_causal=False, *, Tensor? attn_mask=None, float? scale=None) -> (Tensor output, Tensor logsumexp)` */
-  _scaledDotProductFlashAttentionForCpu(query: T, key: T, value: T, dropoutP?: number, isCausal?: boolean, options?: { attnMask?: T | null | undefined; scale?: number | null | undefined }): [output: T, logsumexp: T];
+  _scaledDotProductFlashAttentionForCpu(this: void, query: T, key: T, value: T, dropoutP?: number, isCausal?: boolean, options?: { attnMask?: T | null | undefined; scale?: number | null | undefined }): [output: T, logsumexp: T];
   /** `aten::_scaled_dot_product_flash_attention_for_cpu_backward(Tensor grad_out, Tensor query, Tensor key, Tensor value, Tensor out, Tensor logsumexp, float dropout_p, bool is_causal, *, Tensor? attn_mask=None, float? scale=None) -> (Tensor grad_query, Tensor grad_key, Tensor grad_value)` */
-  _scaledDotProductFlashAttentionForCpuBackward(gradOut: T, query: T, key: T, value: T, out: T, logsumexp: T, dropoutP: number, isCausal: boolean, options?: { attnMask?: T | null | undefined; scale?: number | null | undefined }): [gradQuery: T, gradKey: T, gradValue: T];
+  _scaledDotProductFlashAttentionForCpuBackward(this: void, gradOut: T, query: T, key: T, value: T, out: T, logsumexp: T, dropoutP: number, isCausal: boolean, options?: { attnMask?: T | null | undefined; scale?: number | null | undefined }): [gradQuery: T, gradKey: T, gradValue: T];
   /** `aten::_scaled_dot_product_fused_attention_overrideable(Tensor query, Tensor key, Tensor value, Tensor? attn_bias=None, float dropout_p=0., bool is_causal=False, bool return_debug_mask=False, *, float? scale=None) -> (Tensor output, Tensor logsumexp, Tensor cum_seq_q, Tensor cum_seq_k, SymInt max_q, SymInt max_k, Tensor philox_seed, Tensor philox_offset, Tensor debug_attn_mask)` */
-  _scaledDotProductFusedAttentionOverrideable(query: T, key: T, value: T, attnBias?: T | null, dropoutP?: number, isCausal?: boolean, returnDebugMask?: boolean, options?: { scale?: number | null | undefined }): [output: T, logsumexp: T, cumSeqQ: T, cumSeqK: T, maxQ: number, maxK: number, philoxSeed: T, philoxOffset: T, debugAttnMask: T];
+  _scaledDotProductFusedAttentionOverrideable(this: void, query: T, key: T, value: T, attnBias?: T | null, dropoutP?: number, isCausal?: boolean, returnDebugMask?: boolean, options?: { scale?: number | null | undefined }): [output: T, logsumexp: T, cumSeqQ: T, cumSeqK: T, maxQ: number, maxK: number, philoxSeed: T, philoxOffset: T, debugAttnMask: T];
   /** `aten::_scaled_dot_product_fused_attention_overrideable_backward(Tensor grad_out, Tensor query, Tensor key, Tensor value, Tensor attn_bias, bool[4] grad_input_mask, Tensor out, Tensor logsumexp, Tensor cum_seq_q, Tensor cum_seq_k, SymInt max_q, SymInt max_k, float dropout_p, bool is_causal, Tensor philox_seed, Tensor philox_offset, *, float? scale=None) -> (Tensor grad_query, Tensor grad_key, Tensor grad_value, Tensor grad_attn_bias)` */
-  _scaledDotProductFusedAttentionOverrideableBackward(gradOut: T, query: T, key: T, value: T, attnBias: T, gradInputMask: readonly boolean[], out: T, logsumexp: T, cumSeqQ: T, cumSeqK: T, maxQ: number, maxK: number, dropoutP: number, isCausal: boolean, philoxSeed: T, philoxOffset: T, options?: { scale?: number | null | undefined }): [gradQuery: T, gradKey: T, gradValue: T, gradAttnBias: T];
+  _scaledDotProductFusedAttentionOverrideableBackward(this: void, gradOut: T, query: T, key: T, value: T, attnBias: T, gradInputMask: readonly boolean[], out: T, logsumexp: T, cumSeqQ: T, cumSeqK: T, maxQ: number, maxK: number, dropoutP: number, isCausal: boolean, philoxSeed: T, philoxOffset: T, options?: { scale?: number | null | undefined }): [gradQuery: T, gradKey: T, gradValue: T, gradAttnBias: T];
   /** `aten::_scaled_grouped_mm(Tensor self, Tensor mat2, Tensor scale_a, Tensor scale_b, Tensor? offs=None, Tensor? bias=None, Tensor? scale_result=None, ScalarType? out_dtype=None, bool use_fast_accum=False) -> Tensor` */
-  _scaledGroupedMm(self: T, mat2: T, scaleA: T, scaleB: T, offs?: T | null, bias?: T | null, scaleResult?: T | null, outDtype?: DType | null, useFastAccum?: boolean): T;
+  _scaledGroupedMm(this: void, self: T, mat2: T, scaleA: T, scaleB: T, offs?: T | null, bias?: T | null, scaleResult?: T | null, outDtype?: DType | null, useFastAccum?: boolean): T;
   /** `aten::_scaled_grouped_mm_v2(Tensor self, Tensor mat2, Tensor[] scale_a, int[] recipe_a, int[] swizzle_a, Tensor[] scale_b, int[] recipe_b, int[] swizzle_b, Tensor? offs=None, Tensor? bias=None, ScalarType? out_dtype=None, int[] contraction_dim=[], bool use_fast_accum=False) -> Tensor` */
-  _scaledGroupedMmV2(self: T, mat2: T, scaleA: readonly T[], recipeA: readonly number[], swizzleA: readonly number[], scaleB: readonly T[], recipeB: readonly number[], swizzleB: readonly number[], offs?: T | null, bias?: T | null, outDtype?: DType | null, contractionDim?: readonly number[], useFastAccum?: boolean): T;
+  _scaledGroupedMmV2(this: void, self: T, mat2: T, scaleA: readonly T[], recipeA: readonly number[], swizzleA: readonly number[], scaleB: readonly T[], recipeB: readonly number[], swizzleB: readonly number[], offs?: T | null, bias?: T | null, outDtype?: DType | null, contractionDim?: readonly number[], useFastAccum?: boolean): T;
   /** `aten::_scaled_mm(Tensor self, Tensor mat2, Tensor scale_a, Tensor scale_b, Tensor? bias=None, Tensor? scale_result=None, ScalarType? out_dtype=None, bool use_fast_accum=False) -> Tensor` */
-  _scaledMm(self: T, mat2: T, scaleA: T, scaleB: T, bias?: T | null, scaleResult?: T | null, outDtype?: DType | null, useFastAccum?: boolean, options?: { out?: T | undefined }): T;
+  _scaledMm(this: void, self: T, mat2: T, scaleA: T, scaleB: T, bias?: T | null, scaleResult?: T | null, outDtype?: DType | null, useFastAccum?: boolean, options?: { out?: T | undefined }): T;
   /** `aten::_scaled_mm_v2(Tensor self, Tensor mat2, Tensor[] scale_a, int[] recipe_a, int[] swizzle_a, Tensor[] scale_b, int[] recipe_b, int[] swizzle_b, Tensor? bias, ScalarType? out_dtype, int[] contraction_dim=[], bool use_fast_accum=False) -> Tensor` */
-  _scaledMmV2(self: T, mat2: T, scaleA: readonly T[], recipeA: readonly number[], swizzleA: readonly number[], scaleB: readonly T[], recipeB: readonly number[], swizzleB: readonly number[], bias: T | null, outDtype: DType | null, contractionDim?: readonly number[], useFastAccum?: boolean, options?: { out?: T | undefined }): T;
+  _scaledMmV2(this: void, self: T, mat2: T, scaleA: readonly T[], recipeA: readonly number[], swizzleA: readonly number[], scaleB: readonly T[], recipeB: readonly number[], swizzleB: readonly number[], bias: T | null, outDtype: DType | null, contractionDim?: readonly number[], useFastAccum?: boolean, options?: { out?: T | undefined }): T;
   /** `aten::_segment_reduce_backward(Tensor grad, Tensor output, Tensor data, str reduce, *, Tensor? lengths=None, Tensor? offsets=None, int axis=0, Scalar? initial=None) -> Tensor` */
-  _segmentReduceBackward(grad: T, output: T, data: T, reduce: string, options?: { lengths?: T | null | undefined; offsets?: T | null | undefined; axis?: number | undefined; initial?: Scalar | null | undefined; out?: T | undefined }): T;
+  _segmentReduceBackward(this: void, grad: T, output: T, data: T, reduce: string, options?: { lengths?: T | null | undefined; offsets?: T | null | undefined; axis?: number | undefined; initial?: Scalar | null | undefined; out?: T | undefined }): T;
   /** `aten::_shape_as_tensor(Tensor self) -> Tensor` */
-  _shapeAsTensor(self: T): T;
+  _shapeAsTensor(this: void, self: T): T;
   /** `aten::_slow_conv2d_backward.output_mask(Tensor grad_output, Tensor self, Tensor weight, SymInt[2] kernel_size, SymInt[2] stride, SymInt[2] padding, bool[3] output_mask) -> (Tensor grad_input, Tensor grad_weight, Tensor grad_bias)` */
-  _slowConv2dBackward(gradOutput: T, self: T, weight: T, kernelSize: number | readonly number[], stride: number | readonly number[], padding: number | readonly number[], outputMask: readonly boolean[], options?: { out0?: T | undefined; out1?: T | undefined; out2?: T | undefined }): [gradInput: T, gradWeight: T, gradBias: T];
+  _slowConv2dBackward(this: void, gradOutput: T, self: T, weight: T, kernelSize: number | readonly number[], stride: number | readonly number[], padding: number | readonly number[], outputMask: readonly boolean[], options?: { out0?: T | undefined; out1?: T | undefined; out2?: T | undefined }): [gradInput: T, gradWeight: T, gradBias: T];
   /** `aten::_slow_conv2d_backward.grad_input(Tensor grad_output, Tensor self, Tensor weight, SymInt[2] kernel_size, SymInt[2] stride, SymInt[2] padding, *, Tensor(a!) grad_input, Tensor(b!) grad_weight, Tensor(c!) grad_bias) -> (Tensor(a!), Tensor(b!), Tensor(c!))` */
-  _slowConv2dBackward(gradOutput: T, self: T, weight: T, kernelSize: number | readonly number[], stride: number | readonly number[], padding: number | readonly number[], options: { gradInput: T; gradWeight: T; gradBias: T }): [T, T, T];
+  _slowConv2dBackward(this: void, gradOutput: T, self: T, weight: T, kernelSize: number | readonly number[], stride: number | readonly number[], padding: number | readonly number[], options: { gradInput: T; gradWeight: T; gradBias: T }): [T, T, T];
   /** `aten::_slow_conv2d_forward(Tensor self, Tensor weight, SymInt[2] kernel_size, Tensor? bias, SymInt[2] stride, SymInt[2] padding) -> Tensor` */
-  _slowConv2dForward(self: T, weight: T, kernelSize: number | readonly number[], bias: T | null, stride: number | readonly number[], padding: number | readonly number[], options?: { output?: T | undefined }): T;
+  _slowConv2dForward(this: void, self: T, weight: T, kernelSize: number | readonly number[], bias: T | null, stride: number | readonly number[], padding: number | readonly number[], options?: { output?: T | undefined }): T;
   /** `aten::_sobol_engine_draw(Tensor quasi, int n, Tensor sobolstate, int dimension, int num_generated, ScalarType? dtype) -> (Tensor, Tensor)` */
-  _sobolEngineDraw(quasi: T, n: number, sobolstate: T, dimension: number, numGenerated: number, dtype: DType | null): [T, T];
+  _sobolEngineDraw(this: void, quasi: T, n: number, sobolstate: T, dimension: number, numGenerated: number, dtype: DType | null): [T, T];
   /** `aten::_sobol_engine_ff_(Tensor(a!) self, int n, Tensor sobolstate, int dimension, int num_generated) -> Tensor(a!)` */
-  _sobolEngineFf_(self: T, n: number, sobolstate: T, dimension: number, numGenerated: number): T;
+  _sobolEngineFf_(this: void, self: T, n: number, sobolstate: T, dimension: number, numGenerated: number): T;
   /** `aten::_sobol_engine_initialize_state_(Tensor(a!) self, int dimension) -> Tensor(a!)` */
-  _sobolEngineInitializeState_(self: T, dimension: number): T;
+  _sobolEngineInitializeState_(this: void, self: T, dimension: number): T;
   /** `aten::_sobol_engine_scramble_(Tensor(a!) self, Tensor ltm, int dimension) -> Tensor(a!)` */
-  _sobolEngineScramble_(self: T, ltm: T, dimension: number): T;
+  _sobolEngineScramble_(this: void, self: T, ltm: T, dimension: number): T;
   /** `aten::_softmax(Tensor self, int dim, bool half_to_float) -> Tensor` */
-  _softmax(self: T, dim: number, halfToFloat: boolean, options?: { out?: T | undefined }): T;
+  _softmax(this: void, self: T, dim: number, halfToFloat: boolean, options?: { out?: T | undefined }): T;
   /** `aten::_softmax_backward_data(Tensor grad_output, Tensor output, int dim, ScalarType input_dtype) -> Tensor` */
-  _softmaxBackwardData(gradOutput: T, output: T, dim: number, inputDtype: DType, options?: { gradInput?: T | undefined }): T;
+  _softmaxBackwardData(this: void, gradOutput: T, output: T, dim: number, inputDtype: DType, options?: { gradInput?: T | undefined }): T;
   /** `aten::_sparse_addmm(Tensor self, Tensor mat1, Tensor mat2, *, Scalar beta=1, Scalar alpha=1) -> Tensor` */
-  _sparseAddmm(self: T, mat1: T, mat2: T, options?: { beta?: Scalar | undefined; alpha?: Scalar | undefined; out?: T | undefined }): T;
+  _sparseAddmm(this: void, self: T, mat1: T, mat2: T, options?: { beta?: Scalar | undefined; alpha?: Scalar | undefined; out?: T | undefined }): T;
   /** `aten::_sparse_broadcast_to(Tensor(a) self, int[] size) -> Tensor(a)` */
-  _sparseBroadcastTo(self: T, size: readonly number[]): T;
+  _sparseBroadcastTo(this: void, self: T, size: readonly number[]): T;
   /** `aten::_sparse_broadcast_to_copy(Tensor self, int[] size) -> Tensor` */
-  _sparseBroadcastToCopy(self: T, size: readonly number[], options?: { out?: T | undefined }): T;
+  _sparseBroadcastToCopy(this: void, self: T, size: readonly number[], options?: { out?: T | undefined }): T;
   /** `aten::_sparse_bsc_tensor_unsafe(Tensor ccol_indices, Tensor row_indices, Tensor values, int[] size, *, ScalarType? dtype=None, Layout? layout=None, Device? device=None, bool? pin_memory=None) -> Tensor` */
-  _sparseBscTensorUnsafe(ccolIndices: T, rowIndices: T, values: T, size: readonly number[], options?: { dtype?: DType | null | undefined; layout?: Layout | null | undefined; device?: Device | null | undefined; pinMemory?: boolean | null | undefined }): T;
+  _sparseBscTensorUnsafe(this: void, ccolIndices: T, rowIndices: T, values: T, size: readonly number[], options?: { dtype?: DType | null | undefined; layout?: Layout | null | undefined; device?: Device | null | undefined; pinMemory?: boolean | null | undefined }): T;
   /** `aten::_sparse_bsr_tensor_unsafe(Tensor crow_indices, Tensor col_indices, Tensor values, int[] size, *, ScalarType? dtype=None, Layout? layout=None, Device? device=None, bool? pin_memory=None) -> Tensor` */
-  _sparseBsrTensorUnsafe(crowIndices: T, colIndices: T, values: T, size: readonly number[], options?: { dtype?: DType | null | undefined; layout?: Layout | null | undefined; device?: Device | null | undefined; pinMemory?: boolean | null | undefined }): T;
+  _sparseBsrTensorUnsafe(this: void, crowIndices: T, colIndices: T, values: T, size: readonly number[], options?: { dtype?: DType | null | undefined; layout?: Layout | null | undefined; device?: Device | null | undefined; pinMemory?: boolean | null | undefined }): T;
   /** `aten::_sparse_compressed_tensor_unsafe(Tensor compressed_indices, Tensor plain_indices, Tensor values, SymInt[] size, *, ScalarType? dtype=None, Layout? layout=None, Device? device=None, bool? pin_memory=None) -> Tensor` */
-  _sparseCompressedTensorUnsafe(compressedIndices: T, plainIndices: T, values: T, size: readonly number[], options?: { dtype?: DType | null | undefined; layout?: Layout | null | undefined; device?: Device | null | undefined; pinMemory?: boolean | null | undefined }): T;
+  _sparseCompressedTensorUnsafe(this: void, compressedIndices: T, plainIndices: T, values: T, size: readonly number[], options?: { dtype?: DType | null | undefined; layout?: Layout | null | undefined; device?: Device | null | undefined; pinMemory?: boolean | null | undefined }): T;
   /** `aten::_sparse_compressed_tensor_with_dims(int nnz, int dense_dim, int[] size, int[] blocksize, ScalarType index_dtype, *, ScalarType? dtype=None, Layout? layout=None, Device? device=None, bool? pin_memory=False) -> Tensor` */
-  _sparseCompressedTensorWithDims(nnz: number, denseDim: number, size: readonly number[], blocksize: readonly number[], indexDtype: DType, options?: { dtype?: DType | null | undefined; layout?: Layout | null | undefined; device?: Device | null | undefined; pinMemory?: boolean | null | undefined }): T;
+  _sparseCompressedTensorWithDims(this: void, nnz: number, denseDim: number, size: readonly number[], blocksize: readonly number[], indexDtype: DType, options?: { dtype?: DType | null | undefined; layout?: Layout | null | undefined; device?: Device | null | undefined; pinMemory?: boolean | null | undefined }): T;
   /** `aten::_sparse_coo_tensor_unsafe(Tensor indices, Tensor values, SymInt[] size, *, ScalarType? dtype=None, Layout? layout=None, Device? device=None, bool? pin_memory=None, bool? is_coalesced=None) -> Tensor` */
-  _sparseCooTensorUnsafe(indices: T, values: T, size: readonly number[], options?: { dtype?: DType | null | undefined; layout?: Layout | null | undefined; device?: Device | null | undefined; pinMemory?: boolean | null | undefined; isCoalesced?: boolean | null | undefined }): T;
+  _sparseCooTensorUnsafe(this: void, indices: T, values: T, size: readonly number[], options?: { dtype?: DType | null | undefined; layout?: Layout | null | undefined; device?: Device | null | undefined; pinMemory?: boolean | null | undefined; isCoalesced?: boolean | null | undefined }): T;
   /** `aten::_sparse_coo_tensor_with_dims(int sparse_dim, int dense_dim, int[] size, *, ScalarType? dtype=None, Layout? layout=None, Device? device=None, bool? pin_memory=False) -> Tensor` */
-  _sparseCooTensorWithDims(sparseDim: number, denseDim: number, size: readonly number[], options?: { dtype?: DType | null | undefined; layout?: Layout | null | undefined; device?: Device | null | undefined; pinMemory?: boolean | null | undefined }): T;
+  _sparseCooTensorWithDims(this: void, sparseDim: number, denseDim: number, size: readonly number[], options?: { dtype?: DType | null | undefined; layout?: Layout | null | undefined; device?: Device | null | undefined; pinMemory?: boolean | null | undefined }): T;
   /** `aten::_sparse_coo_tensor_with_dims.out(int sparse_dim, int dense_dim, int[] size, *, Tensor(a!) out) -> Tensor(a!)` */
-  _sparseCooTensorWithDims(sparseDim: number, denseDim: number, size: readonly number[], options: { out: T }): T;
+  _sparseCooTensorWithDims(this: void, sparseDim: number, denseDim: number, size: readonly number[], options: { out: T }): T;
   /** `aten::_sparse_coo_tensor_with_dims_and_tensors(int sparse_dim, int dense_dim, SymInt[] size, Tensor indices, Tensor values, *, ScalarType? dtype=None, Layout? layout=None, Device? device=None, bool? pin_memory=False, bool? is_coalesced=None) -> Tensor` */
-  _sparseCooTensorWithDimsAndTensors(sparseDim: number, denseDim: number, size: readonly number[], indices: T, values: T, options?: { dtype?: DType | null | undefined; layout?: Layout | null | undefined; device?: Device | null | undefined; pinMemory?: boolean | null | undefined; isCoalesced?: boolean | null | undefined }): T;
+  _sparseCooTensorWithDimsAndTensors(this: void, sparseDim: number, denseDim: number, size: readonly number[], indices: T, values: T, options?: { dtype?: DType | null | undefined; layout?: Layout | null | undefined; device?: Device | null | undefined; pinMemory?: boolean | null | undefined; isCoalesced?: boolean | null | undefined }): T;
   /** `aten::_sparse_coo_tensor_with_dims_and_tensors.out(int sparse_dim, int dense_dim, SymInt[] size, Tensor indices, Tensor values, *, bool? is_coalesced=None, Tensor(a!) out) -> Tensor(a!)` */
-  _sparseCooTensorWithDimsAndTensors(sparseDim: number, denseDim: number, size: readonly number[], indices: T, values: T, options: { isCoalesced?: boolean | null | undefined; out: T }): T;
+  _sparseCooTensorWithDimsAndTensors(this: void, sparseDim: number, denseDim: number, size: readonly number[], indices: T, values: T, options: { isCoalesced?: boolean | null | undefined; out: T }): T;
   /** `aten::_sparse_csc_tensor_unsafe(Tensor ccol_indices, Tensor row_indices, Tensor values, int[] size, *, ScalarType? dtype=None, Layout? layout=None, Device? device=None, bool? pin_memory=None) -> Tensor` */
-  _sparseCscTensorUnsafe(ccolIndices: T, rowIndices: T, values: T, size: readonly number[], options?: { dtype?: DType | null | undefined; layout?: Layout | null | undefined; device?: Device | null | undefined; pinMemory?: boolean | null | undefined }): T;
+  _sparseCscTensorUnsafe(this: void, ccolIndices: T, rowIndices: T, values: T, size: readonly number[], options?: { dtype?: DType | null | undefined; layout?: Layout | null | undefined; device?: Device | null | undefined; pinMemory?: boolean | null | undefined }): T;
   /** `aten::_sparse_csr_prod.dim_dtype(Tensor self, int[1] dim, bool keepdim=False, *, ScalarType? dtype=None) -> Tensor` */
-  _sparseCsrProd(self: T, dim: number | readonly number[], keepdim?: boolean, options?: { dtype?: DType | null | undefined; out?: T | undefined }): T;
+  _sparseCsrProd(this: void, self: T, dim: number | readonly number[], keepdim?: boolean, options?: { dtype?: DType | null | undefined; out?: T | undefined }): T;
   /** `aten::_sparse_csr_sum.dim_dtype(Tensor self, int[1] dim, bool keepdim=False, *, ScalarType? dtype=None) -> Tensor` */
-  _sparseCsrSum(self: T, dim: number | readonly number[], keepdim?: boolean, options?: { dtype?: DType | null | undefined; out?: T | undefined }): T;
+  _sparseCsrSum(this: void, self: T, dim: number | readonly number[], keepdim?: boolean, options?: { dtype?: DType | null | undefined; out?: T | undefined }): T;
   /** `aten::_sparse_csr_tensor_unsafe(Tensor crow_indices, Tensor col_indices, Tensor values, int[] size, *, ScalarType? dtype=None, Layout? layout=None, Device? device=None, bool? pin_memory=None) -> Tensor` */
-  _sparseCsrTensorUnsafe(crowIndices: T, colIndices: T, values: T, size: readonly number[], options?: { dtype?: DType | null | undefined; layout?: Layout | null | undefined; device?: Device | null | undefined; pinMemory?: boolean | null | undefined }): T;
+  _sparseCsrTensorUnsafe(this: void, crowIndices: T, colIndices: T, values: T, size: readonly number[], options?: { dtype?: DType | null | undefined; layout?: Layout | null | undefined; device?: Device | null | undefined; pinMemory?: boolean | null | undefined }): T;
   /** `aten::_sparse_log_softmax(Tensor self, int dim, bool half_to_float) -> Tensor` */
-  _sparseLogSoftmax(self: T, dim: number, halfToFloat: boolean, options?: { out?: T | undefined }): T;
+  _sparseLogSoftmax(this: void, self: T, dim: number, halfToFloat: boolean, options?: { out?: T | undefined }): T;
   /** `aten::_sparse_log_softmax.int(Tensor self, int dim, ScalarType? dtype=None) -> Tensor` */
-  _sparseLogSoftmax(self: T, dim: number, dtype?: DType | null): T;
+  _sparseLogSoftmax(this: void, self: T, dim: number, dtype?: DType | null): T;
   /** `aten::_sparse_log_softmax_backward_data(Tensor grad_output, Tensor output, int dim, Tensor self) -> Tensor` */
-  _sparseLogSoftmaxBackwardData(gradOutput: T, output: T, dim: number, self: T, options?: { out?: T | undefined }): T;
+  _sparseLogSoftmaxBackwardData(this: void, gradOutput: T, output: T, dim: number, self: T, options?: { out?: T | undefined }): T;
   /** `aten::_sparse_mask_projection(Tensor self, Tensor mask, bool accumulate_matches=False) -> Tensor` */
-  _sparseMaskProjection(self: T, mask: T, accumulateMatches?: boolean, options?: { out?: T | undefined }): T;
+  _sparseMaskProjection(this: void, self: T, mask: T, accumulateMatches?: boolean, options?: { out?: T | undefined }): T;
   /** `aten::_sparse_mm(Tensor sparse, Tensor dense) -> Tensor` */
-  _sparseMm(sparse: T, dense: T): T;
+  _sparseMm(this: void, sparse: T, dense: T): T;
   /** `aten::_sparse_mm.reduce(Tensor sparse, Tensor dense, str reduce) -> Tensor` */
-  _sparseMm(sparse: T, dense: T, reduce: string): T;
+  _sparseMm(this: void, sparse: T, dense: T, reduce: string): T;
   /** `aten::_sparse_mm_reduce_impl(Tensor self, Tensor other, str reduce) -> (Tensor, Tensor)` */
-  _sparseMmReduceImpl(self: T, other: T, reduce: string): [T, T];
+  _sparseMmReduceImpl(this: void, self: T, other: T, reduce: string): [T, T];
   /** `aten::_sparse_mm_reduce_impl_backward(Tensor self, Tensor grad_out, Tensor weight, str reduce, Tensor arg_out, bool[2] output_mask) -> (Tensor, Tensor)` */
-  _sparseMmReduceImplBackward(self: T, gradOut: T, weight: T, reduce: string, argOut: T, outputMask: readonly boolean[]): [T, T];
+  _sparseMmReduceImplBackward(this: void, self: T, gradOut: T, weight: T, reduce: string, argOut: T, outputMask: readonly boolean[]): [T, T];
   /** `aten::_sparse_semi_structured_addmm(Tensor input, Tensor mat1, Tensor mat1_meta, Tensor mat2, *, Scalar alpha=1, Scalar beta=1, ScalarType? out_dtype=None) -> Tensor` */
-  _sparseSemiStructuredAddmm(input: T, mat1: T, mat1Meta: T, mat2: T, options?: { alpha?: Scalar | undefined; beta?: Scalar | undefined; outDtype?: DType | null | undefined }): T;
+  _sparseSemiStructuredAddmm(this: void, input: T, mat1: T, mat1Meta: T, mat2: T, options?: { alpha?: Scalar | undefined; beta?: Scalar | undefined; outDtype?: DType | null | undefined }): T;
   /** `aten::_sparse_semi_structured_apply(Tensor input, Tensor thread_masks) -> (Tensor, Tensor)` */
-  _sparseSemiStructuredApply(input: T, threadMasks: T): [T, T];
+  _sparseSemiStructuredApply(this: void, input: T, threadMasks: T): [T, T];
   /** `aten::_sparse_semi_structured_apply_dense(Tensor input, Tensor thread_masks) -> Tensor` */
-  _sparseSemiStructuredApplyDense(input: T, threadMasks: T): T;
+  _sparseSemiStructuredApplyDense(this: void, input: T, threadMasks: T): T;
   /** `aten::_sparse_semi_structured_linear(Tensor input, Tensor weight, Tensor meta, *, Tensor? bias=None, str? activation=None, ScalarType? out_dtype=None) -> Tensor` */
-  _sparseSemiStructuredLinear(input: T, weight: T, meta: T, options?: { bias?: T | null | undefined; activation?: string | null | undefined; outDtype?: DType | null | undefined }): T;
+  _sparseSemiStructuredLinear(this: void, input: T, weight: T, meta: T, options?: { bias?: T | null | undefined; activation?: string | null | undefined; outDtype?: DType | null | undefined }): T;
   /** `aten::_sparse_semi_structured_mm(Tensor mat1, Tensor mat1_meta, Tensor mat2, *, ScalarType? out_dtype=None) -> Tensor` */
-  _sparseSemiStructuredMm(mat1: T, mat1Meta: T, mat2: T, options?: { outDtype?: DType | null | undefined }): T;
+  _sparseSemiStructuredMm(this: void, mat1: T, mat1Meta: T, mat2: T, options?: { outDtype?: DType | null | undefined }): T;
   /** `aten::_sparse_semi_structured_tile(Tensor input, str algorithm="", bool use_cutlass=True) -> (Tensor, Tensor, Tensor, Tensor, Tensor)` */
-  _sparseSemiStructuredTile(input: T, algorithm?: string, useCutlass?: boolean): [T, T, T, T, T];
+  _sparseSemiStructuredTile(this: void, input: T, algorithm?: string, useCutlass?: boolean): [T, T, T, T, T];
   /** `aten::_sparse_softmax(Tensor self, int dim, bool half_to_float) -> Tensor` */
-  _sparseSoftmax(self: T, dim: number, halfToFloat: boolean, options?: { out?: T | undefined }): T;
+  _sparseSoftmax(this: void, self: T, dim: number, halfToFloat: boolean, options?: { out?: T | undefined }): T;
   /** `aten::_sparse_softmax.int(Tensor self, int dim, ScalarType? dtype=None) -> Tensor` */
-  _sparseSoftmax(self: T, dim: number, dtype?: DType | null): T;
+  _sparseSoftmax(this: void, self: T, dim: number, dtype?: DType | null): T;
   /** `aten::_sparse_softmax_backward_data(Tensor grad_output, Tensor output, int dim, Tensor self) -> Tensor` */
-  _sparseSoftmaxBackwardData(gradOutput: T, output: T, dim: number, self: T, options?: { out?: T | undefined }): T;
+  _sparseSoftmaxBackwardData(this: void, gradOutput: T, output: T, dim: number, self: T, options?: { out?: T | undefined }): T;
   /** `aten::_sparse_sparse_matmul(Tensor self, Tensor other) -> Tensor` */
-  _sparseSparseMatmul(self: T, other: T, options?: { out?: T | undefined }): T;
+  _sparseSparseMatmul(this: void, self: T, other: T, options?: { out?: T | undefined }): T;
   /** `aten::_sparse_sum(Tensor self) -> Tensor` */
-  _sparseSum(self: T): T;
+  _sparseSum(this: void, self: T): T;
   /** `aten::_sparse_sum.dim(Tensor self, int[1] dim) -> Tensor` */
-  _sparseSum(self: T, dim: number | readonly number[], options?: { out?: T | undefined }): T;
+  _sparseSum(this: void, self: T, dim: number | readonly number[], options?: { out?: T | undefined }): T;
   /** `aten::_sparse_sum.dim_dtype(Tensor self, int[1] dim, *, ScalarType dtype) -> Tensor` */
-  _sparseSum(self: T, dim: number | readonly number[], options: { dtype: DType }): T;
+  _sparseSum(this: void, self: T, dim: number | readonly number[], options: { dtype: DType }): T;
   /** `aten::_sparse_sum.dtype(Tensor self, *, ScalarType dtype) -> Tensor` */
-  _sparseSum(self: T, options: { dtype: DType }): T;
+  _sparseSum(this: void, self: T, options: { dtype: DType }): T;
   /** `aten::_sparse_sum_backward(Tensor grad, Tensor self, int[] dim) -> Tensor` */
-  _sparseSumBackward(grad: T, self: T, dim: readonly number[], options?: { out?: T | undefined }): T;
+  _sparseSumBackward(this: void, grad: T, self: T, dim: readonly number[], options?: { out?: T | undefined }): T;
   /** `aten::_spdiags(Tensor diagonals, Tensor offsets, int[] shape, Layout? layout=None) -> Tensor` */
-  _spdiags(diagonals: T, offsets: T, shape: readonly number[], layout?: Layout | null, options?: { out?: T | undefined }): T;
+  _spdiags(this: void, diagonals: T, offsets: T, shape: readonly number[], layout?: Layout | null, options?: { out?: T | undefined }): T;
   /** `aten::_spsolve(Tensor A, Tensor B, *, bool left=True) -> Tensor` */
-  _spsolve(A: T, B: T, options?: { left?: boolean | undefined }): T;
+  _spsolve(this: void, A: T, B: T, options?: { left?: boolean | undefined }): T;
   /** `aten::_stack(Tensor[] tensors, int dim=0) -> Tensor` */
-  _stack(tensors: readonly T[], dim?: number, options?: { out?: T | undefined }): T;
+  _stack(this: void, tensors: readonly T[], dim?: number, options?: { out?: T | undefined }): T;
   /** `aten::_standard_gamma_grad(Tensor self, Tensor output) -> Tensor` */
-  _standardGammaGrad(self: T, output: T, options?: { out?: T | undefined }): T;
+  _standardGammaGrad(this: void, self: T, output: T, options?: { out?: T | undefined }): T;
   /** `aten::_test_ambiguous_defaults.a(Tensor dummy, int a=1, int b=1) -> Tensor` */
-  _testAmbiguousDefaults(dummy: T, a?: number, b?: number): T;
+  _testAmbiguousDefaults(this: void, dummy: T, a?: number, b?: number): T;
   /** `aten::_test_ambiguous_defaults.b(Tensor dummy, int a=2, str b="2") -> Tensor` */
-  _testAmbiguousDefaults(dummy: T, a?: number, b?: string): T;
+  _testAmbiguousDefaults(this: void, dummy: T, a?: number, b?: string): T;
   /** `aten::_test_autograd_multiple_dispatch.fullcoverage(Tensor self) -> Tensor` */
-  _testAutogradMultipleDispatch(self: T, options?: { out?: T | undefined }): T;
+  _testAutogradMultipleDispatch(this: void, self: T, options?: { out?: T | undefined }): T;
   /** `aten::_test_autograd_multiple_dispatch.ntonly(Tensor self, bool b) -> Tensor` */
-  _testAutogradMultipleDispatch(self: T, b: boolean): T;
+  _testAutogradMultipleDispatch(this: void, self: T, b: boolean): T;
   /** `aten::_test_autograd_multiple_dispatch_view(Tensor(a) self) -> Tensor(a)` */
-  _testAutogradMultipleDispatchView(self: T): T;
+  _testAutogradMultipleDispatchView(this: void, self: T): T;
   /** `aten::_test_autograd_multiple_dispatch_view_copy(Tensor self) -> Tensor` */
-  _testAutogradMultipleDispatchViewCopy(self: T, options?: { out?: T | undefined }): T;
+  _testAutogradMultipleDispatchViewCopy(this: void, self: T, options?: { out?: T | undefined }): T;
   /** `aten::_test_check_tensor(Tensor self) -> Tensor` */
-  _testCheckTensor(self: T): T;
+  _testCheckTensor(this: void, self: T): T;
   /** `aten::_test_functorch_fallback(Tensor self, Tensor other) -> Tensor` */
-  _testFunctorchFallback(self: T, other: T, options?: { out?: T | undefined }): T;
+  _testFunctorchFallback(this: void, self: T, other: T, options?: { out?: T | undefined }): T;
   /** `aten::_test_optional_filled_intlist(Tensor values, int[2]? addends) -> Tensor` */
-  _testOptionalFilledIntlist(values: T, addends: number | readonly number[] | null, options?: { out?: T | undefined }): T;
+  _testOptionalFilledIntlist(this: void, values: T, addends: number | readonly number[] | null, options?: { out?: T | undefined }): T;
   /** `aten::_test_optional_floatlist(Tensor values, float[]? addends) -> Tensor` */
-  _testOptionalFloatlist(values: T, addends: readonly number[] | null, options?: { out?: T | undefined }): T;
+  _testOptionalFloatlist(this: void, values: T, addends: readonly number[] | null, options?: { out?: T | undefined }): T;
   /** `aten::_test_optional_intlist(Tensor values, int[]? addends) -> Tensor` */
-  _testOptionalIntlist(values: T, addends: readonly number[] | null, options?: { out?: T | undefined }): T;
+  _testOptionalIntlist(this: void, values: T, addends: readonly number[] | null, options?: { out?: T | undefined }): T;
   /** `aten::_test_parallel_materialize(Tensor self, int num_parallel, bool skip_first=False) -> Tensor` */
-  _testParallelMaterialize(self: T, numParallel: number, skipFirst?: boolean): T;
+  _testParallelMaterialize(this: void, self: T, numParallel: number, skipFirst?: boolean): T;
   /** `aten::_test_serialization_subcmul(Tensor self, Tensor other, Scalar alpha=1) -> Tensor` */
-  _testSerializationSubcmul(self: T, other: T, alpha?: Scalar): T;
+  _testSerializationSubcmul(this: void, self: T, other: T, alpha?: Scalar): T;
   /** `aten::_test_string_default(Tensor dummy, str a="\"\'\\", str b="\"\'\\") -> Tensor` */
-  _testStringDefault(dummy: T, a?: string): T;
+  _testStringDefault(this: void, dummy: T, a?: string): T;
   /** `aten::_test_warn_in_autograd(Tensor self) -> Tensor` */
-  _testWarnInAutograd(self: T, options?: { out?: T | undefined }): T;
+  _testWarnInAutograd(this: void, self: T, options?: { out?: T | undefined }): T;
   /** `aten::_thnn_differentiable_gru_cell_backward(Tensor grad_hy, Tensor input_gates, Tensor hidden_gates, Tensor hx, Tensor? input_bias, Tensor? hidden_bias) -> (Tensor, Tensor, Tensor, Tensor, Tensor)` */
-  _thnnDifferentiableGruCellBackward(gradHy: T, inputGates: T, hiddenGates: T, hx: T, inputBias: T | null, hiddenBias: T | null): [T, T, T, T, T];
+  _thnnDifferentiableGruCellBackward(this: void, gradHy: T, inputGates: T, hiddenGates: T, hx: T, inputBias: T | null, hiddenBias: T | null): [T, T, T, T, T];
   /** `aten::_thnn_differentiable_lstm_cell_backward(Tensor? grad_hy, Tensor? grad_cy, Tensor input_gates, Tensor hidden_gates, Tensor? input_bias, Tensor? hidden_bias, Tensor cx, Tensor cy) -> (Tensor, Tensor, Tensor, Tensor, Tensor)` */
-  _thnnDifferentiableLstmCellBackward(gradHy: T | null, gradCy: T | null, inputGates: T, hiddenGates: T, inputBias: T | null, hiddenBias: T | null, cx: T, cy: T): [T, T, T, T, T];
+  _thnnDifferentiableLstmCellBackward(this: void, gradHy: T | null, gradCy: T | null, inputGates: T, hiddenGates: T, inputBias: T | null, hiddenBias: T | null, cx: T, cy: T): [T, T, T, T, T];
   /** `aten::_thnn_fused_gru_cell(Tensor input_gates, Tensor hidden_gates, Tensor hx, Tensor? input_bias=None, Tensor? hidden_bias=None) -> (Tensor, Tensor)` */
-  _thnnFusedGruCell(inputGates: T, hiddenGates: T, hx: T, inputBias?: T | null, hiddenBias?: T | null, options?: { out0?: T | undefined; out1?: T | undefined }): [T, T];
+  _thnnFusedGruCell(this: void, inputGates: T, hiddenGates: T, hx: T, inputBias?: T | null, hiddenBias?: T | null, options?: { out0?: T | undefined; out1?: T | undefined }): [T, T];
   /** `aten::_thnn_fused_gru_cell_backward(Tensor grad_hy, Tensor workspace, bool has_bias) -> (Tensor, Tensor, Tensor, Tensor, Tensor)` */
-  _thnnFusedGruCellBackward(gradHy: T, workspace: T, hasBias: boolean, options?: { out0?: T | undefined; out1?: T | undefined; out2?: T | undefined; out3?: T | undefined; out4?: T | undefined }): [T, T, T, T, T];
+  _thnnFusedGruCellBackward(this: void, gradHy: T, workspace: T, hasBias: boolean, options?: { out0?: T | undefined; out1?: T | undefined; out2?: T | undefined; out3?: T | undefined; out4?: T | undefined }): [T, T, T, T, T];
   /** `aten::_thnn_fused_lstm_cell(Tensor input_gates, Tensor hidden_gates, Tensor cx, Tensor? input_bias=None, Tensor? hidden_bias=None) -> (Tensor, Tensor, Tensor)` */
-  _thnnFusedLstmCell(inputGates: T, hiddenGates: T, cx: T, inputBias?: T | null, hiddenBias?: T | null, options?: { out0?: T | undefined; out1?: T | undefined; out2?: T | undefined }): [T, T, T];
+  _thnnFusedLstmCell(this: void, inputGates: T, hiddenGates: T, cx: T, inputBias?: T | null, hiddenBias?: T | null, options?: { out0?: T | undefined; out1?: T | undefined; out2?: T | undefined }): [T, T, T];
   /** `aten::_thnn_fused_lstm_cell_backward(Tensor? grad_hy, Tensor? grad_cy, Tensor cx, Tensor cy, Tensor workspace, bool has_bias) -> (Tensor, Tensor, Tensor, Tensor, Tensor)` */
-  _thnnFusedLstmCellBackward(gradHy: T | null, gradCy: T | null, cx: T, cy: T, workspace: T, hasBias: boolean): [T, T, T, T, T];
+  _thnnFusedLstmCellBackward(this: void, gradHy: T | null, gradCy: T | null, cx: T, cy: T, workspace: T, hasBias: boolean): [T, T, T, T, T];
   /** `aten::_thnn_fused_lstm_cell_backward_impl(Tensor? grad_hy, Tensor? grad_cy, Tensor cx, Tensor cy, Tensor workspace, bool has_bias) -> (Tensor, Tensor, Tensor)` */
-  _thnnFusedLstmCellBackwardImpl(gradHy: T | null, gradCy: T | null, cx: T, cy: T, workspace: T, hasBias: boolean, options?: { out0?: T | undefined; out1?: T | undefined; out2?: T | undefined }): [T, T, T];
+  _thnnFusedLstmCellBackwardImpl(this: void, gradHy: T | null, gradCy: T | null, cx: T, cy: T, workspace: T, hasBias: boolean, options?: { out0?: T | undefined; out1?: T | undefined; out2?: T | undefined }): [T, T, T];
   /** `aten::_to_copy(Tensor self, *, ScalarType? dtype=None, Layout? layout=None, Device? device=None, bool? pin_memory=None, bool non_blocking=False, MemoryFormat? memory_format=None) -> Tensor` */
-  _toCopy(self: T, options?: { dtype?: DType | null | undefined; layout?: Layout | null | undefined; device?: Device | null | undefined; pinMemory?: boolean | null | undefined; nonBlocking?: boolean | undefined; memoryFormat?: MemoryFormat | null | undefined }): T;
+  _toCopy(this: void, self: T, options?: { dtype?: DType | null | undefined; layout?: Layout | null | undefined; device?: Device | null | undefined; pinMemory?: boolean | null | undefined; nonBlocking?: boolean | undefined; memoryFormat?: MemoryFormat | null | undefined }): T;
   /** `aten::_to_copy.out(Tensor self, *, bool non_blocking=False, MemoryFormat? memory_format=None, Tensor(a!) out) -> Tensor(a!)` */
-  _toCopy(self: T, options: { nonBlocking?: boolean | undefined; memoryFormat?: MemoryFormat | null | undefined; out: T }): T;
+  _toCopy(this: void, self: T, options: { nonBlocking?: boolean | undefined; memoryFormat?: MemoryFormat | null | undefined; out: T }): T;
   /** `aten::_to_cpu(Tensor[] tensors) -> Tensor[]` */
-  _toCpu(tensors: readonly T[]): T[];
+  _toCpu(this: void, tensors: readonly T[]): T[];
   /** `aten::_to_dense(Tensor self, ScalarType? dtype=None, bool? masked_grad=None) -> Tensor` */
-  _toDense(self: T, dtype?: DType | null, maskedGrad?: boolean | null, options?: { out?: T | undefined }): T;
+  _toDense(this: void, self: T, dtype?: DType | null, maskedGrad?: boolean | null, options?: { out?: T | undefined }): T;
   /** `aten::_to_sparse(Tensor self, *, Layout? layout=None, int[2]? blocksize=None, int? dense_dim=None) -> Tensor` */
-  _toSparse(self: T, options?: { layout?: Layout | null | undefined; blocksize?: number | readonly number[] | null | undefined; denseDim?: number | null | undefined; out?: T | undefined }): T;
+  _toSparse(this: void, self: T, options?: { layout?: Layout | null | undefined; blocksize?: number | readonly number[] | null | undefined; denseDim?: number | null | undefined; out?: T | undefined }): T;
   /** `aten::_to_sparse.sparse_dim(Tensor self, int sparse_dim) -> Tensor` */
-  _toSparse(self: T, sparseDim: number, options?: { out?: T | undefined }): T;
+  _toSparse(this: void, self: T, sparseDim: number, options?: { out?: T | undefined }): T;
   /** `aten::_to_sparse_bsc(Tensor self, int[2] blocksize, int? dense_dim=None) -> Tensor` */
-  _toSparseBsc(self: T, blocksize: number | readonly number[], denseDim?: number | null, options?: { out?: T | undefined }): T;
+  _toSparseBsc(this: void, self: T, blocksize: number | readonly number[], denseDim?: number | null, options?: { out?: T | undefined }): T;
   /** `aten::_to_sparse_bsr(Tensor self, int[2] blocksize, int? dense_dim=None) -> Tensor` */
-  _toSparseBsr(self: T, blocksize: number | readonly number[], denseDim?: number | null, options?: { out?: T | undefined }): T;
+  _toSparseBsr(this: void, self: T, blocksize: number | readonly number[], denseDim?: number | null, options?: { out?: T | undefined }): T;
   /** `aten::_to_sparse_csc(Tensor self, int? dense_dim=None) -> Tensor` */
-  _toSparseCsc(self: T, denseDim?: number | null, options?: { out?: T | undefined }): T;
+  _toSparseCsc(this: void, self: T, denseDim?: number | null, options?: { out?: T | undefined }): T;
   /** `aten::_to_sparse_csr(Tensor self, int? dense_dim=None) -> Tensor` */
-  _toSparseCsr(self: T, denseDim?: number | null, options?: { out?: T | undefined }): T;
+  _toSparseCsr(this: void, self: T, denseDim?: number | null, options?: { out?: T | undefined }): T;
   /** `aten::_to_sparse_semi_structured(Tensor dense) -> (Tensor, Tensor)` */
-  _toSparseSemiStructured(dense: T): [T, T];
+  _toSparseSemiStructured(this: void, dense: T): [T, T];
   /** `aten::_transform_bias_rescale_qkv(Tensor qkv, Tensor qkv_bias, int num_heads) -> (Tensor, Tensor, Tensor)` */
-  _transformBiasRescaleQkv(qkv: T, qkvBias: T, numHeads: number, options?: { out0?: T | undefined; out1?: T | undefined; out2?: T | undefined }): [T, T, T];
+  _transformBiasRescaleQkv(this: void, qkv: T, qkvBias: T, numHeads: number, options?: { out0?: T | undefined; out1?: T | undefined; out2?: T | undefined }): [T, T, T];
   /** `aten::_transformer_encoder_layer_fwd(Tensor src, int embed_dim, int num_heads, Tensor qkv_weight, Tensor qkv_bias, Tensor proj_weight, Tensor proj_bias, bool use_gelu, bool norm_first, float eps, Tensor norm_weight_1, Tensor norm_bias_1, Tensor norm_weight_2, Tensor norm_bias_2, Tensor ffn_weight_1, Tensor ffn_bias_1, Tensor ffn_weight_2, Tensor ffn_bias_2, Tensor? mask=None, int? mask_type=None) -> Tensor` */
-  _transformerEncoderLayerFwd(src: T, embedDim: number, numHeads: number, qkvWeight: T, qkvBias: T, projWeight: T, projBias: T, useGelu: boolean, normFirst: boolean, eps: number, normWeight1: T, normBias1: T, normWeight2: T, normBias2: T, ffnWeight1: T, ffnBias1: T, ffnWeight2: T, ffnBias2: T, mask?: T | null, maskType?: number | null, options?: { out?: T | undefined }): T;
+  _transformerEncoderLayerFwd(this: void, src: T, embedDim: number, numHeads: number, qkvWeight: T, qkvBias: T, projWeight: T, projBias: T, useGelu: boolean, normFirst: boolean, eps: number, normWeight1: T, normBias1: T, normWeight2: T, normBias2: T, ffnWeight1: T, ffnBias1: T, ffnWeight2: T, ffnBias2: T, mask?: T | null, maskType?: number | null, options?: { out?: T | undefined }): T;
   /** `aten::_trilinear(Tensor i1, Tensor i2, Tensor i3, int[] expand1, int[] expand2, int[] expand3, int[] sumdim, int unroll_dim=1) -> Tensor` */
-  _trilinear(i1: T, i2: T, i3: T, expand1: readonly number[], expand2: readonly number[], expand3: readonly number[], sumdim: readonly number[], unrollDim?: number, options?: { out?: T | undefined }): T;
+  _trilinear(this: void, i1: T, i2: T, i3: T, expand1: readonly number[], expand2: readonly number[], expand3: readonly number[], sumdim: readonly number[], unrollDim?: number, options?: { out?: T | undefined }): T;
   /** `aten::_triton_multi_head_attention(Tensor query, Tensor key, Tensor value, int embed_dim, int num_head, Tensor qkv_weight, Tensor qkv_bias, Tensor proj_weight, Tensor proj_bias, Tensor? mask=None) -> Tensor` */
-  _tritonMultiHeadAttention(query: T, key: T, value: T, embedDim: number, numHead: number, qkvWeight: T, qkvBias: T, projWeight: T, projBias: T, mask?: T | null, options?: { out?: T | undefined }): T;
+  _tritonMultiHeadAttention(this: void, query: T, key: T, value: T, embedDim: number, numHead: number, qkvWeight: T, qkvBias: T, projWeight: T, projBias: T, mask?: T | null, options?: { out?: T | undefined }): T;
   /** `aten::_triton_scaled_dot_attention(Tensor q, Tensor k, Tensor v, float dropout_p=0.) -> Tensor` */
-  _tritonScaledDotAttention(q: T, k: T, v: T, dropoutP?: number, options?: { out?: T | undefined }): T;
+  _tritonScaledDotAttention(this: void, q: T, k: T, v: T, dropoutP?: number, options?: { out?: T | undefined }): T;
   /** `aten::_unique(Tensor self, bool sorted=True, bool return_inverse=False) -> (Tensor, Tensor)` */
-  _unique(self: T, sorted?: boolean, returnInverse?: boolean, options?: { out0?: T | undefined; out1?: T | undefined }): [T, T];
+  _unique(this: void, self: T, sorted?: boolean, returnInverse?: boolean, options?: { out0?: T | undefined; out1?: T | undefined }): [T, T];
   /** `aten::_unique2(Tensor self, bool sorted=True, bool return_inverse=False, bool return_counts=False) -> (Tensor, Tensor, Tensor)` */
-  _unique2(self: T, sorted?: boolean, returnInverse?: boolean, returnCounts?: boolean, options?: { out0?: T | undefined; out1?: T | undefined; out2?: T | undefined }): [T, T, T];
+  _unique2(this: void, self: T, sorted?: boolean, returnInverse?: boolean, returnCounts?: boolean, options?: { out0?: T | undefined; out1?: T | undefined; out2?: T | undefined }): [T, T, T];
   /** `aten::_unpack_dual(Tensor(a) dual, int level) -> (Tensor(a) primal, Tensor tangent)` */
-  _unpackDual(dual: T, level: number): [primal: T, tangent: T];
+  _unpackDual(this: void, dual: T, level: number): [primal: T, tangent: T];
   /** `aten::_unsafe_index.Tensor(Tensor self, Tensor?[] indices) -> Tensor` */
-  _unsafeIndex(self: T, indices: readonly (T | null)[]): T;
+  _unsafeIndex(this: void, self: T, indices: readonly (T | null)[]): T;
   /** `aten::_unsafe_index_put(Tensor self, Tensor?[] indices, Tensor values, bool accumulate=False) -> Tensor` */
-  _unsafeIndexPut(self: T, indices: readonly (T | null)[], values: T, accumulate?: boolean): T;
+  _unsafeIndexPut(this: void, self: T, indices: readonly (T | null)[], values: T, accumulate?: boolean): T;
   /** `aten::_unsafe_masked_index(Tensor self, Tensor mask, Tensor?[] indices, Scalar fill) -> Tensor` */
-  _unsafeMaskedIndex(self: T, mask: T, indices: readonly (T | null)[], fill: Scalar): T;
+  _unsafeMaskedIndex(this: void, self: T, mask: T, indices: readonly (T | null)[], fill: Scalar): T;
   /** `aten::_unsafe_masked_index_put_accumulate(Tensor self, Tensor mask, Tensor?[] indices, Tensor values) -> Tensor` */
-  _unsafeMaskedIndexPutAccumulate(self: T, mask: T, indices: readonly (T | null)[], values: T): T;
+  _unsafeMaskedIndexPutAccumulate(this: void, self: T, mask: T, indices: readonly (T | null)[], values: T): T;
   /** `aten::_unsafe_view(Tensor self, SymInt[] size) -> Tensor` */
-  _unsafeView(self: T, size: readonly number[], options?: { out?: T | undefined }): T;
+  _unsafeView(this: void, self: T, size: readonly number[], options?: { out?: T | undefined }): T;
   /** `aten::_upsample_bicubic2d_aa(Tensor self, SymInt[2] output_size, bool align_corners, float? scales_h=None, float? scales_w=None) -> Tensor` */
-  _upsampleBicubic2dAa(self: T, outputSize: number | readonly number[], alignCorners: boolean, scalesH?: number | null, scalesW?: number | null, options?: { out?: T | undefined }): T;
+  _upsampleBicubic2dAa(this: void, self: T, outputSize: number | readonly number[], alignCorners: boolean, scalesH?: number | null, scalesW?: number | null, options?: { out?: T | undefined }): T;
   /** `aten::_upsample_bicubic2d_aa.vec(Tensor input, SymInt[]? output_size, bool align_corners, float[]? scale_factors) -> Tensor` */
-  _upsampleBicubic2dAa(input: T, outputSize: readonly number[] | null, alignCorners: boolean, scaleFactors: readonly number[] | null): T;
+  _upsampleBicubic2dAa(this: void, input: T, outputSize: readonly number[] | null, alignCorners: boolean, scaleFactors: readonly number[] | null): T;
   /** `aten::_upsample_bicubic2d_aa_backward(Tensor grad_output, SymInt[2] output_size, SymInt[4] input_size, bool align_corners, float? scales_h=None, float? scales_w=None) -> Tensor` */
-  _upsampleBicubic2dAaBackward(gradOutput: T, outputSize: number | readonly number[], inputSize: number | readonly number[], alignCorners: boolean, scalesH?: number | null, scalesW?: number | null, options?: { gradInput?: T | undefined }): T;
+  _upsampleBicubic2dAaBackward(this: void, gradOutput: T, outputSize: number | readonly number[], inputSize: number | readonly number[], alignCorners: boolean, scalesH?: number | null, scalesW?: number | null, options?: { gradInput?: T | undefined }): T;
   /** `aten::_upsample_bilinear2d_aa(Tensor self, SymInt[2] output_size, bool align_corners, float? scales_h=None, float? scales_w=None) -> Tensor` */
-  _upsampleBilinear2dAa(self: T, outputSize: number | readonly number[], alignCorners: boolean, scalesH?: number | null, scalesW?: number | null, options?: { out?: T | undefined }): T;
+  _upsampleBilinear2dAa(this: void, self: T, outputSize: number | readonly number[], alignCorners: boolean, scalesH?: number | null, scalesW?: number | null, options?: { out?: T | undefined }): T;
   /** `aten::_upsample_bilinear2d_aa.vec(Tensor input, SymInt[]? output_size, bool align_corners, float[]? scale_factors) -> Tensor` */
-  _upsampleBilinear2dAa(input: T, outputSize: readonly number[] | null, alignCorners: boolean, scaleFactors: readonly number[] | null): T;
+  _upsampleBilinear2dAa(this: void, input: T, outputSize: readonly number[] | null, alignCorners: boolean, scaleFactors: readonly number[] | null): T;
   /** `aten::_upsample_bilinear2d_aa_backward(Tensor grad_output, SymInt[2] output_size, SymInt[4] input_size, bool align_corners, float? scales_h=None, float? scales_w=None) -> Tensor` */
-  _upsampleBilinear2dAaBackward(gradOutput: T, outputSize: number | readonly number[], inputSize: number | readonly number[], alignCorners: boolean, scalesH?: number | null, scalesW?: number | null, options?: { gradInput?: T | undefined }): T;
+  _upsampleBilinear2dAaBackward(this: void, gradOutput: T, outputSize: number | readonly number[], inputSize: number | readonly number[], alignCorners: boolean, scalesH?: number | null, scalesW?: number | null, options?: { gradInput?: T | undefined }): T;
   /** `aten::_upsample_lanczos2d_aa(Tensor self, SymInt[2] output_size, bool align_corners, float? scales_h=None, float? scales_w=None) -> Tensor` */
-  _upsampleLanczos2dAa(self: T, outputSize: number | readonly number[], alignCorners: boolean, scalesH?: number | null, scalesW?: number | null, options?: { out?: T | undefined }): T;
+  _upsampleLanczos2dAa(this: void, self: T, outputSize: number | readonly number[], alignCorners: boolean, scalesH?: number | null, scalesW?: number | null, options?: { out?: T | undefined }): T;
   /** `aten::_upsample_lanczos2d_aa.vec(Tensor input, SymInt[]? output_size, bool align_corners, float[]? scale_factors) -> Tensor` */
-  _upsampleLanczos2dAa(input: T, outputSize: readonly number[] | null, alignCorners: boolean, scaleFactors: readonly number[] | null): T;
+  _upsampleLanczos2dAa(this: void, input: T, outputSize: readonly number[] | null, alignCorners: boolean, scaleFactors: readonly number[] | null): T;
   /** `aten::_upsample_lanczos2d_aa_backward(Tensor grad_output, SymInt[2] output_size, SymInt[4] input_size, bool align_corners, float? scales_h=None, float? scales_w=None) -> Tensor` */
-  _upsampleLanczos2dAaBackward(gradOutput: T, outputSize: number | readonly number[], inputSize: number | readonly number[], alignCorners: boolean, scalesH?: number | null, scalesW?: number | null, options?: { gradInput?: T | undefined }): T;
+  _upsampleLanczos2dAaBackward(this: void, gradOutput: T, outputSize: number | readonly number[], inputSize: number | readonly number[], alignCorners: boolean, scalesH?: number | null, scalesW?: number | null, options?: { gradInput?: T | undefined }): T;
   /** `aten::_upsample_nearest_exact1d(Tensor self, SymInt[1] output_size, float? scales=None) -> Tensor` */
-  _upsampleNearestExact1d(self: T, outputSize: number | readonly number[], scales?: number | null, options?: { out?: T | undefined }): T;
+  _upsampleNearestExact1d(this: void, self: T, outputSize: number | readonly number[], scales?: number | null, options?: { out?: T | undefined }): T;
   /** `aten::_upsample_nearest_exact1d.vec(Tensor input, SymInt[]? output_size, float[]? scale_factors) -> Tensor` */
-  _upsampleNearestExact1d(input: T, outputSize: readonly number[] | null, scaleFactors: readonly number[] | null): T;
+  _upsampleNearestExact1d(this: void, input: T, outputSize: readonly number[] | null, scaleFactors: readonly number[] | null): T;
   /** `aten::_upsample_nearest_exact1d_backward(Tensor grad_output, SymInt[1] output_size, SymInt[3] input_size, float? scales=None) -> Tensor` */
-  _upsampleNearestExact1dBackward(gradOutput: T, outputSize: number | readonly number[], inputSize: number | readonly number[], scales?: number | null, options?: { gradInput?: T | undefined }): T;
+  _upsampleNearestExact1dBackward(this: void, gradOutput: T, outputSize: number | readonly number[], inputSize: number | readonly number[], scales?: number | null, options?: { gradInput?: T | undefined }): T;
   /** `aten::_upsample_nearest_exact2d(Tensor self, SymInt[2] output_size, float? scales_h=None, float? scales_w=None) -> Tensor` */
-  _upsampleNearestExact2d(self: T, outputSize: number | readonly number[], scalesH?: number | null, scalesW?: number | null, options?: { out?: T | undefined }): T;
+  _upsampleNearestExact2d(this: void, self: T, outputSize: number | readonly number[], scalesH?: number | null, scalesW?: number | null, options?: { out?: T | undefined }): T;
   /** `aten::_upsample_nearest_exact2d.vec(Tensor input, SymInt[]? output_size, float[]? scale_factors) -> Tensor` */
-  _upsampleNearestExact2d(input: T, outputSize: readonly number[] | null, scaleFactors: readonly number[] | null): T;
+  _upsampleNearestExact2d(this: void, input: T, outputSize: readonly number[] | null, scaleFactors: readonly number[] | null): T;
   /** `aten::_upsample_nearest_exact2d_backward(Tensor grad_output, SymInt[2] output_size, SymInt[4] input_size, float? scales_h=None, float? scales_w=None) -> Tensor` */
-  _upsampleNearestExact2dBackward(gradOutput: T, outputSize: number | readonly number[], inputSize: number | readonly number[], scalesH?: number | null, scalesW?: number | null, options?: { gradInput?: T | undefined }): T;
+  _upsampleNearestExact2dBackward(this: void, gradOutput: T, outputSize: number | readonly number[], inputSize: number | readonly number[], scalesH?: number | null, scalesW?: number | null, options?: { gradInput?: T | undefined }): T;
   /** `aten::_upsample_nearest_exact3d(Tensor self, SymInt[3] output_size, float? scales_d=None, float? scales_h=None, float? scales_w=None) -> Tensor` */
-  _upsampleNearestExact3d(self: T, outputSize: number | readonly number[], scalesD?: number | null, scalesH?: number | null, scalesW?: number | null, options?: { out?: T | undefined }): T;
+  _upsampleNearestExact3d(this: void, self: T, outputSize: number | readonly number[], scalesD?: number | null, scalesH?: number | null, scalesW?: number | null, options?: { out?: T | undefined }): T;
   /** `aten::_upsample_nearest_exact3d.vec(Tensor input, SymInt[]? output_size, float[]? scale_factors) -> Tensor` */
-  _upsampleNearestExact3d(input: T, outputSize: readonly number[] | null, scaleFactors: readonly number[] | null): T;
+  _upsampleNearestExact3d(this: void, input: T, outputSize: readonly number[] | null, scaleFactors: readonly number[] | null): T;
   /** `aten::_upsample_nearest_exact3d_backward(Tensor grad_output, SymInt[3] output_size, SymInt[5] input_size, float? scales_d=None, float? scales_h=None, float? scales_w=None) -> Tensor` */
-  _upsampleNearestExact3dBackward(gradOutput: T, outputSize: number | readonly number[], inputSize: number | readonly number[], scalesD?: number | null, scalesH?: number | null, scalesW?: number | null, options?: { gradInput?: T | undefined }): T;
+  _upsampleNearestExact3dBackward(this: void, gradOutput: T, outputSize: number | readonly number[], inputSize: number | readonly number[], scalesD?: number | null, scalesH?: number | null, scalesW?: number | null, options?: { gradInput?: T | undefined }): T;
   /** `aten::_use_cudnn_ctc_loss(Tensor log_probs, Tensor targets, int[] input_lengths, int[] target_lengths, int blank) -> bool` */
-  _useCudnnCtcLoss(logProbs: T, targets: T, inputLengths: readonly number[], targetLengths: readonly number[], blank: number): boolean;
+  _useCudnnCtcLoss(this: void, logProbs: T, targets: T, inputLengths: readonly number[], targetLengths: readonly number[], blank: number): boolean;
   /** `aten::_use_cudnn_ctc_loss.Tensor(Tensor log_probs, Tensor targets, Tensor input_lengths, Tensor target_lengths, int blank) -> bool` */
-  _useCudnnCtcLoss(logProbs: T, targets: T, inputLengths: T, targetLengths: T, blank: number): boolean;
+  _useCudnnCtcLoss(this: void, logProbs: T, targets: T, inputLengths: T, targetLengths: T, blank: number): boolean;
   /** `aten::_use_miopen_ctc_loss(Tensor log_probs, Tensor targets, int[] input_lengths, int[] target_lengths, int blank) -> bool` */
-  _useMiopenCtcLoss(logProbs: T, targets: T, inputLengths: readonly number[], targetLengths: readonly number[], blank: number): boolean;
+  _useMiopenCtcLoss(this: void, logProbs: T, targets: T, inputLengths: readonly number[], targetLengths: readonly number[], blank: number): boolean;
   /** `aten::_use_miopen_ctc_loss.Tensor(Tensor log_probs, Tensor targets, Tensor input_lengths, Tensor target_lengths, int blank) -> bool` */
-  _useMiopenCtcLoss(logProbs: T, targets: T, inputLengths: T, targetLengths: T, blank: number): boolean;
+  _useMiopenCtcLoss(this: void, logProbs: T, targets: T, inputLengths: T, targetLengths: T, blank: number): boolean;
   /** `aten::_validate_compressed_sparse_indices(bool is_crow, Tensor compressed_idx, Tensor plain_idx, int cdim, int dim, int nnz) -> ()` */
-  _validateCompressedSparseIndices(isCrow: boolean, compressedIdx: T, plainIdx: T, cdim: number, dim: number, nnz: number): void;
+  _validateCompressedSparseIndices(this: void, isCrow: boolean, compressedIdx: T, plainIdx: T, cdim: number, dim: number, nnz: number): void;
   /** `aten::_validate_sparse_bsc_tensor_args(Tensor ccol_indices, Tensor row_indices, Tensor values, int[] size, bool? check_pinning=None) -> ()` */
-  _validateSparseBscTensorArgs(ccolIndices: T, rowIndices: T, values: T, size: readonly number[], checkPinning?: boolean | null): void;
+  _validateSparseBscTensorArgs(this: void, ccolIndices: T, rowIndices: T, values: T, size: readonly number[], checkPinning?: boolean | null): void;
   /** `aten::_validate_sparse_bsr_tensor_args(Tensor crow_indices, Tensor col_indices, Tensor values, int[] size, bool? check_pinning=None) -> ()` */
-  _validateSparseBsrTensorArgs(crowIndices: T, colIndices: T, values: T, size: readonly number[], checkPinning?: boolean | null): void;
+  _validateSparseBsrTensorArgs(this: void, crowIndices: T, colIndices: T, values: T, size: readonly number[], checkPinning?: boolean | null): void;
   /** `aten::_validate_sparse_compressed_tensor_args(Tensor compressed_indices, Tensor plain_indices, Tensor values, int[] size, Layout layout, bool? check_pinning=None) -> ()` */
-  _validateSparseCompressedTensorArgs(compressedIndices: T, plainIndices: T, values: T, size: readonly number[], layout: Layout, checkPinning?: boolean | null): void;
+  _validateSparseCompressedTensorArgs(this: void, compressedIndices: T, plainIndices: T, values: T, size: readonly number[], layout: Layout, checkPinning?: boolean | null): void;
   /** `aten::_validate_sparse_coo_tensor_args(Tensor indices, Tensor values, int[] size, bool? is_coalesced=None, bool? check_pinning=None) -> ()` */
-  _validateSparseCooTensorArgs(indices: T, values: T, size: readonly number[], isCoalesced?: boolean | null, checkPinning?: boolean | null): void;
+  _validateSparseCooTensorArgs(this: void, indices: T, values: T, size: readonly number[], isCoalesced?: boolean | null, checkPinning?: boolean | null): void;
   /** `aten::_validate_sparse_csc_tensor_args(Tensor ccol_indices, Tensor row_indices, Tensor values, int[] size, bool? check_pinning=None) -> ()` */
-  _validateSparseCscTensorArgs(ccolIndices: T, rowIndices: T, values: T, size: readonly number[], checkPinning?: boolean | null): void;
+  _validateSparseCscTensorArgs(this: void, ccolIndices: T, rowIndices: T, values: T, size: readonly number[], checkPinning?: boolean | null): void;
   /** `aten::_validate_sparse_csr_tensor_args(Tensor crow_indices, Tensor col_indices, Tensor values, int[] size, bool? check_pinning=None) -> ()` */
-  _validateSparseCsrTensorArgs(crowIndices: T, colIndices: T, values: T, size: readonly number[], checkPinning?: boolean | null): void;
+  _validateSparseCsrTensorArgs(this: void, crowIndices: T, colIndices: T, values: T, size: readonly number[], checkPinning?: boolean | null): void;
   /** `aten::_values(Tensor(a) self) -> Tensor(a)` */
-  _values(self: T): T;
+  _values(this: void, self: T): T;
   /** `aten::_values_copy(Tensor self) -> Tensor` */
-  _valuesCopy(self: T, options?: { out?: T | undefined }): T;
+  _valuesCopy(this: void, self: T, options?: { out?: T | undefined }): T;
   /** `aten::_version(Tensor self) -> int` */
-  _version(self: T): number;
+  _version(this: void, self: T): number;
   /** `aten::_weight_int4pack_mm(Tensor self, Tensor mat2, int qGroupSize, Tensor qScaleAndZeros) -> Tensor` */
-  _weightInt4packMm(self: T, mat2: T, qGroupSize: number, qScaleAndZeros: T): T;
+  _weightInt4packMm(this: void, self: T, mat2: T, qGroupSize: number, qScaleAndZeros: T): T;
   /** `aten::_weight_int4pack_mm_for_cpu(Tensor self, Tensor mat2, int qGroupSize, Tensor qScaleAndZeros) -> Tensor` */
-  _weightInt4packMmForCpu(self: T, mat2: T, qGroupSize: number, qScaleAndZeros: T): T;
+  _weightInt4packMmForCpu(this: void, self: T, mat2: T, qGroupSize: number, qScaleAndZeros: T): T;
   /** `aten::_weight_int4pack_mm_with_scales_and_zeros(Tensor self, Tensor mat2, int qGroupSize, Tensor qScale, Tensor qZeros) -> Tensor` */
-  _weightInt4packMmWithScalesAndZeros(self: T, mat2: T, qGroupSize: number, qScale: T, qZeros: T): T;
+  _weightInt4packMmWithScalesAndZeros(this: void, self: T, mat2: T, qGroupSize: number, qScale: T, qZeros: T): T;
   /** `aten::_weight_int8pack_mm(Tensor self, Tensor mat2, Tensor scales) -> Tensor` */
-  _weightInt8packMm(self: T, mat2: T, scales: T): T;
+  _weightInt8packMm(this: void, self: T, mat2: T, scales: T): T;
   /** `aten::_weight_norm(Tensor v, Tensor g, int dim=0) -> Tensor` */
-  _weightNorm(v: T, g: T, dim?: number): T;
+  _weightNorm(this: void, v: T, g: T, dim?: number): T;
   /** `aten::_weight_norm_differentiable_backward(Tensor grad_w, Tensor saved_v, Tensor saved_g, Tensor saved_norms, int dim) -> (Tensor, Tensor)` */
-  _weightNormDifferentiableBackward(gradW: T, savedV: T, savedG: T, savedNorms: T, dim: number): [T, T];
+  _weightNormDifferentiableBackward(this: void, gradW: T, savedV: T, savedG: T, savedNorms: T, dim: number): [T, T];
   /** `aten::_weight_norm_interface(Tensor v, Tensor g, int dim=0) -> (Tensor, Tensor)` */
-  _weightNormInterface(v: T, g: T, dim?: number, options?: { out0?: T | undefined; out1?: T | undefined }): [T, T];
+  _weightNormInterface(this: void, v: T, g: T, dim?: number, options?: { out0?: T | undefined; out1?: T | undefined }): [T, T];
   /** `aten::_weight_norm_interface_backward(Tensor grad_w, Tensor saved_v, Tensor saved_g, Tensor saved_norms, int dim) -> (Tensor, Tensor)` */
-  _weightNormInterfaceBackward(gradW: T, savedV: T, savedG: T, savedNorms: T, dim: number, options?: { out0?: T | undefined; out1?: T | undefined }): [T, T];
+  _weightNormInterfaceBackward(this: void, gradW: T, savedV: T, savedG: T, savedNorms: T, dim: number, options?: { out0?: T | undefined; out1?: T | undefined }): [T, T];
   /** `aten::_wrapped_linear_prepack(Tensor weight, Tensor weight_scale, Tensor weight_zero_point, Tensor bias) -> Tensor` */
-  _wrappedLinearPrepack(weight: T, weightScale: T, weightZeroPoint: T, bias: T): T;
+  _wrappedLinearPrepack(this: void, weight: T, weightScale: T, weightZeroPoint: T, bias: T): T;
   /** `aten::_wrapped_quantized_linear_prepacked(Tensor input, Tensor input_scale, Tensor input_zero_point, Tensor packed_weight, Tensor output_scale, Tensor output_zero_point, int out_channel) -> Tensor` */
-  _wrappedQuantizedLinearPrepacked(input: T, inputScale: T, inputZeroPoint: T, packedWeight: T, outputScale: T, outputZeroPoint: T, outChannel: number): T;
+  _wrappedQuantizedLinearPrepacked(this: void, input: T, inputScale: T, inputZeroPoint: T, packedWeight: T, outputScale: T, outputZeroPoint: T, outChannel: number): T;
   /** `aten::abs(Tensor self) -> Tensor` */
-  abs(self: T, options?: { out?: T | undefined }): T;
+  abs(this: void, self: T, options?: { out?: T | undefined }): T;
   /** `aten::abs_(Tensor(a!) self) -> Tensor(a!)` */
-  abs_(self: T): T;
+  abs_(this: void, self: T): T;
   /** `aten::absolute(Tensor self) -> Tensor` */
-  absolute(self: T, options?: { out?: T | undefined }): T;
+  absolute(this: void, self: T, options?: { out?: T | undefined }): T;
   /** `aten::absolute_(Tensor(a!) self) -> Tensor(a!)` */
-  absolute_(self: T): T;
+  absolute_(this: void, self: T): T;
   /** `aten::acos(Tensor self) -> Tensor` */
-  acos(self: T, options?: { out?: T | undefined }): T;
+  acos(this: void, self: T, options?: { out?: T | undefined }): T;
   /** `aten::acos_(Tensor(a!) self) -> Tensor(a!)` */
-  acos_(self: T): T;
+  acos_(this: void, self: T): T;
   /** `aten::acosh(Tensor self) -> Tensor` */
-  acosh(self: T, options?: { out?: T | undefined }): T;
+  acosh(this: void, self: T, options?: { out?: T | undefined }): T;
   /** `aten::acosh_(Tensor(a!) self) -> Tensor(a!)` */
-  acosh_(self: T): T;
+  acosh_(this: void, self: T): T;
   /** `aten::adaptive_avg_pool1d(Tensor self, int[1] output_size) -> Tensor` */
-  adaptiveAvgPool1d(self: T, outputSize: number | readonly number[], options?: { out?: T | undefined }): T;
+  adaptiveAvgPool1d(this: void, self: T, outputSize: number | readonly number[], options?: { out?: T | undefined }): T;
   /** `aten::adaptive_avg_pool2d(Tensor self, SymInt[2] output_size) -> Tensor` */
-  adaptiveAvgPool2d(self: T, outputSize: number | readonly number[], options?: { out?: T | undefined }): T;
+  adaptiveAvgPool2d(this: void, self: T, outputSize: number | readonly number[], options?: { out?: T | undefined }): T;
   /** `aten::adaptive_avg_pool3d(Tensor self, SymInt[3] output_size) -> Tensor` */
-  adaptiveAvgPool3d(self: T, outputSize: number | readonly number[], options?: { out?: T | undefined }): T;
+  adaptiveAvgPool3d(this: void, self: T, outputSize: number | readonly number[], options?: { out?: T | undefined }): T;
   /** `aten::adaptive_avg_pool3d_backward.grad_input(Tensor grad_output, Tensor self, *, Tensor(a!) grad_input) -> Tensor(a!)` */
-  adaptiveAvgPool3dBackward(gradOutput: T, self: T, options: { gradInput: T }): T;
+  adaptiveAvgPool3dBackward(this: void, gradOutput: T, self: T, options: { gradInput: T }): T;
   /** `aten::adaptive_max_pool1d(Tensor self, int[1] output_size) -> (Tensor, Tensor)` */
-  adaptiveMaxPool1d(self: T, outputSize: number | readonly number[]): [T, T];
+  adaptiveMaxPool1d(this: void, self: T, outputSize: number | readonly number[]): [T, T];
   /** `aten::adaptive_max_pool2d(Tensor self, int[2] output_size) -> (Tensor, Tensor)` */
-  adaptiveMaxPool2d(self: T, outputSize: number | readonly number[], options?: { out?: T | undefined; indices?: T | undefined }): [T, T];
+  adaptiveMaxPool2d(this: void, self: T, outputSize: number | readonly number[], options?: { out?: T | undefined; indices?: T | undefined }): [T, T];
   /** `aten::adaptive_max_pool2d_backward(Tensor grad_output, Tensor self, Tensor indices) -> Tensor` */
-  adaptiveMaxPool2dBackward(gradOutput: T, self: T, indices: T, options?: { gradInput?: T | undefined }): T;
+  adaptiveMaxPool2dBackward(this: void, gradOutput: T, self: T, indices: T, options?: { gradInput?: T | undefined }): T;
   /** `aten::adaptive_max_pool3d(Tensor self, int[3] output_size) -> (Tensor, Tensor)` */
-  adaptiveMaxPool3d(self: T, outputSize: number | readonly number[], options?: { out?: T | undefined; indices?: T | undefined }): [T, T];
+  adaptiveMaxPool3d(this: void, self: T, outputSize: number | readonly number[], options?: { out?: T | undefined; indices?: T | undefined }): [T, T];
   /** `aten::adaptive_max_pool3d_backward(Tensor grad_output, Tensor self, Tensor indices) -> Tensor` */
-  adaptiveMaxPool3dBackward(gradOutput: T, self: T, indices: T, options?: { gradInput?: T | undefined }): T;
+  adaptiveMaxPool3dBackward(this: void, gradOutput: T, self: T, indices: T, options?: { gradInput?: T | undefined }): T;
   /** `aten::add.Scalar(Tensor self, Scalar other, Scalar alpha=1) -> Tensor` */
-  add(self: T, other: Scalar, alpha?: Scalar, options?: { out?: T | undefined }): T;
+  add(this: void, self: T, other: Scalar, alpha?: Scalar, options?: { out?: T | undefined }): T;
   /** `aten::add.Tensor(Tensor self, Tensor other, *, Scalar alpha=1) -> Tensor` */
-  add(self: T, other: T, options?: { alpha?: Scalar | undefined; out?: T | undefined }): T;
+  add(this: void, self: T, other: T, options?: { alpha?: Scalar | undefined; out?: T | undefined }): T;
   /** `aten::add_.Scalar(Tensor(a!) self, Scalar other, Scalar alpha=1) -> Tensor(a!)` */
-  add_(self: T, other: Scalar, alpha?: Scalar): T;
+  add_(this: void, self: T, other: Scalar, alpha?: Scalar): T;
   /** `aten::add_.Tensor(Tensor(a!) self, Tensor other, *, Scalar alpha=1) -> Tensor(a!)` */
-  add_(self: T, other: T, options?: { alpha?: Scalar | undefined }): T;
+  add_(this: void, self: T, other: T, options?: { alpha?: Scalar | undefined }): T;
   /** `aten::addbmm(Tensor self, Tensor batch1, Tensor batch2, *, Scalar beta=1, Scalar alpha=1) -> Tensor` */
-  addbmm(self: T, batch1: T, batch2: T, options?: { beta?: Scalar | undefined; alpha?: Scalar | undefined; out?: T | undefined }): T;
+  addbmm(this: void, self: T, batch1: T, batch2: T, options?: { beta?: Scalar | undefined; alpha?: Scalar | undefined; out?: T | undefined }): T;
   /** `aten::addbmm_(Tensor(a!) self, Tensor batch1, Tensor batch2, *, Scalar beta=1, Scalar alpha=1) -> Tensor(a!)` */
-  addbmm_(self: T, batch1: T, batch2: T, options?: { beta?: Scalar | undefined; alpha?: Scalar | undefined }): T;
+  addbmm_(this: void, self: T, batch1: T, batch2: T, options?: { beta?: Scalar | undefined; alpha?: Scalar | undefined }): T;
   /** `aten::addcdiv(Tensor self, Tensor tensor1, Tensor tensor2, *, Scalar value=1) -> Tensor` */
-  addcdiv(self: T, tensor1: T, tensor2: T, options?: { value?: Scalar | undefined; out?: T | undefined }): T;
+  addcdiv(this: void, self: T, tensor1: T, tensor2: T, options?: { value?: Scalar | undefined; out?: T | undefined }): T;
   /** `aten::addcdiv_(Tensor(a!) self, Tensor tensor1, Tensor tensor2, *, Scalar value=1) -> Tensor(a!)` */
-  addcdiv_(self: T, tensor1: T, tensor2: T, options?: { value?: Scalar | undefined }): T;
+  addcdiv_(this: void, self: T, tensor1: T, tensor2: T, options?: { value?: Scalar | undefined }): T;
   /** `aten::addcmul(Tensor self, Tensor tensor1, Tensor tensor2, *, Scalar value=1) -> Tensor` */
-  addcmul(self: T, tensor1: T, tensor2: T, options?: { value?: Scalar | undefined; out?: T | undefined }): T;
+  addcmul(this: void, self: T, tensor1: T, tensor2: T, options?: { value?: Scalar | undefined; out?: T | undefined }): T;
   /** `aten::addcmul_(Tensor(a!) self, Tensor tensor1, Tensor tensor2, *, Scalar value=1) -> Tensor(a!)` */
-  addcmul_(self: T, tensor1: T, tensor2: T, options?: { value?: Scalar | undefined }): T;
+  addcmul_(this: void, self: T, tensor1: T, tensor2: T, options?: { value?: Scalar | undefined }): T;
   /** `aten::addmm(Tensor self, Tensor mat1, Tensor mat2, *, Scalar beta=1, Scalar alpha=1) -> Tensor` */
-  addmm(self: T, mat1: T, mat2: T, options?: { beta?: Scalar | undefined; alpha?: Scalar | undefined; out?: T | undefined }): T;
+  addmm(this: void, self: T, mat1: T, mat2: T, options?: { beta?: Scalar | undefined; alpha?: Scalar | undefined; out?: T | undefined }): T;
   /** `aten::addmm.dtype(Tensor self, Tensor mat1, Tensor mat2, ScalarType out_dtype, *, Scalar beta=1, Scalar alpha=1) -> Tensor` */
-  addmm(self: T, mat1: T, mat2: T, outDtype: DType, options?: { beta?: Scalar | undefined; alpha?: Scalar | undefined; out?: T | undefined }): T;
+  addmm(this: void, self: T, mat1: T, mat2: T, outDtype: DType, options?: { beta?: Scalar | undefined; alpha?: Scalar | undefined; out?: T | undefined }): T;
   /** `aten::addmm_(Tensor(a!) self, Tensor mat1, Tensor mat2, *, Scalar beta=1, Scalar alpha=1) -> Tensor(a!)` */
-  addmm_(self: T, mat1: T, mat2: T, options?: { beta?: Scalar | undefined; alpha?: Scalar | undefined }): T;
+  addmm_(this: void, self: T, mat1: T, mat2: T, options?: { beta?: Scalar | undefined; alpha?: Scalar | undefined }): T;
   /** `aten::addmv(Tensor self, Tensor mat, Tensor vec, *, Scalar beta=1, Scalar alpha=1) -> Tensor` */
-  addmv(self: T, mat: T, vec: T, options?: { beta?: Scalar | undefined; alpha?: Scalar | undefined; out?: T | undefined }): T;
+  addmv(this: void, self: T, mat: T, vec: T, options?: { beta?: Scalar | undefined; alpha?: Scalar | undefined; out?: T | undefined }): T;
   /** `aten::addmv_(Tensor(a!) self, Tensor mat, Tensor vec, *, Scalar beta=1, Scalar alpha=1) -> Tensor(a!)` */
-  addmv_(self: T, mat: T, vec: T, options?: { beta?: Scalar | undefined; alpha?: Scalar | undefined }): T;
+  addmv_(this: void, self: T, mat: T, vec: T, options?: { beta?: Scalar | undefined; alpha?: Scalar | undefined }): T;
   /** `aten::addr(Tensor self, Tensor vec1, Tensor vec2, *, Scalar beta=1, Scalar alpha=1) -> Tensor` */
-  addr(self: T, vec1: T, vec2: T, options?: { beta?: Scalar | undefined; alpha?: Scalar | undefined; out?: T | undefined }): T;
+  addr(this: void, self: T, vec1: T, vec2: T, options?: { beta?: Scalar | undefined; alpha?: Scalar | undefined; out?: T | undefined }): T;
   /** `aten::addr_(Tensor(a!) self, Tensor vec1, Tensor vec2, *, Scalar beta=1, Scalar alpha=1) -> Tensor(a!)` */
-  addr_(self: T, vec1: T, vec2: T, options?: { beta?: Scalar | undefined; alpha?: Scalar | undefined }): T;
+  addr_(this: void, self: T, vec1: T, vec2: T, options?: { beta?: Scalar | undefined; alpha?: Scalar | undefined }): T;
   /** `aten::adjoint(Tensor(a) self) -> Tensor(a)` */
-  adjoint(self: T): T;
+  adjoint(this: void, self: T): T;
   /** `aten::affine_grid_generator(Tensor theta, SymInt[] size, bool align_corners) -> Tensor` */
-  affineGridGenerator(theta: T, size: readonly number[], alignCorners: boolean, options?: { out?: T | undefined }): T;
+  affineGridGenerator(this: void, theta: T, size: readonly number[], alignCorners: boolean, options?: { out?: T | undefined }): T;
   /** `aten::affine_grid_generator_backward(Tensor grad, SymInt[] size, bool align_corners) -> Tensor` */
-  affineGridGeneratorBackward(grad: T, size: readonly number[], alignCorners: boolean): T;
+  affineGridGeneratorBackward(this: void, grad: T, size: readonly number[], alignCorners: boolean): T;
   /** `aten::alias(Tensor(a) self) -> Tensor(a)` */
-  alias(self: T): T;
+  alias(this: void, self: T): T;
   /** `aten::alias_copy(Tensor self) -> Tensor` */
-  aliasCopy(self: T, options?: { out?: T | undefined }): T;
+  aliasCopy(this: void, self: T, options?: { out?: T | undefined }): T;
   /** `aten::all(Tensor self) -> Tensor` */
-  all(self: T, options?: { out?: T | undefined }): T;
+  all(this: void, self: T, options?: { out?: T | undefined }): T;
   /** `aten::all.dim(Tensor self, int dim, bool keepdim=False) -> Tensor` */
-  all(self: T, dim: number, keepdim?: boolean, options?: { out?: T | undefined }): T;
+  all(this: void, self: T, dim: number, keepdim?: boolean, options?: { out?: T | undefined }): T;
   /** `aten::all.dims(Tensor self, int[]? dim=None, bool keepdim=False) -> Tensor` */
-  all(self: T, dim?: readonly number[] | null, keepdim?: boolean, options?: { out?: T | undefined }): T;
+  all(this: void, self: T, dim?: readonly number[] | null, keepdim?: boolean, options?: { out?: T | undefined }): T;
   /** `aten::allclose(Tensor self, Tensor other, float rtol=1.0000000000000001e-05, float atol=1e-08, bool equal_nan=False) -> bool` */
-  allclose(self: T, other: T, rtol?: number, atol?: number, equalNan?: boolean): boolean;
+  allclose(this: void, self: T, other: T, rtol?: number, atol?: number, equalNan?: boolean): boolean;
   /** `aten::alpha_dropout(Tensor input, float p, bool train) -> Tensor` */
-  alphaDropout(input: T, p: number, train: boolean): T;
+  alphaDropout(this: void, input: T, p: number, train: boolean): T;
   /** `aten::alpha_dropout_(Tensor(a!) self, float p, bool train) -> Tensor(a!)` */
-  alphaDropout_(self: T, p: number, train: boolean): T;
+  alphaDropout_(this: void, self: T, p: number, train: boolean): T;
   /** `aten::amax(Tensor self, int[1] dim=[], bool keepdim=False) -> Tensor` */
-  amax(self: T, dim?: number | readonly number[], keepdim?: boolean, options?: { out?: T | undefined }): T;
+  amax(this: void, self: T, dim?: number | readonly number[], keepdim?: boolean, options?: { out?: T | undefined }): T;
   /** `aten::amin(Tensor self, int[1] dim=[], bool keepdim=False) -> Tensor` */
-  amin(self: T, dim?: number | readonly number[], keepdim?: boolean, options?: { out?: T | undefined }): T;
+  amin(this: void, self: T, dim?: number | readonly number[], keepdim?: boolean, options?: { out?: T | undefined }): T;
   /** `aten::aminmax(Tensor self, *, int? dim=None, bool keepdim=False) -> (Tensor min, Tensor max)` */
-  aminmax(self: T, options?: { dim?: number | null | undefined; keepdim?: boolean | undefined; min?: T | undefined; max?: T | undefined }): [min: T, max: T];
+  aminmax(this: void, self: T, options?: { dim?: number | null | undefined; keepdim?: boolean | undefined; min?: T | undefined; max?: T | undefined }): [min: T, max: T];
   /** `aten::angle(Tensor self) -> Tensor` */
-  angle(self: T, options?: { out?: T | undefined }): T;
+  angle(this: void, self: T, options?: { out?: T | undefined }): T;
   /** `aten::any(Tensor self) -> Tensor` */
-  any(self: T, options?: { out?: T | undefined }): T;
+  any(this: void, self: T, options?: { out?: T | undefined }): T;
   /** `aten::any.dim(Tensor self, int dim, bool keepdim=False) -> Tensor` */
-  any(self: T, dim: number, keepdim?: boolean, options?: { out?: T | undefined }): T;
+  any(this: void, self: T, dim: number, keepdim?: boolean, options?: { out?: T | undefined }): T;
   /** `aten::any.dims(Tensor self, int[]? dim=None, bool keepdim=False) -> Tensor` */
-  any(self: T, dim?: readonly number[] | null, keepdim?: boolean, options?: { out?: T | undefined }): T;
+  any(this: void, self: T, dim?: readonly number[] | null, keepdim?: boolean, options?: { out?: T | undefined }): T;
   /** `aten::arange(Scalar end, *, ScalarType? dtype=None, Layout? layout=None, Device? device=None, bool? pin_memory=None) -> Tensor` */
-  arange(end_: Scalar, options?: { dtype?: DType | null | undefined; layout?: Layout | null | undefined; device?: Device | null | undefined; pinMemory?: boolean | null | undefined }): T;
+  arange(this: void, end_: Scalar, options?: { dtype?: DType | null | undefined; layout?: Layout | null | undefined; device?: Device | null | undefined; pinMemory?: boolean | null | undefined }): T;
   /** `aten::arange.start(Scalar start, Scalar end, *, ScalarType? dtype=None, Layout? layout=None, Device? device=None, bool? pin_memory=None) -> Tensor` */
-  arange(start: Scalar, end_: Scalar, options?: { dtype?: DType | null | undefined; layout?: Layout | null | undefined; device?: Device | null | undefined; pinMemory?: boolean | null | undefined }): T;
+  arange(this: void, start: Scalar, end_: Scalar, options?: { dtype?: DType | null | undefined; layout?: Layout | null | undefined; device?: Device | null | undefined; pinMemory?: boolean | null | undefined }): T;
   /** `aten::arange.start_step(Scalar start, Scalar end, Scalar step=1, *, ScalarType? dtype=None, Layout? layout=None, Device? device=None, bool? pin_memory=None) -> Tensor` */
-  arange(start: Scalar, end_: Scalar, step?: Scalar, options?: { dtype?: DType | null | undefined; layout?: Layout | null | undefined; device?: Device | null | undefined; pinMemory?: boolean | null | undefined }): T;
+  arange(this: void, start: Scalar, end_: Scalar, step?: Scalar, options?: { dtype?: DType | null | undefined; layout?: Layout | null | undefined; device?: Device | null | undefined; pinMemory?: boolean | null | undefined }): T;
   /** `aten::arange.out(Scalar end, *, Tensor(a!) out) -> Tensor(a!)` */
-  arange(end_: Scalar, options: { out: T }): T;
+  arange(this: void, end_: Scalar, options: { out: T }): T;
   /** `aten::arange.start_out(Scalar start, Scalar end, Scalar step=1, *, Tensor(a!) out) -> Tensor(a!)` */
-  arange(start: Scalar, end_: Scalar, step: Scalar | undefined, options: { out: T }): T;
+  arange(this: void, start: Scalar, end_: Scalar, step: Scalar | undefined, options: { out: T }): T;
   /** `aten::arccos(Tensor self) -> Tensor` */
-  arccos(self: T, options?: { out?: T | undefined }): T;
+  arccos(this: void, self: T, options?: { out?: T | undefined }): T;
   /** `aten::arccos_(Tensor(a!) self) -> Tensor(a!)` */
-  arccos_(self: T): T;
+  arccos_(this: void, self: T): T;
   /** `aten::arccosh(Tensor self) -> Tensor` */
-  arccosh(self: T, options?: { out?: T | undefined }): T;
+  arccosh(this: void, self: T, options?: { out?: T | undefined }): T;
   /** `aten::arccosh_(Tensor(a!) self) -> Tensor(a!)` */
-  arccosh_(self: T): T;
+  arccosh_(this: void, self: T): T;
   /** `aten::arcsin(Tensor self) -> Tensor` */
-  arcsin(self: T, options?: { out?: T | undefined }): T;
+  arcsin(this: void, self: T, options?: { out?: T | undefined }): T;
   /** `aten::arcsin_(Tensor(a!) self) -> Tensor(a!)` */
-  arcsin_(self: T): T;
+  arcsin_(this: void, self: T): T;
   /** `aten::arcsinh(Tensor self) -> Tensor` */
-  arcsinh(self: T, options?: { out?: T | undefined }): T;
+  arcsinh(this: void, self: T, options?: { out?: T | undefined }): T;
   /** `aten::arcsinh_(Tensor(a!) self) -> Tensor(a!)` */
-  arcsinh_(self: T): T;
+  arcsinh_(this: void, self: T): T;
   /** `aten::arctan(Tensor self) -> Tensor` */
-  arctan(self: T, options?: { out?: T | undefined }): T;
+  arctan(this: void, self: T, options?: { out?: T | undefined }): T;
   /** `aten::arctan2(Tensor self, Tensor other) -> Tensor` */
-  arctan2(self: T, other: T, options?: { out?: T | undefined }): T;
+  arctan2(this: void, self: T, other: T, options?: { out?: T | undefined }): T;
   /** `aten::arctan2_(Tensor(a!) self, Tensor other) -> Tensor(a!)` */
-  arctan2_(self: T, other: T): T;
+  arctan2_(this: void, self: T, other: T): T;
   /** `aten::arctan_(Tensor(a!) self) -> Tensor(a!)` */
-  arctan_(self: T): T;
+  arctan_(this: void, self: T): T;
   /** `aten::arctanh(Tensor self) -> Tensor` */
-  arctanh(self: T, options?: { out?: T | undefined }): T;
+  arctanh(this: void, self: T, options?: { out?: T | undefined }): T;
   /** `aten::arctanh_(Tensor(a!) self) -> Tensor(a!)` */
-  arctanh_(self: T): T;
+  arctanh_(this: void, self: T): T;
   /** `aten::argmax(Tensor self, int? dim=None, bool keepdim=False) -> Tensor` */
-  argmax(self: T, dim?: number | null, keepdim?: boolean, options?: { out?: T | undefined }): T;
+  argmax(this: void, self: T, dim?: number | null, keepdim?: boolean, options?: { out?: T | undefined }): T;
   /** `aten::argmin(Tensor self, int? dim=None, bool keepdim=False) -> Tensor` */
-  argmin(self: T, dim?: number | null, keepdim?: boolean, options?: { out?: T | undefined }): T;
+  argmin(this: void, self: T, dim?: number | null, keepdim?: boolean, options?: { out?: T | undefined }): T;
   /** `aten::argsort(Tensor self, int dim=-1, bool descending=False) -> Tensor` */
-  argsort(self: T, dim?: number, descending?: boolean): T;
+  argsort(this: void, self: T, dim?: number, descending?: boolean): T;
   /** `aten::argsort.stable(Tensor self, *, bool stable, int dim=-1, bool descending=False) -> Tensor` */
-  argsort(self: T, options: { stable: boolean; dim?: number | undefined; descending?: boolean | undefined; out?: T | undefined }): T;
+  argsort(this: void, self: T, options: { stable: boolean; dim?: number | undefined; descending?: boolean | undefined; out?: T | undefined }): T;
   /** `aten::argwhere(Tensor self) -> Tensor` */
-  argwhere(self: T): T;
+  argwhere(this: void, self: T): T;
   /** `aten::as_strided(Tensor(a) self, SymInt[] size, SymInt[] stride, SymInt? storage_offset=None) -> Tensor(a)` */
-  asStrided(self: T, size: readonly number[], stride: readonly number[], storageOffset?: number | null): T;
+  asStrided(this: void, self: T, size: readonly number[], stride: readonly number[], storageOffset?: number | null): T;
   /** `aten::as_strided_(Tensor(a!) self, SymInt[] size, SymInt[] stride, SymInt? storage_offset=None) -> Tensor(a!)` */
-  asStrided_(self: T, size: readonly number[], stride: readonly number[], storageOffset?: number | null): T;
+  asStrided_(this: void, self: T, size: readonly number[], stride: readonly number[], storageOffset?: number | null): T;
   /** `aten::as_strided_copy(Tensor self, SymInt[] size, SymInt[] stride, SymInt? storage_offset=None) -> Tensor` */
-  asStridedCopy(self: T, size: readonly number[], stride: readonly number[], storageOffset?: number | null, options?: { out?: T | undefined }): T;
+  asStridedCopy(this: void, self: T, size: readonly number[], stride: readonly number[], storageOffset?: number | null, options?: { out?: T | undefined }): T;
   /** `aten::as_strided_scatter(Tensor self, Tensor src, SymInt[] size, SymInt[] stride, SymInt? storage_offset=None) -> Tensor` */
-  asStridedScatter(self: T, src: T, size: readonly number[], stride: readonly number[], storageOffset?: number | null, options?: { out?: T | undefined }): T;
+  asStridedScatter(this: void, self: T, src: T, size: readonly number[], stride: readonly number[], storageOffset?: number | null, options?: { out?: T | undefined }): T;
   /** `aten::asin(Tensor self) -> Tensor` */
-  asin(self: T, options?: { out?: T | undefined }): T;
+  asin(this: void, self: T, options?: { out?: T | undefined }): T;
   /** `aten::asin_(Tensor(a!) self) -> Tensor(a!)` */
-  asin_(self: T): T;
+  asin_(this: void, self: T): T;
   /** `aten::asinh(Tensor self) -> Tensor` */
-  asinh(self: T, options?: { out?: T | undefined }): T;
+  asinh(this: void, self: T, options?: { out?: T | undefined }): T;
   /** `aten::asinh_(Tensor(a!) self) -> Tensor(a!)` */
-  asinh_(self: T): T;
+  asinh_(this: void, self: T): T;
   /** `aten::atan(Tensor self) -> Tensor` */
-  atan(self: T, options?: { out?: T | undefined }): T;
+  atan(this: void, self: T, options?: { out?: T | undefined }): T;
   /** `aten::atan2(Tensor self, Tensor other) -> Tensor` */
-  atan2(self: T, other: T, options?: { out?: T | undefined }): T;
+  atan2(this: void, self: T, other: T, options?: { out?: T | undefined }): T;
   /** `aten::atan2_(Tensor(a!) self, Tensor other) -> Tensor(a!)` */
-  atan2_(self: T, other: T): T;
+  atan2_(this: void, self: T, other: T): T;
   /** `aten::atan_(Tensor(a!) self) -> Tensor(a!)` */
-  atan_(self: T): T;
+  atan_(this: void, self: T): T;
   /** `aten::atanh(Tensor self) -> Tensor` */
-  atanh(self: T, options?: { out?: T | undefined }): T;
+  atanh(this: void, self: T, options?: { out?: T | undefined }): T;
   /** `aten::atanh_(Tensor(a!) self) -> Tensor(a!)` */
-  atanh_(self: T): T;
+  atanh_(this: void, self: T): T;
   /** `aten::atleast_1d(Tensor self) -> Tensor` */
-  atleast1d(self: T): T;
+  atleast1d(this: void, self: T): T;
   /** `aten::atleast_1d.Sequence(Tensor[] tensors) -> Tensor[]` */
-  atleast1d(tensors: readonly T[]): T[];
+  atleast1d(this: void, tensors: readonly T[]): T[];
   /** `aten::atleast_2d(Tensor self) -> Tensor` */
-  atleast2d(self: T): T;
+  atleast2d(this: void, self: T): T;
   /** `aten::atleast_2d.Sequence(Tensor[] tensors) -> Tensor[]` */
-  atleast2d(tensors: readonly T[]): T[];
+  atleast2d(this: void, tensors: readonly T[]): T[];
   /** `aten::atleast_3d(Tensor self) -> Tensor` */
-  atleast3d(self: T): T;
+  atleast3d(this: void, self: T): T;
   /** `aten::atleast_3d.Sequence(Tensor[] tensors) -> Tensor[]` */
-  atleast3d(tensors: readonly T[]): T[];
+  atleast3d(this: void, tensors: readonly T[]): T[];
   /** `aten::avg_pool1d(Tensor self, int[1] kernel_size, int[1] stride=[], int[1] padding=[0], bool ceil_mode=False, bool count_include_pad=True) -> Tensor` */
-  avgPool1d(self: T, kernelSize: number | readonly number[], stride?: number | readonly number[], padding?: number | readonly number[], ceilMode?: boolean, countIncludePad?: boolean, options?: { out?: T | undefined }): T;
+  avgPool1d(this: void, self: T, kernelSize: number | readonly number[], stride?: number | readonly number[], padding?: number | readonly number[], ceilMode?: boolean, countIncludePad?: boolean, options?: { out?: T | undefined }): T;
   /** `aten::avg_pool2d(Tensor self, int[2] kernel_size, int[2] stride=[], int[2] padding=0, bool ceil_mode=False, bool count_include_pad=True, int? divisor_override=None) -> Tensor` */
-  avgPool2d(self: T, kernelSize: number | readonly number[], stride?: number | readonly number[], padding?: number | readonly number[], ceilMode?: boolean, countIncludePad?: boolean, divisorOverride?: number | null, options?: { out?: T | undefined }): T;
+  avgPool2d(this: void, self: T, kernelSize: number | readonly number[], stride?: number | readonly number[], padding?: number | readonly number[], ceilMode?: boolean, countIncludePad?: boolean, divisorOverride?: number | null, options?: { out?: T | undefined }): T;
   /** `aten::avg_pool2d_backward(Tensor grad_output, Tensor self, int[2] kernel_size, int[2] stride, int[2] padding, bool ceil_mode, bool count_include_pad, int? divisor_override) -> Tensor` */
-  avgPool2dBackward(gradOutput: T, self: T, kernelSize: number | readonly number[], stride: number | readonly number[], padding: number | readonly number[], ceilMode: boolean, countIncludePad: boolean, divisorOverride: number | null, options?: { gradInput?: T | undefined }): T;
+  avgPool2dBackward(this: void, gradOutput: T, self: T, kernelSize: number | readonly number[], stride: number | readonly number[], padding: number | readonly number[], ceilMode: boolean, countIncludePad: boolean, divisorOverride: number | null, options?: { gradInput?: T | undefined }): T;
   /** `aten::avg_pool3d(Tensor self, int[3] kernel_size, int[3] stride=[], int[3] padding=0, bool ceil_mode=False, bool count_include_pad=True, int? divisor_override=None) -> Tensor` */
-  avgPool3d(self: T, kernelSize: number | readonly number[], stride?: number | readonly number[], padding?: number | readonly number[], ceilMode?: boolean, countIncludePad?: boolean, divisorOverride?: number | null, options?: { out?: T | undefined }): T;
+  avgPool3d(this: void, self: T, kernelSize: number | readonly number[], stride?: number | readonly number[], padding?: number | readonly number[], ceilMode?: boolean, countIncludePad?: boolean, divisorOverride?: number | null, options?: { out?: T | undefined }): T;
   /** `aten::avg_pool3d_backward(Tensor grad_output, Tensor self, int[3] kernel_size, int[3] stride, int[3] padding, bool ceil_mode, bool count_include_pad, int? divisor_override) -> Tensor` */
-  avgPool3dBackward(gradOutput: T, self: T, kernelSize: number | readonly number[], stride: number | readonly number[], padding: number | readonly number[], ceilMode: boolean, countIncludePad: boolean, divisorOverride: number | null, options?: { gradInput?: T | undefined }): T;
+  avgPool3dBackward(this: void, gradOutput: T, self: T, kernelSize: number | readonly number[], stride: number | readonly number[], padding: number | readonly number[], ceilMode: boolean, countIncludePad: boolean, divisorOverride: number | null, options?: { gradInput?: T | undefined }): T;
   /** `aten::baddbmm(Tensor self, Tensor batch1, Tensor batch2, *, Scalar beta=1, Scalar alpha=1) -> Tensor` */
-  baddbmm(self: T, batch1: T, batch2: T, options?: { beta?: Scalar | undefined; alpha?: Scalar | undefined; out?: T | undefined }): T;
+  baddbmm(this: void, self: T, batch1: T, batch2: T, options?: { beta?: Scalar | undefined; alpha?: Scalar | undefined; out?: T | undefined }): T;
   /** `aten::baddbmm.dtype(Tensor self, Tensor batch1, Tensor batch2, ScalarType out_dtype, *, Scalar beta=1, Scalar alpha=1) -> Tensor` */
-  baddbmm(self: T, batch1: T, batch2: T, outDtype: DType, options?: { beta?: Scalar | undefined; alpha?: Scalar | undefined; out?: T | undefined }): T;
+  baddbmm(this: void, self: T, batch1: T, batch2: T, outDtype: DType, options?: { beta?: Scalar | undefined; alpha?: Scalar | undefined; out?: T | undefined }): T;
   /** `aten::baddbmm_(Tensor(a!) self, Tensor batch1, Tensor batch2, *, Scalar beta=1, Scalar alpha=1) -> Tensor(a!)` */
-  baddbmm_(self: T, batch1: T, batch2: T, options?: { beta?: Scalar | undefined; alpha?: Scalar | undefined }): T;
+  baddbmm_(this: void, self: T, batch1: T, batch2: T, options?: { beta?: Scalar | undefined; alpha?: Scalar | undefined }): T;
   /** `aten::bartlett_window(int window_length, *, ScalarType? dtype=None, Layout? layout=None, Device? device=None, bool? pin_memory=None) -> Tensor` */
-  bartlettWindow(windowLength: number, options?: { dtype?: DType | null | undefined; layout?: Layout | null | undefined; device?: Device | null | undefined; pinMemory?: boolean | null | undefined }): T;
+  bartlettWindow(this: void, windowLength: number, options?: { dtype?: DType | null | undefined; layout?: Layout | null | undefined; device?: Device | null | undefined; pinMemory?: boolean | null | undefined }): T;
   /** `aten::bartlett_window.periodic(int window_length, bool periodic, *, ScalarType? dtype=None, Layout? layout=None, Device? device=None, bool? pin_memory=None) -> Tensor` */
-  bartlettWindow(windowLength: number, periodic: boolean, options?: { dtype?: DType | null | undefined; layout?: Layout | null | undefined; device?: Device | null | undefined; pinMemory?: boolean | null | undefined }): T;
+  bartlettWindow(this: void, windowLength: number, periodic: boolean, options?: { dtype?: DType | null | undefined; layout?: Layout | null | undefined; device?: Device | null | undefined; pinMemory?: boolean | null | undefined }): T;
   /** `aten::bartlett_window.out(int window_length, *, Tensor(a!) out) -> Tensor(a!)` */
-  bartlettWindow(windowLength: number, options: { out: T }): T;
+  bartlettWindow(this: void, windowLength: number, options: { out: T }): T;
   /** `aten::bartlett_window.periodic_out(int window_length, bool periodic, *, Tensor(a!) out) -> Tensor(a!)` */
-  bartlettWindow(windowLength: number, periodic: boolean, options: { out: T }): T;
+  bartlettWindow(this: void, windowLength: number, periodic: boolean, options: { out: T }): T;
   /** `aten::batch_norm(Tensor input, Tensor? weight, Tensor? bias, Tensor? running_mean, Tensor? running_var, bool training, float momentum, float eps, bool cudnn_enabled) -> Tensor` */
-  batchNorm(input: T, weight: T | null, bias: T | null, runningMean: T | null, runningVar: T | null, training: boolean, momentum: number, eps: number, cudnnEnabled: boolean): T;
+  batchNorm(this: void, input: T, weight: T | null, bias: T | null, runningMean: T | null, runningVar: T | null, training: boolean, momentum: number, eps: number, cudnnEnabled: boolean): T;
   /** `aten::batch_norm_backward(Tensor grad_out, Tensor input, Tensor weight, Tensor? running_mean, Tensor? running_var, Tensor? save_mean, Tensor? save_var, bool update, float eps, bool[3] output_mask, Tensor reserve) -> (Tensor, Tensor, Tensor)` */
-  batchNormBackward(gradOut: T, input: T, weight: T, runningMean: T | null, runningVar: T | null, saveMean: T | null, saveVar: T | null, update: boolean, eps: number, outputMask: readonly boolean[], reserve: T): [T, T, T];
+  batchNormBackward(this: void, gradOut: T, input: T, weight: T, runningMean: T | null, runningVar: T | null, saveMean: T | null, saveVar: T | null, update: boolean, eps: number, outputMask: readonly boolean[], reserve: T): [T, T, T];
   /** `aten::batch_norm_backward_elemt(Tensor grad_out, Tensor input, Tensor mean, Tensor invstd, Tensor? weight, Tensor sum_dy, Tensor sum_dy_xmu, Tensor count) -> Tensor` */
-  batchNormBackwardElemt(gradOut: T, input: T, mean: T, invstd: T, weight: T | null, sumDy: T, sumDyXmu: T, count: T, options?: { out?: T | undefined }): T;
+  batchNormBackwardElemt(this: void, gradOut: T, input: T, mean: T, invstd: T, weight: T | null, sumDy: T, sumDyXmu: T, count: T, options?: { out?: T | undefined }): T;
   /** `aten::batch_norm_backward_reduce(Tensor grad_out, Tensor input, Tensor mean, Tensor invstd, Tensor? weight, bool input_g, bool weight_g, bool bias_g) -> (Tensor, Tensor, Tensor, Tensor)` */
-  batchNormBackwardReduce(gradOut: T, input: T, mean: T, invstd: T, weight: T | null, inputG: boolean, weightG: boolean, biasG: boolean, options?: { out0?: T | undefined; out1?: T | undefined; out2?: T | undefined; out3?: T | undefined }): [T, T, T, T];
+  batchNormBackwardReduce(this: void, gradOut: T, input: T, mean: T, invstd: T, weight: T | null, inputG: boolean, weightG: boolean, biasG: boolean, options?: { out0?: T | undefined; out1?: T | undefined; out2?: T | undefined; out3?: T | undefined }): [T, T, T, T];
   /** `aten::batch_norm_elemt(Tensor input, Tensor? weight, Tensor? bias, Tensor mean, Tensor invstd, float eps) -> Tensor` */
-  batchNormElemt(input: T, weight: T | null, bias: T | null, mean: T, invstd: T, eps: number, options?: { out?: T | undefined }): T;
+  batchNormElemt(this: void, input: T, weight: T | null, bias: T | null, mean: T, invstd: T, eps: number, options?: { out?: T | undefined }): T;
   /** `aten::batch_norm_gather_stats(Tensor input, Tensor mean, Tensor invstd, Tensor? running_mean, Tensor? running_var, float momentum, float eps, int count) -> (Tensor, Tensor)` */
-  batchNormGatherStats(input: T, mean: T, invstd: T, runningMean: T | null, runningVar: T | null, momentum: number, eps: number, count: number, options?: { out0?: T | undefined; out1?: T | undefined }): [T, T];
+  batchNormGatherStats(this: void, input: T, mean: T, invstd: T, runningMean: T | null, runningVar: T | null, momentum: number, eps: number, count: number, options?: { out0?: T | undefined; out1?: T | undefined }): [T, T];
   /** `aten::batch_norm_gather_stats_with_counts(Tensor input, Tensor mean, Tensor invstd, Tensor? running_mean, Tensor? running_var, float momentum, float eps, Tensor counts) -> (Tensor, Tensor)` */
-  batchNormGatherStatsWithCounts(input: T, mean: T, invstd: T, runningMean: T | null, runningVar: T | null, momentum: number, eps: number, counts: T, options?: { out0?: T | undefined; out1?: T | undefined }): [T, T];
+  batchNormGatherStatsWithCounts(this: void, input: T, mean: T, invstd: T, runningMean: T | null, runningVar: T | null, momentum: number, eps: number, counts: T, options?: { out0?: T | undefined; out1?: T | undefined }): [T, T];
   /** `aten::batch_norm_stats(Tensor input, float eps) -> (Tensor, Tensor)` */
-  batchNormStats(input: T, eps: number, options?: { out0?: T | undefined; out1?: T | undefined }): [T, T];
+  batchNormStats(this: void, input: T, eps: number, options?: { out0?: T | undefined; out1?: T | undefined }): [T, T];
   /** `aten::batch_norm_update_stats(Tensor input, Tensor? running_mean, Tensor? running_var, float momentum) -> (Tensor, Tensor)` */
-  batchNormUpdateStats(input: T, runningMean: T | null, runningVar: T | null, momentum: number, options?: { out0?: T | undefined; out1?: T | undefined }): [T, T];
+  batchNormUpdateStats(this: void, input: T, runningMean: T | null, runningVar: T | null, momentum: number, options?: { out0?: T | undefined; out1?: T | undefined }): [T, T];
   /** `aten::bernoulli(Tensor self, *, Generator? generator=None) -> Tensor` */
-  bernoulli(self: T, options?: { out?: T | undefined }): T;
+  bernoulli(this: void, self: T, options?: { out?: T | undefined }): T;
   /** `aten::bernoulli.Tensor(Tensor self, Tensor p, *, Generator? generator=None) -> Tensor` */
-  bernoulli(self: T, p: T, options?: { out?: T | undefined }): T;
+  bernoulli(this: void, self: T, p: T, options?: { out?: T | undefined }): T;
   /** `aten::bernoulli.p(Tensor self, float p, *, Generator? generator=None) -> Tensor` */
-  bernoulli(self: T, p: number, options?: { out?: T | undefined }): T;
+  bernoulli(this: void, self: T, p: number, options?: { out?: T | undefined }): T;
   /** `aten::bernoulli_.Tensor(Tensor(a!) self, Tensor p, *, Generator? generator=None) -> Tensor(a!)` */
-  bernoulli_(self: T, p: T): T;
+  bernoulli_(this: void, self: T, p: T): T;
   /** `aten::bernoulli_.float(Tensor(a!) self, float p=0.5, *, Generator? generator=None) -> Tensor(a!)` */
-  bernoulli_(self: T, p?: number): T;
+  bernoulli_(this: void, self: T, p?: number): T;
   /** `aten::bilinear(Tensor input1, Tensor input2, Tensor weight, Tensor? bias=None) -> Tensor` */
-  bilinear(input1: T, input2: T, weight: T, bias?: T | null): T;
+  bilinear(this: void, input1: T, input2: T, weight: T, bias?: T | null): T;
   /** `aten::binary_cross_entropy(Tensor self, Tensor target, Tensor? weight=None, int reduction=1) -> Tensor` */
-  binaryCrossEntropy(self: T, target: T, weight?: T | null, reduction?: number, options?: { out?: T | undefined }): T;
+  binaryCrossEntropy(this: void, self: T, target: T, weight?: T | null, reduction?: number, options?: { out?: T | undefined }): T;
   /** `aten::binary_cross_entropy_backward(Tensor grad_output, Tensor self, Tensor target, Tensor? weight=None, int reduction=1) -> Tensor` */
-  binaryCrossEntropyBackward(gradOutput: T, self: T, target: T, weight?: T | null, reduction?: number, options?: { gradInput?: T | undefined }): T;
+  binaryCrossEntropyBackward(this: void, gradOutput: T, self: T, target: T, weight?: T | null, reduction?: number, options?: { gradInput?: T | undefined }): T;
   /** `aten::binary_cross_entropy_with_logits(Tensor self, Tensor target, Tensor? weight=None, Tensor? pos_weight=None, int reduction=1) -> Tensor` */
-  binaryCrossEntropyWithLogits(self: T, target: T, weight?: T | null, posWeight?: T | null, reduction?: number, options?: { out?: T | undefined }): T;
+  binaryCrossEntropyWithLogits(this: void, self: T, target: T, weight?: T | null, posWeight?: T | null, reduction?: number, options?: { out?: T | undefined }): T;
   /** `aten::bincount(Tensor self, Tensor? weights=None, SymInt minlength=0) -> Tensor` */
-  bincount(self: T, weights?: T | null, minlength?: number, options?: { out?: T | undefined }): T;
+  bincount(this: void, self: T, weights?: T | null, minlength?: number, options?: { out?: T | undefined }): T;
   /** `aten::bitwise_and.Scalar(Tensor self, Scalar other) -> Tensor` */
-  bitwiseAnd(self: T, other: Scalar, options?: { out?: T | undefined }): T;
+  bitwiseAnd(this: void, self: T, other: Scalar, options?: { out?: T | undefined }): T;
   /** `aten::bitwise_and.Scalar_Tensor(Scalar self, Tensor other) -> Tensor` */
-  bitwiseAnd(self: Scalar, other: T, options?: { out?: T | undefined }): T;
+  bitwiseAnd(this: void, self: Scalar, other: T, options?: { out?: T | undefined }): T;
   /** `aten::bitwise_and.Tensor(Tensor self, Tensor other) -> Tensor` */
-  bitwiseAnd(self: T, other: T, options?: { out?: T | undefined }): T;
+  bitwiseAnd(this: void, self: T, other: T, options?: { out?: T | undefined }): T;
   /** `aten::bitwise_and_.Scalar(Tensor(a!) self, Scalar other) -> Tensor(a!)` */
-  bitwiseAnd_(self: T, other: Scalar): T;
+  bitwiseAnd_(this: void, self: T, other: Scalar): T;
   /** `aten::bitwise_and_.Tensor(Tensor(a!) self, Tensor other) -> Tensor(a!)` */
-  bitwiseAnd_(self: T, other: T): T;
+  bitwiseAnd_(this: void, self: T, other: T): T;
   /** `aten::bitwise_left_shift.Scalar_Tensor(Scalar self, Tensor other) -> Tensor` */
-  bitwiseLeftShift(self: Scalar, other: T, options?: { out?: T | undefined }): T;
+  bitwiseLeftShift(this: void, self: Scalar, other: T, options?: { out?: T | undefined }): T;
   /** `aten::bitwise_left_shift.Tensor(Tensor self, Tensor other) -> Tensor` */
-  bitwiseLeftShift(self: T, other: T, options?: { out?: T | undefined }): T;
+  bitwiseLeftShift(this: void, self: T, other: T, options?: { out?: T | undefined }): T;
   /** `aten::bitwise_left_shift.Tensor_Scalar(Tensor self, Scalar other) -> Tensor` */
-  bitwiseLeftShift(self: T, other: Scalar, options?: { out?: T | undefined }): T;
+  bitwiseLeftShift(this: void, self: T, other: Scalar, options?: { out?: T | undefined }): T;
   /** `aten::bitwise_left_shift_.Tensor(Tensor(a!) self, Tensor other) -> Tensor(a!)` */
-  bitwiseLeftShift_(self: T, other: T): T;
+  bitwiseLeftShift_(this: void, self: T, other: T): T;
   /** `aten::bitwise_left_shift_.Tensor_Scalar(Tensor(a!) self, Scalar other) -> Tensor(a!)` */
-  bitwiseLeftShift_(self: T, other: Scalar): T;
+  bitwiseLeftShift_(this: void, self: T, other: Scalar): T;
   /** `aten::bitwise_not(Tensor self) -> Tensor` */
-  bitwiseNot(self: T, options?: { out?: T | undefined }): T;
+  bitwiseNot(this: void, self: T, options?: { out?: T | undefined }): T;
   /** `aten::bitwise_not_(Tensor(a!) self) -> Tensor(a!)` */
-  bitwiseNot_(self: T): T;
+  bitwiseNot_(this: void, self: T): T;
   /** `aten::bitwise_or.Scalar(Tensor self, Scalar other) -> Tensor` */
-  bitwiseOr(self: T, other: Scalar, options?: { out?: T | undefined }): T;
+  bitwiseOr(this: void, self: T, other: Scalar, options?: { out?: T | undefined }): T;
   /** `aten::bitwise_or.Scalar_Tensor(Scalar self, Tensor other) -> Tensor` */
-  bitwiseOr(self: Scalar, other: T, options?: { out?: T | undefined }): T;
+  bitwiseOr(this: void, self: Scalar, other: T, options?: { out?: T | undefined }): T;
   /** `aten::bitwise_or.Tensor(Tensor self, Tensor other) -> Tensor` */
-  bitwiseOr(self: T, other: T, options?: { out?: T | undefined }): T;
+  bitwiseOr(this: void, self: T, other: T, options?: { out?: T | undefined }): T;
   /** `aten::bitwise_or_.Scalar(Tensor(a!) self, Scalar other) -> Tensor(a!)` */
-  bitwiseOr_(self: T, other: Scalar): T;
+  bitwiseOr_(this: void, self: T, other: Scalar): T;
   /** `aten::bitwise_or_.Tensor(Tensor(a!) self, Tensor other) -> Tensor(a!)` */
-  bitwiseOr_(self: T, other: T): T;
+  bitwiseOr_(this: void, self: T, other: T): T;
   /** `aten::bitwise_right_shift.Scalar_Tensor(Scalar self, Tensor other) -> Tensor` */
-  bitwiseRightShift(self: Scalar, other: T, options?: { out?: T | undefined }): T;
+  bitwiseRightShift(this: void, self: Scalar, other: T, options?: { out?: T | undefined }): T;
   /** `aten::bitwise_right_shift.Tensor(Tensor self, Tensor other) -> Tensor` */
-  bitwiseRightShift(self: T, other: T, options?: { out?: T | undefined }): T;
+  bitwiseRightShift(this: void, self: T, other: T, options?: { out?: T | undefined }): T;
   /** `aten::bitwise_right_shift.Tensor_Scalar(Tensor self, Scalar other) -> Tensor` */
-  bitwiseRightShift(self: T, other: Scalar, options?: { out?: T | undefined }): T;
+  bitwiseRightShift(this: void, self: T, other: Scalar, options?: { out?: T | undefined }): T;
   /** `aten::bitwise_right_shift_.Tensor(Tensor(a!) self, Tensor other) -> Tensor(a!)` */
-  bitwiseRightShift_(self: T, other: T): T;
+  bitwiseRightShift_(this: void, self: T, other: T): T;
   /** `aten::bitwise_right_shift_.Tensor_Scalar(Tensor(a!) self, Scalar other) -> Tensor(a!)` */
-  bitwiseRightShift_(self: T, other: Scalar): T;
+  bitwiseRightShift_(this: void, self: T, other: Scalar): T;
   /** `aten::bitwise_xor.Scalar(Tensor self, Scalar other) -> Tensor` */
-  bitwiseXor(self: T, other: Scalar, options?: { out?: T | undefined }): T;
+  bitwiseXor(this: void, self: T, other: Scalar, options?: { out?: T | undefined }): T;
   /** `aten::bitwise_xor.Scalar_Tensor(Scalar self, Tensor other) -> Tensor` */
-  bitwiseXor(self: Scalar, other: T, options?: { out?: T | undefined }): T;
+  bitwiseXor(this: void, self: Scalar, other: T, options?: { out?: T | undefined }): T;
   /** `aten::bitwise_xor.Tensor(Tensor self, Tensor other) -> Tensor` */
-  bitwiseXor(self: T, other: T, options?: { out?: T | undefined }): T;
+  bitwiseXor(this: void, self: T, other: T, options?: { out?: T | undefined }): T;
   /** `aten::bitwise_xor_.Scalar(Tensor(a!) self, Scalar other) -> Tensor(a!)` */
-  bitwiseXor_(self: T, other: Scalar): T;
+  bitwiseXor_(this: void, self: T, other: Scalar): T;
   /** `aten::bitwise_xor_.Tensor(Tensor(a!) self, Tensor other) -> Tensor(a!)` */
-  bitwiseXor_(self: T, other: T): T;
+  bitwiseXor_(this: void, self: T, other: T): T;
   /** `aten::blackman_window(int window_length, *, ScalarType? dtype=None, Layout? layout=None, Device? device=None, bool? pin_memory=None) -> Tensor` */
-  blackmanWindow(windowLength: number, options?: { dtype?: DType | null | undefined; layout?: Layout | null | undefined; device?: Device | null | undefined; pinMemory?: boolean | null | undefined }): T;
+  blackmanWindow(this: void, windowLength: number, options?: { dtype?: DType | null | undefined; layout?: Layout | null | undefined; device?: Device | null | undefined; pinMemory?: boolean | null | undefined }): T;
   /** `aten::blackman_window.periodic(int window_length, bool periodic, *, ScalarType? dtype=None, Layout? layout=None, Device? device=None, bool? pin_memory=None) -> Tensor` */
-  blackmanWindow(windowLength: number, periodic: boolean, options?: { dtype?: DType | null | undefined; layout?: Layout | null | undefined; device?: Device | null | undefined; pinMemory?: boolean | null | undefined }): T;
+  blackmanWindow(this: void, windowLength: number, periodic: boolean, options?: { dtype?: DType | null | undefined; layout?: Layout | null | undefined; device?: Device | null | undefined; pinMemory?: boolean | null | undefined }): T;
   /** `aten::blackman_window.out(int window_length, *, Tensor(a!) out) -> Tensor(a!)` */
-  blackmanWindow(windowLength: number, options: { out: T }): T;
+  blackmanWindow(this: void, windowLength: number, options: { out: T }): T;
   /** `aten::blackman_window.periodic_out(int window_length, bool periodic, *, Tensor(a!) out) -> Tensor(a!)` */
-  blackmanWindow(windowLength: number, periodic: boolean, options: { out: T }): T;
+  blackmanWindow(this: void, windowLength: number, periodic: boolean, options: { out: T }): T;
   /** `aten::block_diag(Tensor[] tensors) -> Tensor` */
-  blockDiag(tensors: readonly T[], options?: { out?: T | undefined }): T;
+  blockDiag(this: void, tensors: readonly T[], options?: { out?: T | undefined }): T;
   /** `aten::bmm(Tensor self, Tensor mat2) -> Tensor` */
-  bmm(self: T, mat2: T, options?: { out?: T | undefined }): T;
+  bmm(this: void, self: T, mat2: T, options?: { out?: T | undefined }): T;
   /** `aten::bmm.dtype(Tensor self, Tensor mat2, ScalarType out_dtype) -> Tensor` */
-  bmm(self: T, mat2: T, outDtype: DType, options?: { out?: T | undefined }): T;
+  bmm(this: void, self: T, mat2: T, outDtype: DType, options?: { out?: T | undefined }): T;
   /** `aten::broadcast_tensors(Tensor[] tensors) -> Tensor[]` */
-  broadcastTensors(tensors: readonly T[]): T[];
+  broadcastTensors(this: void, tensors: readonly T[]): T[];
   /** `aten::broadcast_to(Tensor(a) self, SymInt[] size) -> Tensor(a)` */
-  broadcastTo(self: T, size: readonly number[]): T;
+  broadcastTo(this: void, self: T, size: readonly number[]): T;
   /** `aten::bucketize.Scalar(Scalar self, Tensor boundaries, *, bool out_int32=False, bool right=False) -> Tensor` */
-  bucketize(self: Scalar, boundaries: T, options?: { outInt32?: boolean | undefined; right?: boolean | undefined; out?: T | undefined }): T;
+  bucketize(this: void, self: Scalar, boundaries: T, options?: { outInt32?: boolean | undefined; right?: boolean | undefined; out?: T | undefined }): T;
   /** `aten::bucketize.Tensor(Tensor self, Tensor boundaries, *, bool out_int32=False, bool right=False) -> Tensor` */
-  bucketize(self: T, boundaries: T, options?: { outInt32?: boolean | undefined; right?: boolean | undefined; out?: T | undefined }): T;
+  bucketize(this: void, self: T, boundaries: T, options?: { outInt32?: boolean | undefined; right?: boolean | undefined; out?: T | undefined }): T;
   /** `aten::cartesian_prod(Tensor[] tensors) -> Tensor` */
-  cartesianProd(tensors: readonly T[]): T;
+  cartesianProd(this: void, tensors: readonly T[]): T;
   /** `aten::cat(Tensor[] tensors, int dim=0) -> Tensor` */
-  cat(tensors: readonly T[], dim?: number, options?: { out?: T | undefined }): T;
+  cat(this: void, tensors: readonly T[], dim?: number, options?: { out?: T | undefined }): T;
   /** `aten::cauchy(Tensor self, float median=0., float sigma=1., *, Generator? generator=None) -> Tensor` */
-  cauchy(self: T, median?: number, sigma?: number, options?: { out?: T | undefined }): T;
+  cauchy(this: void, self: T, median?: number, sigma?: number, options?: { out?: T | undefined }): T;
   /** `aten::cauchy_(Tensor(a!) self, float median=0., float sigma=1., *, Generator? generator=None) -> Tensor(a!)` */
-  cauchy_(self: T, median?: number, sigma?: number): T;
+  cauchy_(this: void, self: T, median?: number, sigma?: number): T;
   /** `aten::ccol_indices(Tensor(a) self) -> Tensor(a)` */
-  ccolIndices(self: T): T;
+  ccolIndices(this: void, self: T): T;
   /** `aten::ccol_indices_copy(Tensor self) -> Tensor` */
-  ccolIndicesCopy(self: T, options?: { out?: T | undefined }): T;
+  ccolIndicesCopy(this: void, self: T, options?: { out?: T | undefined }): T;
   /** `aten::cdist(Tensor x1, Tensor x2, float p=2., int? compute_mode=None) -> Tensor` */
-  cdist(x1: T, x2: T, p?: number, computeMode?: number | null): T;
+  cdist(this: void, x1: T, x2: T, p?: number, computeMode?: number | null): T;
   /** `aten::ceil(Tensor self) -> Tensor` */
-  ceil(self: T, options?: { out?: T | undefined }): T;
+  ceil(this: void, self: T, options?: { out?: T | undefined }): T;
   /** `aten::ceil_(Tensor(a!) self) -> Tensor(a!)` */
-  ceil_(self: T): T;
+  ceil_(this: void, self: T): T;
   /** `aten::celu(Tensor self, Scalar alpha=1.) -> Tensor` */
-  celu(self: T, alpha?: Scalar, options?: { out?: T | undefined }): T;
+  celu(this: void, self: T, alpha?: Scalar, options?: { out?: T | undefined }): T;
   /** `aten::celu_(Tensor(a!) self, Scalar alpha=1.) -> Tensor(a!)` */
-  celu_(self: T, alpha?: Scalar): T;
+  celu_(this: void, self: T, alpha?: Scalar): T;
   /** `aten::chain_matmul(Tensor[] matrices) -> Tensor` */
-  chainMatmul(matrices: readonly T[], options?: { out?: T | undefined }): T;
+  chainMatmul(this: void, matrices: readonly T[], options?: { out?: T | undefined }): T;
   /** `aten::chalf(Tensor self, *, MemoryFormat? memory_format=None) -> Tensor` */
-  chalf(self: T, options?: { memoryFormat?: MemoryFormat | null | undefined }): T;
+  chalf(this: void, self: T, options?: { memoryFormat?: MemoryFormat | null | undefined }): T;
   /** `aten::channel_shuffle(Tensor self, SymInt groups) -> Tensor` */
-  channelShuffle(self: T, groups: number, options?: { out?: T | undefined }): T;
+  channelShuffle(this: void, self: T, groups: number, options?: { out?: T | undefined }): T;
   /** `aten::cholesky(Tensor self, bool upper=False) -> Tensor` */
-  cholesky(self: T, upper?: boolean, options?: { out?: T | undefined }): T;
+  cholesky(this: void, self: T, upper?: boolean, options?: { out?: T | undefined }): T;
   /** `aten::cholesky_inverse(Tensor self, bool upper=False) -> Tensor` */
-  choleskyInverse(self: T, upper?: boolean, options?: { out?: T | undefined }): T;
+  choleskyInverse(this: void, self: T, upper?: boolean, options?: { out?: T | undefined }): T;
   /** `aten::cholesky_solve(Tensor self, Tensor input2, bool upper=False) -> Tensor` */
-  choleskySolve(self: T, input2: T, upper?: boolean, options?: { out?: T | undefined }): T;
+  choleskySolve(this: void, self: T, input2: T, upper?: boolean, options?: { out?: T | undefined }): T;
   /** `aten::choose_qparams_optimized(Tensor input, int numel, int n_bins, float ratio, int bit_width) -> (Tensor, Tensor)` */
-  chooseQparamsOptimized(input: T, numel: number, nBins: number, ratio: number, bitWidth: number): [T, T];
+  chooseQparamsOptimized(this: void, input: T, numel: number, nBins: number, ratio: number, bitWidth: number): [T, T];
   /** `aten::chunk(Tensor(a -> *) self, int chunks, int dim=0) -> Tensor(a)[]` */
-  chunk(self: T, chunks: number, dim?: number): T[];
+  chunk(this: void, self: T, chunks: number, dim?: number): T[];
   /** `aten::clamp(Tensor self, Scalar? min=None, Scalar? max=None) -> Tensor` */
-  clamp(self: T, min?: Scalar | null, max?: Scalar | null, options?: { out?: T | undefined }): T;
+  clamp(this: void, self: T, min?: Scalar | null, max?: Scalar | null, options?: { out?: T | undefined }): T;
   /** `aten::clamp.Tensor(Tensor self, Tensor? min=None, Tensor? max=None) -> Tensor` */
-  clamp(self: T, min?: T | null, max?: T | null, options?: { out?: T | undefined }): T;
+  clamp(this: void, self: T, min?: T | null, max?: T | null, options?: { out?: T | undefined }): T;
   /** `aten::clamp_(Tensor(a!) self, Scalar? min=None, Scalar? max=None) -> Tensor(a!)` */
-  clamp_(self: T, min?: Scalar | null, max?: Scalar | null): T;
+  clamp_(this: void, self: T, min?: Scalar | null, max?: Scalar | null): T;
   /** `aten::clamp_.Tensor(Tensor(a!) self, Tensor? min=None, Tensor? max=None) -> Tensor(a!)` */
-  clamp_(self: T, min?: T | null, max?: T | null): T;
+  clamp_(this: void, self: T, min?: T | null, max?: T | null): T;
   /** `aten::clamp_max(Tensor self, Scalar max) -> Tensor` */
-  clampMax(self: T, max: Scalar, options?: { out?: T | undefined }): T;
+  clampMax(this: void, self: T, max: Scalar, options?: { out?: T | undefined }): T;
   /** `aten::clamp_max.Tensor(Tensor self, Tensor max) -> Tensor` */
-  clampMax(self: T, max: T, options?: { out?: T | undefined }): T;
+  clampMax(this: void, self: T, max: T, options?: { out?: T | undefined }): T;
   /** `aten::clamp_max_(Tensor(a!) self, Scalar max) -> Tensor(a!)` */
-  clampMax_(self: T, max: Scalar): T;
+  clampMax_(this: void, self: T, max: Scalar): T;
   /** `aten::clamp_max_.Tensor(Tensor(a!) self, Tensor max) -> Tensor(a!)` */
-  clampMax_(self: T, max: T): T;
+  clampMax_(this: void, self: T, max: T): T;
   /** `aten::clamp_min(Tensor self, Scalar min) -> Tensor` */
-  clampMin(self: T, min: Scalar, options?: { out?: T | undefined }): T;
+  clampMin(this: void, self: T, min: Scalar, options?: { out?: T | undefined }): T;
   /** `aten::clamp_min.Tensor(Tensor self, Tensor min) -> Tensor` */
-  clampMin(self: T, min: T, options?: { out?: T | undefined }): T;
+  clampMin(this: void, self: T, min: T, options?: { out?: T | undefined }): T;
   /** `aten::clamp_min_(Tensor(a!) self, Scalar min) -> Tensor(a!)` */
-  clampMin_(self: T, min: Scalar): T;
+  clampMin_(this: void, self: T, min: Scalar): T;
   /** `aten::clamp_min_.Tensor(Tensor(a!) self, Tensor min) -> Tensor(a!)` */
-  clampMin_(self: T, min: T): T;
+  clampMin_(this: void, self: T, min: T): T;
   /** `aten::clip(Tensor self, Scalar? min=None, Scalar? max=None) -> Tensor` */
-  clip(self: T, min?: Scalar | null, max?: Scalar | null, options?: { out?: T | undefined }): T;
+  clip(this: void, self: T, min?: Scalar | null, max?: Scalar | null, options?: { out?: T | undefined }): T;
   /** `aten::clip.Tensor(Tensor self, Tensor? min=None, Tensor? max=None) -> Tensor` */
-  clip(self: T, min?: T | null, max?: T | null, options?: { out?: T | undefined }): T;
+  clip(this: void, self: T, min?: T | null, max?: T | null, options?: { out?: T | undefined }): T;
   /** `aten::clip_(Tensor(a!) self, Scalar? min=None, Scalar? max=None) -> Tensor(a!)` */
-  clip_(self: T, min?: Scalar | null, max?: Scalar | null): T;
+  clip_(this: void, self: T, min?: Scalar | null, max?: Scalar | null): T;
   /** `aten::clip_.Tensor(Tensor(a!) self, Tensor? min=None, Tensor? max=None) -> Tensor(a!)` */
-  clip_(self: T, min?: T | null, max?: T | null): T;
+  clip_(this: void, self: T, min?: T | null, max?: T | null): T;
   /** `aten::clone(Tensor self, *, MemoryFormat? memory_format=None) -> Tensor` */
-  clone(self: T, options?: { memoryFormat?: MemoryFormat | null | undefined; out?: T | undefined }): T;
+  clone(this: void, self: T, options?: { memoryFormat?: MemoryFormat | null | undefined; out?: T | undefined }): T;
   /** `aten::coalesce(Tensor(a) self) -> Tensor(a)` */
-  coalesce(self: T): T;
+  coalesce(this: void, self: T): T;
   /** `aten::col2im(Tensor self, SymInt[2] output_size, int[2] kernel_size, int[2] dilation, int[2] padding, int[2] stride) -> Tensor` */
-  col2im(self: T, outputSize: number | readonly number[], kernelSize: number | readonly number[], dilation: number | readonly number[], padding: number | readonly number[], stride: number | readonly number[], options?: { out?: T | undefined }): T;
+  col2im(this: void, self: T, outputSize: number | readonly number[], kernelSize: number | readonly number[], dilation: number | readonly number[], padding: number | readonly number[], stride: number | readonly number[], options?: { out?: T | undefined }): T;
   /** `aten::col_indices(Tensor(a) self) -> Tensor(a)` */
-  colIndices(self: T): T;
+  colIndices(this: void, self: T): T;
   /** `aten::col_indices_copy(Tensor self) -> Tensor` */
-  colIndicesCopy(self: T, options?: { out?: T | undefined }): T;
+  colIndicesCopy(this: void, self: T, options?: { out?: T | undefined }): T;
   /** `aten::column_stack(Tensor[] tensors) -> Tensor` */
-  columnStack(tensors: readonly T[], options?: { out?: T | undefined }): T;
+  columnStack(this: void, tensors: readonly T[], options?: { out?: T | undefined }): T;
   /** `aten::combinations(Tensor self, int r=2, bool with_replacement=False) -> Tensor` */
-  combinations(self: T, r?: number, withReplacement?: boolean): T;
+  combinations(this: void, self: T, r?: number, withReplacement?: boolean): T;
   /** `aten::complex(Tensor real, Tensor imag) -> Tensor` */
-  complex(real: T, imag: T, options?: { out?: T | undefined }): T;
+  complex(this: void, real: T, imag: T, options?: { out?: T | undefined }): T;
   /** `aten::concat(Tensor[] tensors, int dim=0) -> Tensor` */
-  concat(tensors: readonly T[], dim?: number, options?: { out?: T | undefined }): T;
+  concat(this: void, tensors: readonly T[], dim?: number, options?: { out?: T | undefined }): T;
   /** `aten::concatenate(Tensor[] tensors, int dim=0) -> Tensor` */
-  concatenate(tensors: readonly T[], dim?: number, options?: { out?: T | undefined }): T;
+  concatenate(this: void, tensors: readonly T[], dim?: number, options?: { out?: T | undefined }): T;
   /** `aten::conj(Tensor(a) self) -> Tensor(a)` */
-  conj(self: T): T;
+  conj(this: void, self: T): T;
   /** `aten::conj_physical(Tensor self) -> Tensor` */
-  conjPhysical(self: T, options?: { out?: T | undefined }): T;
+  conjPhysical(this: void, self: T, options?: { out?: T | undefined }): T;
   /** `aten::conj_physical_(Tensor(a!) self) -> Tensor(a!)` */
-  conjPhysical_(self: T): T;
+  conjPhysical_(this: void, self: T): T;
   /** `aten::constant_pad_nd(Tensor self, SymInt[] pad, Scalar value=0) -> Tensor` */
-  constantPadNd(self: T, pad: readonly number[], value?: Scalar, options?: { out?: T | undefined }): T;
+  constantPadNd(this: void, self: T, pad: readonly number[], value?: Scalar, options?: { out?: T | undefined }): T;
   /** `aten::contiguous(Tensor(a) self, *, MemoryFormat memory_format=0) -> Tensor(a)` */
-  contiguous(self: T, options?: { memoryFormat?: MemoryFormat | undefined }): T;
+  contiguous(this: void, self: T, options?: { memoryFormat?: MemoryFormat | undefined }): T;
   /** `aten::conv1d(Tensor input, Tensor weight, Tensor? bias=None, SymInt[1] stride=[1], SymInt[1] padding=[0], SymInt[1] dilation=[1], SymInt groups=1) -> Tensor` */
-  conv1d(input: T, weight: T, bias?: T | null, stride?: number | readonly number[], padding?: number | readonly number[], dilation?: number | readonly number[], groups?: number): T;
+  conv1d(this: void, input: T, weight: T, bias?: T | null, stride?: number | readonly number[], padding?: number | readonly number[], dilation?: number | readonly number[], groups?: number): T;
   /** `aten::conv1d.padding(Tensor input, Tensor weight, Tensor? bias=None, SymInt[1] stride=[1], str padding="valid", SymInt[1] dilation=[1], SymInt groups=1) -> Tensor` */
-  conv1d(input: T, weight: T, bias?: T | null, stride?: number | readonly number[], padding?: string, dilation?: number | readonly number[], groups?: number): T;
+  conv1d(this: void, input: T, weight: T, bias?: T | null, stride?: number | readonly number[], padding?: string, dilation?: number | readonly number[], groups?: number): T;
   /** `aten::conv2d(Tensor input, Tensor weight, Tensor? bias=None, SymInt[2] stride=[1, 1], SymInt[2] padding=[0, 0], SymInt[2] dilation=[1, 1], SymInt groups=1) -> Tensor` */
-  conv2d(input: T, weight: T, bias?: T | null, stride?: number | readonly number[], padding?: number | readonly number[], dilation?: number | readonly number[], groups?: number): T;
+  conv2d(this: void, input: T, weight: T, bias?: T | null, stride?: number | readonly number[], padding?: number | readonly number[], dilation?: number | readonly number[], groups?: number): T;
   /** `aten::conv2d.padding(Tensor input, Tensor weight, Tensor? bias=None, SymInt[2] stride=[1, 1], str padding="valid", SymInt[2] dilation=[1, 1], SymInt groups=1) -> Tensor` */
-  conv2d(input: T, weight: T, bias?: T | null, stride?: number | readonly number[], padding?: string, dilation?: number | readonly number[], groups?: number): T;
+  conv2d(this: void, input: T, weight: T, bias?: T | null, stride?: number | readonly number[], padding?: string, dilation?: number | readonly number[], groups?: number): T;
   /** `aten::conv3d(Tensor input, Tensor weight, Tensor? bias=None, SymInt[3] stride=[1, 1, 1], SymInt[3] padding=[0, 0, 0], SymInt[3] dilation=[1, 1, 1], SymInt groups=1) -> Tensor` */
-  conv3d(input: T, weight: T, bias?: T | null, stride?: number | readonly number[], padding?: number | readonly number[], dilation?: number | readonly number[], groups?: number): T;
+  conv3d(this: void, input: T, weight: T, bias?: T | null, stride?: number | readonly number[], padding?: number | readonly number[], dilation?: number | readonly number[], groups?: number): T;
   /** `aten::conv3d.padding(Tensor input, Tensor weight, Tensor? bias=None, SymInt[3] stride=[1, 1, 1], str padding="valid", SymInt[3] dilation=[1, 1, 1], SymInt groups=1) -> Tensor` */
-  conv3d(input: T, weight: T, bias?: T | null, stride?: number | readonly number[], padding?: string, dilation?: number | readonly number[], groups?: number): T;
+  conv3d(this: void, input: T, weight: T, bias?: T | null, stride?: number | readonly number[], padding?: string, dilation?: number | readonly number[], groups?: number): T;
   /** `aten::conv_depthwise3d(Tensor self, Tensor weight, SymInt[3] kernel_size, Tensor? bias, SymInt[3] stride, SymInt[3] padding, SymInt[3] dilation) -> Tensor` */
-  convDepthwise3d(self: T, weight: T, kernelSize: number | readonly number[], bias: T | null, stride: number | readonly number[], padding: number | readonly number[], dilation: number | readonly number[], options?: { out?: T | undefined }): T;
+  convDepthwise3d(this: void, self: T, weight: T, kernelSize: number | readonly number[], bias: T | null, stride: number | readonly number[], padding: number | readonly number[], dilation: number | readonly number[], options?: { out?: T | undefined }): T;
   /** `aten::conv_tbc(Tensor self, Tensor weight, Tensor bias, int pad=0) -> Tensor` */
-  convTbc(self: T, weight: T, bias: T, pad?: number, options?: { out?: T | undefined }): T;
+  convTbc(this: void, self: T, weight: T, bias: T, pad?: number, options?: { out?: T | undefined }): T;
   /** `aten::conv_tbc_backward(Tensor self, Tensor input, Tensor weight, Tensor bias, int pad) -> (Tensor, Tensor, Tensor)` */
-  convTbcBackward(self: T, input: T, weight: T, bias: T, pad: number): [T, T, T];
+  convTbcBackward(this: void, self: T, input: T, weight: T, bias: T, pad: number): [T, T, T];
   /** `aten::conv_transpose1d(Tensor input, Tensor weight, Tensor? bias=None, SymInt[1] stride=[1], SymInt[1] padding=[0], SymInt[1] output_padding=[0], SymInt groups=1, SymInt[1] dilation=[1]) -> Tensor` */
-  convTranspose1d(input: T, weight: T, bias?: T | null, stride?: number | readonly number[], padding?: number | readonly number[], outputPadding?: number | readonly number[], groups?: number, dilation?: number | readonly number[]): T;
+  convTranspose1d(this: void, input: T, weight: T, bias?: T | null, stride?: number | readonly number[], padding?: number | readonly number[], outputPadding?: number | readonly number[], groups?: number, dilation?: number | readonly number[]): T;
   /** `aten::conv_transpose2d.input(Tensor input, Tensor weight, Tensor? bias=None, SymInt[2] stride=[1, 1], SymInt[2] padding=[0, 0], SymInt[2] output_padding=[0, 0], SymInt groups=1, SymInt[2] dilation=[1, 1]) -> Tensor` */
-  convTranspose2d(input: T, weight: T, bias?: T | null, stride?: number | readonly number[], padding?: number | readonly number[], outputPadding?: number | readonly number[], groups?: number, dilation?: number | readonly number[]): T;
+  convTranspose2d(this: void, input: T, weight: T, bias?: T | null, stride?: number | readonly number[], padding?: number | readonly number[], outputPadding?: number | readonly number[], groups?: number, dilation?: number | readonly number[]): T;
   /** `aten::conv_transpose3d.input(Tensor input, Tensor weight, Tensor? bias=None, SymInt[3] stride=[1, 1, 1], SymInt[3] padding=[0, 0, 0], SymInt[3] output_padding=[0, 0, 0], SymInt groups=1, SymInt[3] dilation=[1, 1, 1]) -> Tensor` */
-  convTranspose3d(input: T, weight: T, bias?: T | null, stride?: number | readonly number[], padding?: number | readonly number[], outputPadding?: number | readonly number[], groups?: number, dilation?: number | readonly number[]): T;
+  convTranspose3d(this: void, input: T, weight: T, bias?: T | null, stride?: number | readonly number[], padding?: number | readonly number[], outputPadding?: number | readonly number[], groups?: number, dilation?: number | readonly number[]): T;
   /** `aten::convolution(Tensor input, Tensor weight, Tensor? bias, SymInt[] stride, SymInt[] padding, SymInt[] dilation, bool transposed, SymInt[] output_padding, SymInt groups) -> Tensor` */
-  convolution(input: T, weight: T, bias: T | null, stride: readonly number[], padding: readonly number[], dilation: readonly number[], transposed: boolean, outputPadding: readonly number[], groups: number, options?: { out?: T | undefined }): T;
+  convolution(this: void, input: T, weight: T, bias: T | null, stride: readonly number[], padding: readonly number[], dilation: readonly number[], transposed: boolean, outputPadding: readonly number[], groups: number, options?: { out?: T | undefined }): T;
   /** `aten::convolution_backward(Tensor grad_output, Tensor input, Tensor weight, SymInt[]? bias_sizes, SymInt[] stride, SymInt[] padding, SymInt[] dilation, bool transposed, SymInt[] output_padding, SymInt groups, bool[3] output_mask) -> (Tensor, Tensor, Tensor)` */
-  convolutionBackward(gradOutput: T, input: T, weight: T, biasSizes: readonly number[] | null, stride: readonly number[], padding: readonly number[], dilation: readonly number[], transposed: boolean, outputPadding: readonly number[], groups: number, outputMask: readonly boolean[], options?: { out0?: T | undefined; out1?: T | undefined; out2?: T | undefined }): [T, T, T];
+  convolutionBackward(this: void, gradOutput: T, input: T, weight: T, biasSizes: readonly number[] | null, stride: readonly number[], padding: readonly number[], dilation: readonly number[], transposed: boolean, outputPadding: readonly number[], groups: number, outputMask: readonly boolean[], options?: { out0?: T | undefined; out1?: T | undefined; out2?: T | undefined }): [T, T, T];
   /** `aten::convolution_backward_overrideable(Tensor grad_output, Tensor input, Tensor weight, SymInt[] stride, SymInt[] padding, SymInt[] dilation, bool transposed, SymInt[] output_padding, SymInt groups, bool[3] output_mask) -> (Tensor grad_input, Tensor grad_weight, Tensor grad_bias)` */
-  convolutionBackwardOverrideable(gradOutput: T, input: T, weight: T, stride: readonly number[], padding: readonly number[], dilation: readonly number[], transposed: boolean, outputPadding: readonly number[], groups: number, outputMask: readonly boolean[], options?: { out0?: T | undefined; out1?: T | undefined; out2?: T | undefined }): [gradInput: T, gradWeight: T, gradBias: T];
+  convolutionBackwardOverrideable(this: void, gradOutput: T, input: T, weight: T, stride: readonly number[], padding: readonly number[], dilation: readonly number[], transposed: boolean, outputPadding: readonly number[], groups: number, outputMask: readonly boolean[], options?: { out0?: T | undefined; out1?: T | undefined; out2?: T | undefined }): [gradInput: T, gradWeight: T, gradBias: T];
   /** `aten::convolution_overrideable(Tensor input, Tensor weight, Tensor? bias, SymInt[] stride, SymInt[] padding, SymInt[] dilation, bool transposed, SymInt[] output_padding, SymInt groups) -> Tensor` */
-  convolutionOverrideable(input: T, weight: T, bias: T | null, stride: readonly number[], padding: readonly number[], dilation: readonly number[], transposed: boolean, outputPadding: readonly number[], groups: number, options?: { out?: T | undefined }): T;
+  convolutionOverrideable(this: void, input: T, weight: T, bias: T | null, stride: readonly number[], padding: readonly number[], dilation: readonly number[], transposed: boolean, outputPadding: readonly number[], groups: number, options?: { out?: T | undefined }): T;
   /** `aten::copy(Tensor self, Tensor src, bool non_blocking=False) -> Tensor` */
-  copy(self: T, src: T, nonBlocking?: boolean, options?: { out?: T | undefined }): T;
+  copy(this: void, self: T, src: T, nonBlocking?: boolean, options?: { out?: T | undefined }): T;
   /** `aten::copy_(Tensor(a!) self, Tensor src, bool non_blocking=False) -> Tensor(a!)` */
-  copy_(self: T, src: T, nonBlocking?: boolean): T;
+  copy_(this: void, self: T, src: T, nonBlocking?: boolean): T;
   /** `aten::copy_sparse_to_sparse(Tensor self, Tensor src, bool non_blocking=False) -> Tensor` */
-  copySparseToSparse(self: T, src: T, nonBlocking?: boolean, options?: { out?: T | undefined }): T;
+  copySparseToSparse(this: void, self: T, src: T, nonBlocking?: boolean, options?: { out?: T | undefined }): T;
   /** `aten::copy_sparse_to_sparse_(Tensor(a!) self, Tensor src, bool non_blocking=False) -> Tensor(a!)` */
-  copySparseToSparse_(self: T, src: T, nonBlocking?: boolean): T;
+  copySparseToSparse_(this: void, self: T, src: T, nonBlocking?: boolean): T;
   /** `aten::copysign.Scalar(Tensor self, Scalar other) -> Tensor` */
-  copysign(self: T, other: Scalar, options?: { out?: T | undefined }): T;
+  copysign(this: void, self: T, other: Scalar, options?: { out?: T | undefined }): T;
   /** `aten::copysign.Tensor(Tensor self, Tensor other) -> Tensor` */
-  copysign(self: T, other: T, options?: { out?: T | undefined }): T;
+  copysign(this: void, self: T, other: T, options?: { out?: T | undefined }): T;
   /** `aten::copysign_.Scalar(Tensor(a!) self, Scalar other) -> Tensor(a!)` */
-  copysign_(self: T, other: Scalar): T;
+  copysign_(this: void, self: T, other: Scalar): T;
   /** `aten::copysign_.Tensor(Tensor(a!) self, Tensor other) -> Tensor(a!)` */
-  copysign_(self: T, other: T): T;
+  copysign_(this: void, self: T, other: T): T;
   /** `aten::corrcoef(Tensor self) -> Tensor` */
-  corrcoef(self: T): T;
+  corrcoef(this: void, self: T): T;
   /** `aten::cos(Tensor self) -> Tensor` */
-  cos(self: T, options?: { out?: T | undefined }): T;
+  cos(this: void, self: T, options?: { out?: T | undefined }): T;
   /** `aten::cos_(Tensor(a!) self) -> Tensor(a!)` */
-  cos_(self: T): T;
+  cos_(this: void, self: T): T;
   /** `aten::cosh(Tensor self) -> Tensor` */
-  cosh(self: T, options?: { out?: T | undefined }): T;
+  cosh(this: void, self: T, options?: { out?: T | undefined }): T;
   /** `aten::cosh_(Tensor(a!) self) -> Tensor(a!)` */
-  cosh_(self: T): T;
+  cosh_(this: void, self: T): T;
   /** `aten::cosine_embedding_loss(Tensor input1, Tensor input2, Tensor target, float margin=0., int reduction=1) -> Tensor` */
-  cosineEmbeddingLoss(input1: T, input2: T, target: T, margin?: number, reduction?: number): T;
+  cosineEmbeddingLoss(this: void, input1: T, input2: T, target: T, margin?: number, reduction?: number): T;
   /** `aten::cosine_similarity(Tensor x1, Tensor x2, int dim=1, float eps=1e-08) -> Tensor` */
-  cosineSimilarity(x1: T, x2: T, dim?: number, eps?: number): T;
+  cosineSimilarity(this: void, x1: T, x2: T, dim?: number, eps?: number): T;
   /** `aten::count_nonzero(Tensor self, int? dim=None) -> Tensor` */
-  countNonzero(self: T, dim?: number | null, options?: { out?: T | undefined }): T;
+  countNonzero(this: void, self: T, dim?: number | null, options?: { out?: T | undefined }): T;
   /** `aten::count_nonzero.dim_IntList(Tensor self, int[] dim) -> Tensor` */
-  countNonzero(self: T, dim: readonly number[], options?: { out?: T | undefined }): T;
+  countNonzero(this: void, self: T, dim: readonly number[], options?: { out?: T | undefined }): T;
   /** `aten::cov(Tensor self, *, int correction=1, Tensor? fweights=None, Tensor? aweights=None) -> Tensor` */
-  cov(self: T, options?: { correction?: number | undefined; fweights?: T | null | undefined; aweights?: T | null | undefined }): T;
+  cov(this: void, self: T, options?: { correction?: number | undefined; fweights?: T | null | undefined; aweights?: T | null | undefined }): T;
   /** `aten::cross(Tensor self, Tensor other, int? dim=None) -> Tensor` */
-  cross(self: T, other: T, dim?: number | null, options?: { out?: T | undefined }): T;
+  cross(this: void, self: T, other: T, dim?: number | null, options?: { out?: T | undefined }): T;
   /** `aten::cross_entropy_loss(Tensor self, Tensor target, Tensor? weight=None, int reduction=1, SymInt ignore_index=-100, float label_smoothing=0.) -> Tensor` */
-  crossEntropyLoss(self: T, target: T, weight?: T | null, reduction?: number, ignoreIndex?: number, labelSmoothing?: number): T;
+  crossEntropyLoss(this: void, self: T, target: T, weight?: T | null, reduction?: number, ignoreIndex?: number, labelSmoothing?: number): T;
   /** `aten::crow_indices(Tensor(a) self) -> Tensor(a)` */
-  crowIndices(self: T): T;
+  crowIndices(this: void, self: T): T;
   /** `aten::crow_indices_copy(Tensor self) -> Tensor` */
-  crowIndicesCopy(self: T, options?: { out?: T | undefined }): T;
+  crowIndicesCopy(this: void, self: T, options?: { out?: T | undefined }): T;
   /** `aten::ctc_loss.IntList(Tensor log_probs, Tensor targets, int[] input_lengths, int[] target_lengths, int blank=0, int reduction=1, bool zero_infinity=False) -> Tensor` */
-  ctcLoss(logProbs: T, targets: T, inputLengths: readonly number[], targetLengths: readonly number[], blank?: number, reduction?: number, zeroInfinity?: boolean): T;
+  ctcLoss(this: void, logProbs: T, targets: T, inputLengths: readonly number[], targetLengths: readonly number[], blank?: number, reduction?: number, zeroInfinity?: boolean): T;
   /** `aten::ctc_loss.Tensor(Tensor log_probs, Tensor targets, Tensor input_lengths, Tensor target_lengths, int blank=0, int reduction=1, bool zero_infinity=False) -> Tensor` */
-  ctcLoss(logProbs: T, targets: T, inputLengths: T, targetLengths: T, blank?: number, reduction?: number, zeroInfinity?: boolean): T;
+  ctcLoss(this: void, logProbs: T, targets: T, inputLengths: T, targetLengths: T, blank?: number, reduction?: number, zeroInfinity?: boolean): T;
   /** `aten::cudnn_affine_grid_generator(Tensor theta, int N, int C, int H, int W) -> Tensor grid` */
-  cudnnAffineGridGenerator(theta: T, N: number, C: number, H: number, W: number, options?: { out?: T | undefined }): T;
+  cudnnAffineGridGenerator(this: void, theta: T, N: number, C: number, H: number, W: number, options?: { out?: T | undefined }): T;
   /** `aten::cudnn_affine_grid_generator_backward(Tensor grad, int N, int C, int H, int W) -> Tensor grad_theta` */
-  cudnnAffineGridGeneratorBackward(grad: T, N: number, C: number, H: number, W: number, options?: { out?: T | undefined }): T;
+  cudnnAffineGridGeneratorBackward(this: void, grad: T, N: number, C: number, H: number, W: number, options?: { out?: T | undefined }): T;
   /** `aten::cudnn_batch_norm(Tensor input, Tensor weight, Tensor? bias, Tensor? running_mean, Tensor? running_var, bool training, float exponential_average_factor, float epsilon) -> (Tensor, Tensor, Tensor, Tensor)` */
-  cudnnBatchNorm(input: T, weight: T, bias: T | null, runningMean: T | null, runningVar: T | null, training: boolean, exponentialAverageFactor: number, epsilon: number, options?: { out0?: T | undefined; out1?: T | undefined; out2?: T | undefined; out3?: T | undefined }): [T, T, T, T];
+  cudnnBatchNorm(this: void, input: T, weight: T, bias: T | null, runningMean: T | null, runningVar: T | null, training: boolean, exponentialAverageFactor: number, epsilon: number, options?: { out0?: T | undefined; out1?: T | undefined; out2?: T | undefined; out3?: T | undefined }): [T, T, T, T];
   /** `aten::cudnn_batch_norm_backward(Tensor input, Tensor grad_output, Tensor weight, Tensor? running_mean, Tensor? running_var, Tensor? save_mean, Tensor? save_var, float epsilon, Tensor reserveSpace) -> (Tensor, Tensor, Tensor)` */
-  cudnnBatchNormBackward(input: T, gradOutput: T, weight: T, runningMean: T | null, runningVar: T | null, saveMean: T | null, saveVar: T | null, epsilon: number, reserveSpace: T, options?: { out0?: T | undefined; out1?: T | undefined; out2?: T | undefined }): [T, T, T];
+  cudnnBatchNormBackward(this: void, input: T, gradOutput: T, weight: T, runningMean: T | null, runningVar: T | null, saveMean: T | null, saveVar: T | null, epsilon: number, reserveSpace: T, options?: { out0?: T | undefined; out1?: T | undefined; out2?: T | undefined }): [T, T, T];
   /** `aten::cudnn_convolution(Tensor self, Tensor weight, SymInt[] padding, SymInt[] stride, SymInt[] dilation, SymInt groups, bool benchmark, bool deterministic, bool allow_tf32) -> Tensor` */
-  cudnnConvolution(self: T, weight: T, padding: readonly number[], stride: readonly number[], dilation: readonly number[], groups: number, benchmark: boolean, deterministic: boolean, allowTf32: boolean, options?: { out?: T | undefined }): T;
+  cudnnConvolution(this: void, self: T, weight: T, padding: readonly number[], stride: readonly number[], dilation: readonly number[], groups: number, benchmark: boolean, deterministic: boolean, allowTf32: boolean, options?: { out?: T | undefined }): T;
   /** `aten::cudnn_convolution_add_relu(Tensor self, Tensor weight, Tensor z, Scalar? alpha, Tensor? bias, SymInt[] stride, SymInt[] padding, SymInt[] dilation, SymInt groups) -> Tensor` */
-  cudnnConvolutionAddRelu(self: T, weight: T, z: T, alpha: Scalar | null, bias: T | null, stride: readonly number[], padding: readonly number[], dilation: readonly number[], groups: number, options?: { out?: T | undefined }): T;
+  cudnnConvolutionAddRelu(this: void, self: T, weight: T, z: T, alpha: Scalar | null, bias: T | null, stride: readonly number[], padding: readonly number[], dilation: readonly number[], groups: number, options?: { out?: T | undefined }): T;
   /** `aten::cudnn_convolution_relu(Tensor self, Tensor weight, Tensor? bias, SymInt[] stride, SymInt[] padding, SymInt[] dilation, SymInt groups) -> Tensor` */
-  cudnnConvolutionRelu(self: T, weight: T, bias: T | null, stride: readonly number[], padding: readonly number[], dilation: readonly number[], groups: number, options?: { out?: T | undefined }): T;
+  cudnnConvolutionRelu(this: void, self: T, weight: T, bias: T | null, stride: readonly number[], padding: readonly number[], dilation: readonly number[], groups: number, options?: { out?: T | undefined }): T;
   /** `aten::cudnn_convolution_transpose(Tensor self, Tensor weight, SymInt[] padding, SymInt[] output_padding, SymInt[] stride, SymInt[] dilation, SymInt groups, bool benchmark, bool deterministic, bool allow_tf32) -> Tensor` */
-  cudnnConvolutionTranspose(self: T, weight: T, padding: readonly number[], outputPadding: readonly number[], stride: readonly number[], dilation: readonly number[], groups: number, benchmark: boolean, deterministic: boolean, allowTf32: boolean, options?: { out?: T | undefined }): T;
+  cudnnConvolutionTranspose(this: void, self: T, weight: T, padding: readonly number[], outputPadding: readonly number[], stride: readonly number[], dilation: readonly number[], groups: number, benchmark: boolean, deterministic: boolean, allowTf32: boolean, options?: { out?: T | undefined }): T;
   /** `aten::cudnn_grid_sampler(Tensor self, Tensor grid) -> Tensor output` */
-  cudnnGridSampler(self: T, grid: T, options?: { out?: T | undefined }): T;
+  cudnnGridSampler(this: void, self: T, grid: T, options?: { out?: T | undefined }): T;
   /** `aten::cudnn_grid_sampler_backward(Tensor self, Tensor grid, Tensor grad_output) -> (Tensor grad_self, Tensor grad_grid)` */
-  cudnnGridSamplerBackward(self: T, grid: T, gradOutput: T, options?: { out0?: T | undefined; out1?: T | undefined }): [gradSelf: T, gradGrid: T];
+  cudnnGridSamplerBackward(this: void, self: T, grid: T, gradOutput: T, options?: { out0?: T | undefined; out1?: T | undefined }): [gradSelf: T, gradGrid: T];
   /** `aten::cudnn_is_acceptable(Tensor self) -> bool` */
-  cudnnIsAcceptable(self: T): boolean;
+  cudnnIsAcceptable(this: void, self: T): boolean;
   /** `aten::cummax(Tensor self, int dim) -> (Tensor values, Tensor indices)` */
-  cummax(self: T, dim: number, options?: { values?: T | undefined; indices?: T | undefined }): [values: T, indices: T];
+  cummax(this: void, self: T, dim: number, options?: { values?: T | undefined; indices?: T | undefined }): [values: T, indices: T];
   /** `aten::cummaxmin_backward(Tensor grad, Tensor input, Tensor indices, int dim) -> Tensor` */
-  cummaxminBackward(grad: T, input: T, indices: T, dim: number): T;
+  cummaxminBackward(this: void, grad: T, input: T, indices: T, dim: number): T;
   /** `aten::cummin(Tensor self, int dim) -> (Tensor values, Tensor indices)` */
-  cummin(self: T, dim: number, options?: { values?: T | undefined; indices?: T | undefined }): [values: T, indices: T];
+  cummin(this: void, self: T, dim: number, options?: { values?: T | undefined; indices?: T | undefined }): [values: T, indices: T];
   /** `aten::cumprod(Tensor self, int dim, *, ScalarType? dtype=None) -> Tensor` */
-  cumprod(self: T, dim: number, options?: { dtype?: DType | null | undefined; out?: T | undefined }): T;
+  cumprod(this: void, self: T, dim: number, options?: { dtype?: DType | null | undefined; out?: T | undefined }): T;
   /** `aten::cumprod_(Tensor(a!) self, int dim, *, ScalarType? dtype=None) -> Tensor(a!)` */
-  cumprod_(self: T, dim: number, options?: { dtype?: DType | null | undefined }): T;
+  cumprod_(this: void, self: T, dim: number, options?: { dtype?: DType | null | undefined }): T;
   /** `aten::cumprod_backward(Tensor grad, Tensor input, int dim, Tensor output) -> Tensor` */
-  cumprodBackward(grad: T, input: T, dim: number, output: T): T;
+  cumprodBackward(this: void, grad: T, input: T, dim: number, output: T): T;
   /** `aten::cumsum(Tensor self, int dim, *, ScalarType? dtype=None) -> Tensor` */
-  cumsum(self: T, dim: number, options?: { dtype?: DType | null | undefined; out?: T | undefined }): T;
+  cumsum(this: void, self: T, dim: number, options?: { dtype?: DType | null | undefined; out?: T | undefined }): T;
   /** `aten::cumsum_(Tensor(a!) self, int dim, *, ScalarType? dtype=None) -> Tensor(a!)` */
-  cumsum_(self: T, dim: number, options?: { dtype?: DType | null | undefined }): T;
+  cumsum_(this: void, self: T, dim: number, options?: { dtype?: DType | null | undefined }): T;
   /** `aten::cumulative_trapezoid.dx(Tensor y, *, Scalar dx=1, int dim=-1) -> Tensor` */
-  cumulativeTrapezoid(y: T, options?: { dx?: Scalar | undefined; dim?: number | undefined }): T;
+  cumulativeTrapezoid(this: void, y: T, options?: { dx?: Scalar | undefined; dim?: number | undefined }): T;
   /** `aten::cumulative_trapezoid.x(Tensor y, Tensor x, *, int dim=-1) -> Tensor` */
-  cumulativeTrapezoid(y: T, x: T, options?: { dim?: number | undefined }): T;
+  cumulativeTrapezoid(this: void, y: T, x: T, options?: { dim?: number | undefined }): T;
   /** `aten::data(Tensor self) -> Tensor` */
-  data(self: T): T;
+  data(this: void, self: T): T;
   /** `aten::deg2rad(Tensor self) -> Tensor` */
-  deg2rad(self: T, options?: { out?: T | undefined }): T;
+  deg2rad(this: void, self: T, options?: { out?: T | undefined }): T;
   /** `aten::deg2rad_(Tensor(a!) self) -> Tensor(a!)` */
-  deg2rad_(self: T): T;
+  deg2rad_(this: void, self: T): T;
   /** `aten::dense_dim(Tensor self) -> int` */
-  denseDim(self: T): number;
+  denseDim(this: void, self: T): number;
   /** `aten::dequantize.self(Tensor self) -> Tensor` */
-  dequantize(self: T, options?: { out?: T | undefined }): T;
+  dequantize(this: void, self: T, options?: { out?: T | undefined }): T;
   /** `aten::dequantize.tensors(Tensor[] tensors) -> Tensor[]` */
-  dequantize(tensors: readonly T[]): T[];
+  dequantize(this: void, tensors: readonly T[]): T[];
   /** `aten::dequantize.tensors_out(Tensor[] tensors, *, Tensor(a!)[] out) -> ()` */
-  dequantize(tensors: readonly T[], options: { out: readonly T[] }): void;
+  dequantize(this: void, tensors: readonly T[], options: { out: readonly T[] }): void;
   /** `aten::det(Tensor self) -> Tensor` */
-  det(self: T): T;
+  det(this: void, self: T): T;
   /** `aten::detach(Tensor(a) self) -> Tensor(a)` */
-  detach(self: T): T;
+  detach(this: void, self: T): T;
   /** `aten::detach_(Tensor(a!) self) -> Tensor(a!)` */
-  detach_(self: T): T;
+  detach_(this: void, self: T): T;
   /** `aten::detach_copy(Tensor self) -> Tensor` */
-  detachCopy(self: T, options?: { out?: T | undefined }): T;
+  detachCopy(this: void, self: T, options?: { out?: T | undefined }): T;
   /** `aten::diag(Tensor self, int diagonal=0) -> Tensor` */
-  diag(self: T, diagonal?: number, options?: { out?: T | undefined }): T;
+  diag(this: void, self: T, diagonal?: number, options?: { out?: T | undefined }): T;
   /** `aten::diag_embed(Tensor self, int offset=0, int dim1=-2, int dim2=-1) -> Tensor` */
-  diagEmbed(self: T, offset?: number, dim1?: number, dim2?: number, options?: { out?: T | undefined }): T;
+  diagEmbed(this: void, self: T, offset?: number, dim1?: number, dim2?: number, options?: { out?: T | undefined }): T;
   /** `aten::diagflat(Tensor self, int offset=0) -> Tensor` */
-  diagflat(self: T, offset?: number): T;
+  diagflat(this: void, self: T, offset?: number): T;
   /** `aten::diagonal(Tensor(a) self, int offset=0, int dim1=0, int dim2=1) -> Tensor(a)` */
-  diagonal(self: T, offset?: number, dim1?: number, dim2?: number): T;
+  diagonal(this: void, self: T, offset?: number, dim1?: number, dim2?: number): T;
   /** `aten::diagonal_backward(Tensor grad_output, SymInt[] input_sizes, int offset, int dim1, int dim2) -> Tensor` */
-  diagonalBackward(gradOutput: T, inputSizes: readonly number[], offset: number, dim1: number, dim2: number, options?: { out?: T | undefined }): T;
+  diagonalBackward(this: void, gradOutput: T, inputSizes: readonly number[], offset: number, dim1: number, dim2: number, options?: { out?: T | undefined }): T;
   /** `aten::diagonal_copy(Tensor self, int offset=0, int dim1=0, int dim2=1) -> Tensor` */
-  diagonalCopy(self: T, offset?: number, dim1?: number, dim2?: number, options?: { out?: T | undefined }): T;
+  diagonalCopy(this: void, self: T, offset?: number, dim1?: number, dim2?: number, options?: { out?: T | undefined }): T;
   /** `aten::diagonal_scatter(Tensor self, Tensor src, int offset=0, int dim1=0, int dim2=1) -> Tensor` */
-  diagonalScatter(self: T, src: T, offset?: number, dim1?: number, dim2?: number, options?: { out?: T | undefined }): T;
+  diagonalScatter(this: void, self: T, src: T, offset?: number, dim1?: number, dim2?: number, options?: { out?: T | undefined }): T;
   /** `aten::diff(Tensor self, int n=1, int dim=-1, Tensor? prepend=None, Tensor? append=None) -> Tensor` */
-  diff(self: T, n?: number, dim?: number, prepend?: T | null, append?: T | null, options?: { out?: T | undefined }): T;
+  diff(this: void, self: T, n?: number, dim?: number, prepend?: T | null, append?: T | null, options?: { out?: T | undefined }): T;
   /** `aten::digamma(Tensor self) -> Tensor` */
-  digamma(self: T, options?: { out?: T | undefined }): T;
+  digamma(this: void, self: T, options?: { out?: T | undefined }): T;
   /** `aten::digamma_(Tensor(a!) self) -> Tensor(a!)` */
-  digamma_(self: T): T;
+  digamma_(this: void, self: T): T;
   /** `aten::dim(Tensor self) -> int` */
-  dim(self: T): number;
+  dim(this: void, self: T): number;
   /** `aten::dist(Tensor self, Tensor other, Scalar p=2) -> Tensor` */
-  dist(self: T, other: T, p?: Scalar, options?: { out?: T | undefined }): T;
+  dist(this: void, self: T, other: T, p?: Scalar, options?: { out?: T | undefined }): T;
   /** `aten::div.Scalar(Tensor self, Scalar other) -> Tensor` */
-  div(self: T, other: Scalar, options?: { out?: T | undefined }): T;
+  div(this: void, self: T, other: Scalar, options?: { out?: T | undefined }): T;
   /** `aten::div.Scalar_mode(Tensor self, Scalar other, *, str? rounding_mode) -> Tensor` */
-  div(self: T, other: Scalar, options: { roundingMode: string | null; out?: T | undefined }): T;
+  div(this: void, self: T, other: Scalar, options: { roundingMode: string | null; out?: T | undefined }): T;
   /** `aten::div.Tensor(Tensor self, Tensor other) -> Tensor` */
-  div(self: T, other: T, options?: { out?: T | undefined }): T;
+  div(this: void, self: T, other: T, options?: { out?: T | undefined }): T;
   /** `aten::div.Tensor_mode(Tensor self, Tensor other, *, str? rounding_mode) -> Tensor` */
-  div(self: T, other: T, options: { roundingMode: string | null; out?: T | undefined }): T;
+  div(this: void, self: T, other: T, options: { roundingMode: string | null; out?: T | undefined }): T;
   /** `aten::div_.Scalar(Tensor(a!) self, Scalar other) -> Tensor(a!)` */
-  div_(self: T, other: Scalar): T;
+  div_(this: void, self: T, other: Scalar): T;
   /** `aten::div_.Scalar_mode(Tensor(a!) self, Scalar other, *, str? rounding_mode) -> Tensor(a!)` */
-  div_(self: T, other: Scalar, options: { roundingMode: string | null }): T;
+  div_(this: void, self: T, other: Scalar, options: { roundingMode: string | null }): T;
   /** `aten::div_.Tensor(Tensor(a!) self, Tensor other) -> Tensor(a!)` */
-  div_(self: T, other: T): T;
+  div_(this: void, self: T, other: T): T;
   /** `aten::div_.Tensor_mode(Tensor(a!) self, Tensor other, *, str? rounding_mode) -> Tensor(a!)` */
-  div_(self: T, other: T, options: { roundingMode: string | null }): T;
+  div_(this: void, self: T, other: T, options: { roundingMode: string | null }): T;
   /** `aten::divide.Scalar(Tensor self, Scalar other) -> Tensor` */
-  divide(self: T, other: Scalar): T;
+  divide(this: void, self: T, other: Scalar): T;
   /** `aten::divide.Scalar_mode(Tensor self, Scalar other, *, str? rounding_mode) -> Tensor` */
-  divide(self: T, other: Scalar, options: { roundingMode: string | null }): T;
+  divide(this: void, self: T, other: Scalar, options: { roundingMode: string | null }): T;
   /** `aten::divide.Tensor(Tensor self, Tensor other) -> Tensor` */
-  divide(self: T, other: T, options?: { out?: T | undefined }): T;
+  divide(this: void, self: T, other: T, options?: { out?: T | undefined }): T;
   /** `aten::divide.Tensor_mode(Tensor self, Tensor other, *, str? rounding_mode) -> Tensor` */
-  divide(self: T, other: T, options: { roundingMode: string | null; out?: T | undefined }): T;
+  divide(this: void, self: T, other: T, options: { roundingMode: string | null; out?: T | undefined }): T;
   /** `aten::divide_.Scalar(Tensor(a!) self, Scalar other) -> Tensor(a!)` */
-  divide_(self: T, other: Scalar): T;
+  divide_(this: void, self: T, other: Scalar): T;
   /** `aten::divide_.Scalar_mode(Tensor(a!) self, Scalar other, *, str? rounding_mode) -> Tensor(a!)` */
-  divide_(self: T, other: Scalar, options: { roundingMode: string | null }): T;
+  divide_(this: void, self: T, other: Scalar, options: { roundingMode: string | null }): T;
   /** `aten::divide_.Tensor(Tensor(a!) self, Tensor other) -> Tensor(a!)` */
-  divide_(self: T, other: T): T;
+  divide_(this: void, self: T, other: T): T;
   /** `aten::divide_.Tensor_mode(Tensor(a!) self, Tensor other, *, str? rounding_mode) -> Tensor(a!)` */
-  divide_(self: T, other: T, options: { roundingMode: string | null }): T;
+  divide_(this: void, self: T, other: T, options: { roundingMode: string | null }): T;
   /** `aten::dot(Tensor self, Tensor tensor) -> Tensor` */
-  dot(self: T, tensor: T, options?: { out?: T | undefined }): T;
+  dot(this: void, self: T, tensor: T, options?: { out?: T | undefined }): T;
   /** `aten::dropout(Tensor input, float p, bool train) -> Tensor` */
-  dropout(input: T, p: number, train: boolean): T;
+  dropout(this: void, input: T, p: number, train: boolean): T;
   /** `aten::dropout_(Tensor(a!) self, float p, bool train) -> Tensor(a!)` */
-  dropout_(self: T, p: number, train: boolean): T;
+  dropout_(this: void, self: T, p: number, train: boolean): T;
   /** `aten::dsplit.array(Tensor(a -> *) self, int[] indices) -> Tensor(a)[]` */
-  dsplit(self: T, indices: readonly number[]): T[];
+  dsplit(this: void, self: T, indices: readonly number[]): T[];
   /** `aten::dsplit.int(Tensor(a -> *) self, int sections) -> Tensor(a)[]` */
-  dsplit(self: T, sections: number): T[];
+  dsplit(this: void, self: T, sections: number): T[];
   /** `aten::dstack(Tensor[] tensors) -> Tensor` */
-  dstack(tensors: readonly T[], options?: { out?: T | undefined }): T;
+  dstack(this: void, tensors: readonly T[], options?: { out?: T | undefined }): T;
   /** `aten::einsum(str equation, Tensor[] tensors, *, int[]? path=None) -> Tensor` */
-  einsum(equation: string, tensors: readonly T[], options?: { path?: readonly number[] | null | undefined }): T;
+  einsum(this: void, equation: string, tensors: readonly T[], options?: { path?: readonly number[] | null | undefined }): T;
   /** `aten::elu(Tensor self, Scalar alpha=1, Scalar scale=1, Scalar input_scale=1) -> Tensor` */
-  elu(self: T, alpha?: Scalar, scale?: Scalar, inputScale?: Scalar, options?: { out?: T | undefined }): T;
+  elu(this: void, self: T, alpha?: Scalar, scale?: Scalar, inputScale?: Scalar, options?: { out?: T | undefined }): T;
   /** `aten::elu_(Tensor(a!) self, Scalar alpha=1, Scalar scale=1, Scalar input_scale=1) -> Tensor(a!)` */
-  elu_(self: T, alpha?: Scalar, scale?: Scalar, inputScale?: Scalar): T;
+  elu_(this: void, self: T, alpha?: Scalar, scale?: Scalar, inputScale?: Scalar): T;
   /** `aten::elu_backward(Tensor grad_output, Scalar alpha, Scalar scale, Scalar input_scale, bool is_result, Tensor self_or_result) -> Tensor` */
-  eluBackward(gradOutput: T, alpha: Scalar, scale: Scalar, inputScale: Scalar, isResult: boolean, selfOrResult: T, options?: { gradInput?: T | undefined }): T;
+  eluBackward(this: void, gradOutput: T, alpha: Scalar, scale: Scalar, inputScale: Scalar, isResult: boolean, selfOrResult: T, options?: { gradInput?: T | undefined }): T;
   /** `aten::embedding(Tensor weight, Tensor indices, SymInt padding_idx=-1, bool scale_grad_by_freq=False, bool sparse=False) -> Tensor` */
-  embedding(weight: T, indices: T, paddingIdx?: number, scaleGradByFreq?: boolean, sparse?: boolean, options?: { out?: T | undefined }): T;
+  embedding(this: void, weight: T, indices: T, paddingIdx?: number, scaleGradByFreq?: boolean, sparse?: boolean, options?: { out?: T | undefined }): T;
   /** `aten::embedding_backward(Tensor grad, Tensor indices, SymInt num_weights, SymInt padding_idx, bool scale_grad_by_freq, bool sparse) -> Tensor` */
-  embeddingBackward(grad: T, indices: T, numWeights: number, paddingIdx: number, scaleGradByFreq: boolean, sparse: boolean): T;
+  embeddingBackward(this: void, grad: T, indices: T, numWeights: number, paddingIdx: number, scaleGradByFreq: boolean, sparse: boolean): T;
   /** `aten::embedding_bag(Tensor weight, Tensor indices, Tensor offsets, bool scale_grad_by_freq=False, int mode=0, bool sparse=False, Tensor? per_sample_weights=None, bool include_last_offset=False) -> (Tensor, Tensor, Tensor, Tensor)` */
-  embeddingBag(weight: T, indices: T, offsets: T, scaleGradByFreq?: boolean, mode?: number, sparse?: boolean, perSampleWeights?: T | null, includeLastOffset?: boolean): [T, T, T, T];
+  embeddingBag(this: void, weight: T, indices: T, offsets: T, scaleGradByFreq?: boolean, mode?: number, sparse?: boolean, perSampleWeights?: T | null, includeLastOffset?: boolean): [T, T, T, T];
   /** `aten::embedding_bag.padding_idx(Tensor weight, Tensor indices, Tensor offsets, bool scale_grad_by_freq, int mode, bool sparse, Tensor? per_sample_weights, bool include_last_offset, int? padding_idx) -> (Tensor, Tensor, Tensor, Tensor)` */
-  embeddingBag(weight: T, indices: T, offsets: T, scaleGradByFreq: boolean, mode: number, sparse: boolean, perSampleWeights: T | null, includeLastOffset: boolean, paddingIdx: number | null): [T, T, T, T];
+  embeddingBag(this: void, weight: T, indices: T, offsets: T, scaleGradByFreq: boolean, mode: number, sparse: boolean, perSampleWeights: T | null, includeLastOffset: boolean, paddingIdx: number | null): [T, T, T, T];
   /** `aten::embedding_dense_backward(Tensor grad_output, Tensor indices, SymInt num_weights, SymInt padding_idx, bool scale_grad_by_freq) -> Tensor` */
-  embeddingDenseBackward(gradOutput: T, indices: T, numWeights: number, paddingIdx: number, scaleGradByFreq: boolean, options?: { out?: T | undefined }): T;
+  embeddingDenseBackward(this: void, gradOutput: T, indices: T, numWeights: number, paddingIdx: number, scaleGradByFreq: boolean, options?: { out?: T | undefined }): T;
   /** `aten::embedding_renorm(Tensor self, Tensor indices, float max_norm, float norm_type) -> Tensor` */
-  embeddingRenorm(self: T, indices: T, maxNorm: number, normType: number, options?: { out?: T | undefined }): T;
+  embeddingRenorm(this: void, self: T, indices: T, maxNorm: number, normType: number, options?: { out?: T | undefined }): T;
   /** `aten::embedding_renorm_(Tensor(a!) self, Tensor indices, float max_norm, float norm_type) -> Tensor(a!)` */
-  embeddingRenorm_(self: T, indices: T, maxNorm: number, normType: number): T;
+  embeddingRenorm_(this: void, self: T, indices: T, maxNorm: number, normType: number): T;
   /** `aten::embedding_sparse_backward(Tensor grad, Tensor indices, int num_weights, int padding_idx, bool scale_grad_by_freq) -> Tensor` */
-  embeddingSparseBackward(grad: T, indices: T, numWeights: number, paddingIdx: number, scaleGradByFreq: boolean): T;
+  embeddingSparseBackward(this: void, grad: T, indices: T, numWeights: number, paddingIdx: number, scaleGradByFreq: boolean): T;
   /** `aten::empty.memory_format(SymInt[] size, *, ScalarType? dtype=None, Layout? layout=None, Device? device=None, bool? pin_memory=None, MemoryFormat? memory_format=None) -> Tensor` */
-  empty(size: readonly number[], options?: { dtype?: DType | null | undefined; layout?: Layout | null | undefined; device?: Device | null | undefined; pinMemory?: boolean | null | undefined; memoryFormat?: MemoryFormat | null | undefined }): T;
+  empty(this: void, size: readonly number[], options?: { dtype?: DType | null | undefined; layout?: Layout | null | undefined; device?: Device | null | undefined; pinMemory?: boolean | null | undefined; memoryFormat?: MemoryFormat | null | undefined }): T;
   /** `aten::empty.out(SymInt[] size, *, MemoryFormat? memory_format=None, Tensor(a!) out) -> Tensor(a!)` */
-  empty(size: readonly number[], options: { memoryFormat?: MemoryFormat | null | undefined; out: T }): T;
+  empty(this: void, size: readonly number[], options: { memoryFormat?: MemoryFormat | null | undefined; out: T }): T;
   /** `aten::empty_like(Tensor self, *, ScalarType? dtype=None, Layout? layout=None, Device? device=None, bool? pin_memory=None, MemoryFormat? memory_format=None) -> Tensor` */
-  emptyLike(self: T, options?: { dtype?: DType | null | undefined; layout?: Layout | null | undefined; device?: Device | null | undefined; pinMemory?: boolean | null | undefined; memoryFormat?: MemoryFormat | null | undefined }): T;
+  emptyLike(this: void, self: T, options?: { dtype?: DType | null | undefined; layout?: Layout | null | undefined; device?: Device | null | undefined; pinMemory?: boolean | null | undefined; memoryFormat?: MemoryFormat | null | undefined }): T;
   /** `aten::empty_like.out(Tensor self, *, MemoryFormat? memory_format=None, Tensor(a!) out) -> Tensor(a!)` */
-  emptyLike(self: T, options: { memoryFormat?: MemoryFormat | null | undefined; out: T }): T;
+  emptyLike(this: void, self: T, options: { memoryFormat?: MemoryFormat | null | undefined; out: T }): T;
   /** `aten::empty_permuted(SymInt[] size, int[] physical_layout, *, ScalarType? dtype=None, Layout? layout=None, Device? device=None, bool? pin_memory=None) -> Tensor` */
-  emptyPermuted(size: readonly number[], physicalLayout: readonly number[], options?: { dtype?: DType | null | undefined; layout?: Layout | null | undefined; device?: Device | null | undefined; pinMemory?: boolean | null | undefined }): T;
+  emptyPermuted(this: void, size: readonly number[], physicalLayout: readonly number[], options?: { dtype?: DType | null | undefined; layout?: Layout | null | undefined; device?: Device | null | undefined; pinMemory?: boolean | null | undefined }): T;
   /** `aten::empty_permuted.out(SymInt[] size, int[] physical_layout, *, Tensor(a!) out) -> Tensor(a!)` */
-  emptyPermuted(size: readonly number[], physicalLayout: readonly number[], options: { out: T }): T;
+  emptyPermuted(this: void, size: readonly number[], physicalLayout: readonly number[], options: { out: T }): T;
   /** `aten::empty_quantized(int[] size, Tensor qtensor, *, ScalarType? dtype=None, Layout? layout=None, Device? device=None, bool? pin_memory=None, MemoryFormat? memory_format=None) -> Tensor` */
-  emptyQuantized(size: readonly number[], qtensor: T, options?: { dtype?: DType | null | undefined; layout?: Layout | null | undefined; device?: Device | null | undefined; pinMemory?: boolean | null | undefined; memoryFormat?: MemoryFormat | null | undefined }): T;
+  emptyQuantized(this: void, size: readonly number[], qtensor: T, options?: { dtype?: DType | null | undefined; layout?: Layout | null | undefined; device?: Device | null | undefined; pinMemory?: boolean | null | undefined; memoryFormat?: MemoryFormat | null | undefined }): T;
   /** `aten::empty_quantized.out(int[] size, Tensor qtensor, *, MemoryFormat? memory_format=None, Tensor(a!) out) -> Tensor(a!)` */
-  emptyQuantized(size: readonly number[], qtensor: T, options: { memoryFormat?: MemoryFormat | null | undefined; out: T }): T;
+  emptyQuantized(this: void, size: readonly number[], qtensor: T, options: { memoryFormat?: MemoryFormat | null | undefined; out: T }): T;
   /** `aten::empty_strided(SymInt[] size, SymInt[] stride, *, ScalarType? dtype=None, Layout? layout=None, Device? device=None, bool? pin_memory=None) -> Tensor` */
-  emptyStrided(size: readonly number[], stride: readonly number[], options?: { dtype?: DType | null | undefined; layout?: Layout | null | undefined; device?: Device | null | undefined; pinMemory?: boolean | null | undefined }): T;
+  emptyStrided(this: void, size: readonly number[], stride: readonly number[], options?: { dtype?: DType | null | undefined; layout?: Layout | null | undefined; device?: Device | null | undefined; pinMemory?: boolean | null | undefined }): T;
   /** `aten::empty_strided.out(SymInt[] size, SymInt[] stride, *, Tensor(a!) out) -> Tensor(a!)` */
-  emptyStrided(size: readonly number[], stride: readonly number[], options: { out: T }): T;
+  emptyStrided(this: void, size: readonly number[], stride: readonly number[], options: { out: T }): T;
   /** `aten::eq.Scalar(Tensor self, Scalar other) -> Tensor` */
-  eq(self: T, other: Scalar, options?: { out?: T | undefined }): T;
+  eq(this: void, self: T, other: Scalar, options?: { out?: T | undefined }): T;
   /** `aten::eq.Tensor(Tensor self, Tensor other) -> Tensor` */
-  eq(self: T, other: T, options?: { out?: T | undefined }): T;
+  eq(this: void, self: T, other: T, options?: { out?: T | undefined }): T;
   /** `aten::eq_.Scalar(Tensor(a!) self, Scalar other) -> Tensor(a!)` */
-  eq_(self: T, other: Scalar): T;
+  eq_(this: void, self: T, other: Scalar): T;
   /** `aten::eq_.Tensor(Tensor(a!) self, Tensor other) -> Tensor(a!)` */
-  eq_(self: T, other: T): T;
+  eq_(this: void, self: T, other: T): T;
   /** `aten::equal(Tensor self, Tensor other) -> bool` */
-  equal(self: T, other: T): boolean;
+  equal(this: void, self: T, other: T): boolean;
   /** `aten::erf(Tensor self) -> Tensor` */
-  erf(self: T, options?: { out?: T | undefined }): T;
+  erf(this: void, self: T, options?: { out?: T | undefined }): T;
   /** `aten::erf_(Tensor(a!) self) -> Tensor(a!)` */
-  erf_(self: T): T;
+  erf_(this: void, self: T): T;
   /** `aten::erfc(Tensor self) -> Tensor` */
-  erfc(self: T, options?: { out?: T | undefined }): T;
+  erfc(this: void, self: T, options?: { out?: T | undefined }): T;
   /** `aten::erfc_(Tensor(a!) self) -> Tensor(a!)` */
-  erfc_(self: T): T;
+  erfc_(this: void, self: T): T;
   /** `aten::erfinv(Tensor self) -> Tensor` */
-  erfinv(self: T, options?: { out?: T | undefined }): T;
+  erfinv(this: void, self: T, options?: { out?: T | undefined }): T;
   /** `aten::erfinv_(Tensor(a!) self) -> Tensor(a!)` */
-  erfinv_(self: T): T;
+  erfinv_(this: void, self: T): T;
   /** `aten::exp(Tensor self) -> Tensor` */
-  exp(self: T, options?: { out?: T | undefined }): T;
+  exp(this: void, self: T, options?: { out?: T | undefined }): T;
   /** `aten::exp2(Tensor self) -> Tensor` */
-  exp2(self: T, options?: { out?: T | undefined }): T;
+  exp2(this: void, self: T, options?: { out?: T | undefined }): T;
   /** `aten::exp2_(Tensor(a!) self) -> Tensor(a!)` */
-  exp2_(self: T): T;
+  exp2_(this: void, self: T): T;
   /** `aten::exp_(Tensor(a!) self) -> Tensor(a!)` */
-  exp_(self: T): T;
+  exp_(this: void, self: T): T;
   /** `aten::expand(Tensor(a) self, SymInt[] size, *, bool implicit=False) -> Tensor(a)` */
-  expand(self: T, size: readonly number[], options?: { implicit?: boolean | undefined }): T;
+  expand(this: void, self: T, size: readonly number[], options?: { implicit?: boolean | undefined }): T;
   /** `aten::expand_as(Tensor(a) self, Tensor other) -> Tensor(a)` */
-  expandAs(self: T, other: T): T;
+  expandAs(this: void, self: T, other: T): T;
   /** `aten::expand_copy(Tensor self, SymInt[] size, *, bool implicit=False) -> Tensor` */
-  expandCopy(self: T, size: readonly number[], options?: { implicit?: boolean | undefined; out?: T | undefined }): T;
+  expandCopy(this: void, self: T, size: readonly number[], options?: { implicit?: boolean | undefined; out?: T | undefined }): T;
   /** `aten::expm1(Tensor self) -> Tensor` */
-  expm1(self: T, options?: { out?: T | undefined }): T;
+  expm1(this: void, self: T, options?: { out?: T | undefined }): T;
   /** `aten::expm1_(Tensor(a!) self) -> Tensor(a!)` */
-  expm1_(self: T): T;
+  expm1_(this: void, self: T): T;
   /** `aten::exponential(Tensor self, float lambd=1., *, Generator? generator=None) -> Tensor` */
-  exponential(self: T, lambd?: number, options?: { out?: T | undefined }): T;
+  exponential(this: void, self: T, lambd?: number, options?: { out?: T | undefined }): T;
   /** `aten::exponential_(Tensor(a!) self, float lambd=1., *, Generator? generator=None) -> Tensor(a!)` */
-  exponential_(self: T, lambd?: number): T;
+  exponential_(this: void, self: T, lambd?: number): T;
   /** `aten::eye(SymInt n, *, ScalarType? dtype=None, Layout? layout=None, Device? device=None, bool? pin_memory=None) -> Tensor` */
-  eye(n: number, options?: { dtype?: DType | null | undefined; layout?: Layout | null | undefined; device?: Device | null | undefined; pinMemory?: boolean | null | undefined }): T;
+  eye(this: void, n: number, options?: { dtype?: DType | null | undefined; layout?: Layout | null | undefined; device?: Device | null | undefined; pinMemory?: boolean | null | undefined }): T;
   /** `aten::eye.m(SymInt n, SymInt m, *, ScalarType? dtype=None, Layout? layout=None, Device? device=None, bool? pin_memory=None) -> Tensor` */
-  eye(n: number, m: number, options?: { dtype?: DType | null | undefined; layout?: Layout | null | undefined; device?: Device | null | undefined; pinMemory?: boolean | null | undefined }): T;
+  eye(this: void, n: number, m: number, options?: { dtype?: DType | null | undefined; layout?: Layout | null | undefined; device?: Device | null | undefined; pinMemory?: boolean | null | undefined }): T;
   /** `aten::eye.m_out(SymInt n, SymInt m, *, Tensor(a!) out) -> Tensor(a!)` */
-  eye(n: number, m: number, options: { out: T }): T;
+  eye(this: void, n: number, m: number, options: { out: T }): T;
   /** `aten::eye.out(SymInt n, *, Tensor(a!) out) -> Tensor(a!)` */
-  eye(n: number, options: { out: T }): T;
+  eye(this: void, n: number, options: { out: T }): T;
   /** `aten::fake_quantize_per_channel_affine(Tensor self, Tensor scale, Tensor zero_point, int axis, int quant_min, int quant_max) -> Tensor` */
-  fakeQuantizePerChannelAffine(self: T, scale: T, zeroPoint: T, axis: number, quantMin: number, quantMax: number): T;
+  fakeQuantizePerChannelAffine(this: void, self: T, scale: T, zeroPoint: T, axis: number, quantMin: number, quantMax: number): T;
   /** `aten::fake_quantize_per_channel_affine_cachemask(Tensor self, Tensor scale, Tensor zero_point, int axis, int quant_min, int quant_max) -> (Tensor output, Tensor mask)` */
-  fakeQuantizePerChannelAffineCachemask(self: T, scale: T, zeroPoint: T, axis: number, quantMin: number, quantMax: number, options?: { out0?: T | undefined; out1?: T | undefined }): [output: T, mask: T];
+  fakeQuantizePerChannelAffineCachemask(this: void, self: T, scale: T, zeroPoint: T, axis: number, quantMin: number, quantMax: number, options?: { out0?: T | undefined; out1?: T | undefined }): [output: T, mask: T];
   /** `aten::fake_quantize_per_channel_affine_cachemask_backward(Tensor grad, Tensor mask) -> Tensor` */
-  fakeQuantizePerChannelAffineCachemaskBackward(grad: T, mask: T): T;
+  fakeQuantizePerChannelAffineCachemaskBackward(this: void, grad: T, mask: T): T;
   /** `aten::fake_quantize_per_tensor_affine(Tensor self, float scale, int zero_point, int quant_min, int quant_max) -> Tensor` */
-  fakeQuantizePerTensorAffine(self: T, scale: number, zeroPoint: number, quantMin: number, quantMax: number): T;
+  fakeQuantizePerTensorAffine(this: void, self: T, scale: number, zeroPoint: number, quantMin: number, quantMax: number): T;
   /** `aten::fake_quantize_per_tensor_affine.tensor_qparams(Tensor self, Tensor scale, Tensor zero_point, int quant_min, int quant_max) -> Tensor` */
-  fakeQuantizePerTensorAffine(self: T, scale: T, zeroPoint: T, quantMin: number, quantMax: number): T;
+  fakeQuantizePerTensorAffine(this: void, self: T, scale: T, zeroPoint: T, quantMin: number, quantMax: number): T;
   /** `aten::fake_quantize_per_tensor_affine_cachemask(Tensor self, float scale, int zero_point, int quant_min, int quant_max) -> (Tensor output, Tensor mask)` */
-  fakeQuantizePerTensorAffineCachemask(self: T, scale: number, zeroPoint: number, quantMin: number, quantMax: number, options?: { out0?: T | undefined; out1?: T | undefined }): [output: T, mask: T];
+  fakeQuantizePerTensorAffineCachemask(this: void, self: T, scale: number, zeroPoint: number, quantMin: number, quantMax: number, options?: { out0?: T | undefined; out1?: T | undefined }): [output: T, mask: T];
   /** `aten::fake_quantize_per_tensor_affine_cachemask_backward(Tensor grad, Tensor mask) -> Tensor` */
-  fakeQuantizePerTensorAffineCachemaskBackward(grad: T, mask: T): T;
+  fakeQuantizePerTensorAffineCachemaskBackward(this: void, grad: T, mask: T): T;
   /** `aten::fbgemm_linear_fp16_weight(Tensor input, Tensor packed_weight, Tensor bias) -> Tensor` */
-  fbgemmLinearFp16Weight(input: T, packedWeight: T, bias: T): T;
+  fbgemmLinearFp16Weight(this: void, input: T, packedWeight: T, bias: T): T;
   /** `aten::fbgemm_linear_fp16_weight.out(Tensor input, Tensor packed_weight, Tensor bias, Tensor(a!) output) -> Tensor` */
-  fbgemmLinearFp16Weight(input: T, packedWeight: T, bias: T, output: T): T;
+  fbgemmLinearFp16Weight(this: void, input: T, packedWeight: T, bias: T, output: T): T;
   /** `aten::fbgemm_linear_fp16_weight_fp32_activation(Tensor input, Tensor packed_weight, Tensor? bias) -> Tensor` */
-  fbgemmLinearFp16WeightFp32Activation(input: T, packedWeight: T, bias: T | null): T;
+  fbgemmLinearFp16WeightFp32Activation(this: void, input: T, packedWeight: T, bias: T | null): T;
   /** `aten::fbgemm_linear_fp16_weight_fp32_activation.out(Tensor input, Tensor packed_weight, Tensor? bias, Tensor(a!) output) -> Tensor` */
-  fbgemmLinearFp16WeightFp32Activation(input: T, packedWeight: T, bias: T | null, output: T): T;
+  fbgemmLinearFp16WeightFp32Activation(this: void, input: T, packedWeight: T, bias: T | null, output: T): T;
   /** `aten::fbgemm_linear_int8_weight(Tensor input, Tensor weight, Tensor packed, Tensor col_offsets, Scalar weight_scale, Scalar weight_zero_point, Tensor bias) -> Tensor` */
-  fbgemmLinearInt8Weight(input: T, weight: T, packed: T, colOffsets: T, weightScale: Scalar, weightZeroPoint: Scalar, bias: T): T;
+  fbgemmLinearInt8Weight(this: void, input: T, weight: T, packed: T, colOffsets: T, weightScale: Scalar, weightZeroPoint: Scalar, bias: T): T;
   /** `aten::fbgemm_linear_int8_weight_fp32_activation(Tensor input, Tensor weight, Tensor packed, Tensor col_offsets, Scalar weight_scale, Scalar weight_zero_point, Tensor bias) -> Tensor` */
-  fbgemmLinearInt8WeightFp32Activation(input: T, weight: T, packed: T, colOffsets: T, weightScale: Scalar, weightZeroPoint: Scalar, bias: T): T;
+  fbgemmLinearInt8WeightFp32Activation(this: void, input: T, weight: T, packed: T, colOffsets: T, weightScale: Scalar, weightZeroPoint: Scalar, bias: T): T;
   /** `aten::fbgemm_linear_quantize_weight(Tensor input) -> (Tensor, Tensor, float, int)` */
-  fbgemmLinearQuantizeWeight(input: T): [T, T, number, number];
+  fbgemmLinearQuantizeWeight(this: void, input: T): [T, T, number, number];
   /** `aten::fbgemm_pack_gemm_matrix_fp16(Tensor input) -> Tensor` */
-  fbgemmPackGemmMatrixFp16(input: T): T;
+  fbgemmPackGemmMatrixFp16(this: void, input: T): T;
   /** `aten::fbgemm_pack_quantized_matrix(Tensor input) -> Tensor` */
-  fbgemmPackQuantizedMatrix(input: T): T;
+  fbgemmPackQuantizedMatrix(this: void, input: T): T;
   /** `aten::fbgemm_pack_quantized_matrix.KN(Tensor input, int K, int N) -> Tensor` */
-  fbgemmPackQuantizedMatrix(input: T, K: number, N: number): T;
+  fbgemmPackQuantizedMatrix(this: void, input: T, K: number, N: number): T;
   /** `aten::feature_alpha_dropout(Tensor input, float p, bool train) -> Tensor` */
-  featureAlphaDropout(input: T, p: number, train: boolean): T;
+  featureAlphaDropout(this: void, input: T, p: number, train: boolean): T;
   /** `aten::feature_alpha_dropout_(Tensor(a!) self, float p, bool train) -> Tensor(a!)` */
-  featureAlphaDropout_(self: T, p: number, train: boolean): T;
+  featureAlphaDropout_(this: void, self: T, p: number, train: boolean): T;
   /** `aten::feature_dropout(Tensor input, float p, bool train) -> Tensor` */
-  featureDropout(input: T, p: number, train: boolean): T;
+  featureDropout(this: void, input: T, p: number, train: boolean): T;
   /** `aten::feature_dropout_(Tensor(a!) self, float p, bool train) -> Tensor(a!)` */
-  featureDropout_(self: T, p: number, train: boolean): T;
+  featureDropout_(this: void, self: T, p: number, train: boolean): T;
   /** `aten::fft_fft(Tensor self, SymInt? n=None, int dim=-1, str? norm=None) -> Tensor` */
-  fftFft(self: T, n?: number | null, dim?: number, norm?: string | null, options?: { out?: T | undefined }): T;
+  fftFft(this: void, self: T, n?: number | null, dim?: number, norm?: string | null, options?: { out?: T | undefined }): T;
   /** `aten::fft_fft2(Tensor self, SymInt[1]? s=None, int[1] dim=[-2, -1], str? norm=None) -> Tensor` */
-  fftFft2(self: T, s?: number | readonly number[] | null, dim?: number | readonly number[], norm?: string | null, options?: { out?: T | undefined }): T;
+  fftFft2(this: void, self: T, s?: number | readonly number[] | null, dim?: number | readonly number[], norm?: string | null, options?: { out?: T | undefined }): T;
   /** `aten::fft_fftfreq(int n, float d=1., *, ScalarType? dtype=None, Layout? layout=None, Device? device=None, bool? pin_memory=None) -> Tensor` */
-  fftFftfreq(n: number, d?: number, options?: { dtype?: DType | null | undefined; layout?: Layout | null | undefined; device?: Device | null | undefined; pinMemory?: boolean | null | undefined }): T;
+  fftFftfreq(this: void, n: number, d?: number, options?: { dtype?: DType | null | undefined; layout?: Layout | null | undefined; device?: Device | null | undefined; pinMemory?: boolean | null | undefined }): T;
   /** `aten::fft_fftfreq.out(int n, float d=1., *, Tensor(a!) out) -> Tensor(a!)` */
-  fftFftfreq(n: number, d: number | undefined, options: { out: T }): T;
+  fftFftfreq(this: void, n: number, d: number | undefined, options: { out: T }): T;
   /** `aten::fft_fftn(Tensor self, SymInt[1]? s=None, int[1]? dim=None, str? norm=None) -> Tensor` */
-  fftFftn(self: T, s?: number | readonly number[] | null, dim?: number | readonly number[] | null, norm?: string | null, options?: { out?: T | undefined }): T;
+  fftFftn(this: void, self: T, s?: number | readonly number[] | null, dim?: number | readonly number[] | null, norm?: string | null, options?: { out?: T | undefined }): T;
   /** `aten::fft_fftshift(Tensor self, int[1]? dim=None) -> Tensor` */
-  fftFftshift(self: T, dim?: number | readonly number[] | null): T;
+  fftFftshift(this: void, self: T, dim?: number | readonly number[] | null): T;
   /** `aten::fft_hfft(Tensor self, SymInt? n=None, int dim=-1, str? norm=None) -> Tensor` */
-  fftHfft(self: T, n?: number | null, dim?: number, norm?: string | null, options?: { out?: T | undefined }): T;
+  fftHfft(this: void, self: T, n?: number | null, dim?: number, norm?: string | null, options?: { out?: T | undefined }): T;
   /** `aten::fft_hfft2(Tensor self, SymInt[1]? s=None, int[1] dim=[-2, -1], str? norm=None) -> Tensor` */
-  fftHfft2(self: T, s?: number | readonly number[] | null, dim?: number | readonly number[], norm?: string | null, options?: { out?: T | undefined }): T;
+  fftHfft2(this: void, self: T, s?: number | readonly number[] | null, dim?: number | readonly number[], norm?: string | null, options?: { out?: T | undefined }): T;
   /** `aten::fft_hfftn(Tensor self, SymInt[1]? s=None, int[1]? dim=None, str? norm=None) -> Tensor` */
-  fftHfftn(self: T, s?: number | readonly number[] | null, dim?: number | readonly number[] | null, norm?: string | null, options?: { out?: T | undefined }): T;
+  fftHfftn(this: void, self: T, s?: number | readonly number[] | null, dim?: number | readonly number[] | null, norm?: string | null, options?: { out?: T | undefined }): T;
   /** `aten::fft_ifft(Tensor self, SymInt? n=None, int dim=-1, str? norm=None) -> Tensor` */
-  fftIfft(self: T, n?: number | null, dim?: number, norm?: string | null, options?: { out?: T | undefined }): T;
+  fftIfft(this: void, self: T, n?: number | null, dim?: number, norm?: string | null, options?: { out?: T | undefined }): T;
   /** `aten::fft_ifft2(Tensor self, SymInt[1]? s=None, int[1] dim=[-2, -1], str? norm=None) -> Tensor` */
-  fftIfft2(self: T, s?: number | readonly number[] | null, dim?: number | readonly number[], norm?: string | null, options?: { out?: T | undefined }): T;
+  fftIfft2(this: void, self: T, s?: number | readonly number[] | null, dim?: number | readonly number[], norm?: string | null, options?: { out?: T | undefined }): T;
   /** `aten::fft_ifftn(Tensor self, SymInt[1]? s=None, int[1]? dim=None, str? norm=None) -> Tensor` */
-  fftIfftn(self: T, s?: number | readonly number[] | null, dim?: number | readonly number[] | null, norm?: string | null, options?: { out?: T | undefined }): T;
+  fftIfftn(this: void, self: T, s?: number | readonly number[] | null, dim?: number | readonly number[] | null, norm?: string | null, options?: { out?: T | undefined }): T;
   /** `aten::fft_ifftshift(Tensor self, int[1]? dim=None) -> Tensor` */
-  fftIfftshift(self: T, dim?: number | readonly number[] | null): T;
+  fftIfftshift(this: void, self: T, dim?: number | readonly number[] | null): T;
   /** `aten::fft_ihfft(Tensor self, SymInt? n=None, int dim=-1, str? norm=None) -> Tensor` */
-  fftIhfft(self: T, n?: number | null, dim?: number, norm?: string | null, options?: { out?: T | undefined }): T;
+  fftIhfft(this: void, self: T, n?: number | null, dim?: number, norm?: string | null, options?: { out?: T | undefined }): T;
   /** `aten::fft_ihfft2(Tensor self, SymInt[1]? s=None, int[1] dim=[-2, -1], str? norm=None) -> Tensor` */
-  fftIhfft2(self: T, s?: number | readonly number[] | null, dim?: number | readonly number[], norm?: string | null, options?: { out?: T | undefined }): T;
+  fftIhfft2(this: void, self: T, s?: number | readonly number[] | null, dim?: number | readonly number[], norm?: string | null, options?: { out?: T | undefined }): T;
   /** `aten::fft_ihfftn(Tensor self, SymInt[1]? s=None, int[1]? dim=None, str? norm=None) -> Tensor` */
-  fftIhfftn(self: T, s?: number | readonly number[] | null, dim?: number | readonly number[] | null, norm?: string | null, options?: { out?: T | undefined }): T;
+  fftIhfftn(this: void, self: T, s?: number | readonly number[] | null, dim?: number | readonly number[] | null, norm?: string | null, options?: { out?: T | undefined }): T;
   /** `aten::fft_irfft(Tensor self, SymInt? n=None, int dim=-1, str? norm=None) -> Tensor` */
-  fftIrfft(self: T, n?: number | null, dim?: number, norm?: string | null, options?: { out?: T | undefined }): T;
+  fftIrfft(this: void, self: T, n?: number | null, dim?: number, norm?: string | null, options?: { out?: T | undefined }): T;
   /** `aten::fft_irfft2(Tensor self, SymInt[1]? s=None, int[1] dim=[-2, -1], str? norm=None) -> Tensor` */
-  fftIrfft2(self: T, s?: number | readonly number[] | null, dim?: number | readonly number[], norm?: string | null, options?: { out?: T | undefined }): T;
+  fftIrfft2(this: void, self: T, s?: number | readonly number[] | null, dim?: number | readonly number[], norm?: string | null, options?: { out?: T | undefined }): T;
   /** `aten::fft_irfftn(Tensor self, SymInt[1]? s=None, int[1]? dim=None, str? norm=None) -> Tensor` */
-  fftIrfftn(self: T, s?: number | readonly number[] | null, dim?: number | readonly number[] | null, norm?: string | null, options?: { out?: T | undefined }): T;
+  fftIrfftn(this: void, self: T, s?: number | readonly number[] | null, dim?: number | readonly number[] | null, norm?: string | null, options?: { out?: T | undefined }): T;
   /** `aten::fft_rfft(Tensor self, SymInt? n=None, int dim=-1, str? norm=None) -> Tensor` */
-  fftRfft(self: T, n?: number | null, dim?: number, norm?: string | null, options?: { out?: T | undefined }): T;
+  fftRfft(this: void, self: T, n?: number | null, dim?: number, norm?: string | null, options?: { out?: T | undefined }): T;
   /** `aten::fft_rfft2(Tensor self, SymInt[1]? s=None, int[1] dim=[-2, -1], str? norm=None) -> Tensor` */
-  fftRfft2(self: T, s?: number | readonly number[] | null, dim?: number | readonly number[], norm?: string | null, options?: { out?: T | undefined }): T;
+  fftRfft2(this: void, self: T, s?: number | readonly number[] | null, dim?: number | readonly number[], norm?: string | null, options?: { out?: T | undefined }): T;
   /** `aten::fft_rfftfreq(int n, float d=1., *, ScalarType? dtype=None, Layout? layout=None, Device? device=None, bool? pin_memory=None) -> Tensor` */
-  fftRfftfreq(n: number, d?: number, options?: { dtype?: DType | null | undefined; layout?: Layout | null | undefined; device?: Device | null | undefined; pinMemory?: boolean | null | undefined }): T;
+  fftRfftfreq(this: void, n: number, d?: number, options?: { dtype?: DType | null | undefined; layout?: Layout | null | undefined; device?: Device | null | undefined; pinMemory?: boolean | null | undefined }): T;
   /** `aten::fft_rfftfreq.out(int n, float d=1., *, Tensor(a!) out) -> Tensor(a!)` */
-  fftRfftfreq(n: number, d: number | undefined, options: { out: T }): T;
+  fftRfftfreq(this: void, n: number, d: number | undefined, options: { out: T }): T;
   /** `aten::fft_rfftn(Tensor self, SymInt[1]? s=None, int[1]? dim=None, str? norm=None) -> Tensor` */
-  fftRfftn(self: T, s?: number | readonly number[] | null, dim?: number | readonly number[] | null, norm?: string | null, options?: { out?: T | undefined }): T;
+  fftRfftn(this: void, self: T, s?: number | readonly number[] | null, dim?: number | readonly number[] | null, norm?: string | null, options?: { out?: T | undefined }): T;
   /** `aten::fill.Scalar(Tensor self, Scalar value) -> Tensor` */
-  fill(self: T, value: Scalar, options?: { out?: T | undefined }): T;
+  fill(this: void, self: T, value: Scalar, options?: { out?: T | undefined }): T;
   /** `aten::fill.Tensor(Tensor self, Tensor value) -> Tensor` */
-  fill(self: T, value: T, options?: { out?: T | undefined }): T;
+  fill(this: void, self: T, value: T, options?: { out?: T | undefined }): T;
   /** `aten::fill_.Scalar(Tensor(a!) self, Scalar value) -> Tensor(a!)` */
-  fill_(self: T, value: Scalar): T;
+  fill_(this: void, self: T, value: Scalar): T;
   /** `aten::fill_.Tensor(Tensor(a!) self, Tensor value) -> Tensor(a!)` */
-  fill_(self: T, value: T): T;
+  fill_(this: void, self: T, value: T): T;
   /** `aten::fill_diagonal_(Tensor(a!) self, Scalar fill_value, bool wrap=False) -> Tensor(a!)` */
-  fillDiagonal_(self: T, fillValue: Scalar, wrap?: boolean): T;
+  fillDiagonal_(this: void, self: T, fillValue: Scalar, wrap?: boolean): T;
   /** `aten::fix(Tensor self) -> Tensor` */
-  fix(self: T, options?: { out?: T | undefined }): T;
+  fix(this: void, self: T, options?: { out?: T | undefined }): T;
   /** `aten::fix_(Tensor(a!) self) -> Tensor(a!)` */
-  fix_(self: T): T;
+  fix_(this: void, self: T): T;
   /** `aten::flatten.using_ints(Tensor(a) self, int start_dim=0, int end_dim=-1) -> Tensor(a)` */
-  flatten(self: T, startDim?: number, endDim?: number): T;
+  flatten(this: void, self: T, startDim?: number, endDim?: number): T;
   /** `aten::flatten_dense_tensors(Tensor[] tensors) -> Tensor` */
-  flattenDenseTensors(tensors: readonly T[]): T;
+  flattenDenseTensors(this: void, tensors: readonly T[]): T;
   /** `aten::flip(Tensor self, int[] dims) -> Tensor` */
-  flip(self: T, dims: readonly number[], options?: { out?: T | undefined }): T;
+  flip(this: void, self: T, dims: readonly number[], options?: { out?: T | undefined }): T;
   /** `aten::fliplr(Tensor self) -> Tensor` */
-  fliplr(self: T): T;
+  fliplr(this: void, self: T): T;
   /** `aten::flipud(Tensor self) -> Tensor` */
-  flipud(self: T): T;
+  flipud(this: void, self: T): T;
   /** `aten::float_power.Scalar(Scalar self, Tensor exponent) -> Tensor` */
-  floatPower(self: Scalar, exponent: T, options?: { out?: T | undefined }): T;
+  floatPower(this: void, self: Scalar, exponent: T, options?: { out?: T | undefined }): T;
   /** `aten::float_power.Tensor_Scalar(Tensor self, Scalar exponent) -> Tensor` */
-  floatPower(self: T, exponent: Scalar, options?: { out?: T | undefined }): T;
+  floatPower(this: void, self: T, exponent: Scalar, options?: { out?: T | undefined }): T;
   /** `aten::float_power.Tensor_Tensor(Tensor self, Tensor exponent) -> Tensor` */
-  floatPower(self: T, exponent: T, options?: { out?: T | undefined }): T;
+  floatPower(this: void, self: T, exponent: T, options?: { out?: T | undefined }): T;
   /** `aten::float_power_.Scalar(Tensor(a!) self, Scalar exponent) -> Tensor(a!)` */
-  floatPower_(self: T, exponent: Scalar): T;
+  floatPower_(this: void, self: T, exponent: Scalar): T;
   /** `aten::float_power_.Tensor(Tensor(a!) self, Tensor exponent) -> Tensor(a!)` */
-  floatPower_(self: T, exponent: T): T;
+  floatPower_(this: void, self: T, exponent: T): T;
   /** `aten::floor(Tensor self) -> Tensor` */
-  floor(self: T, options?: { out?: T | undefined }): T;
+  floor(this: void, self: T, options?: { out?: T | undefined }): T;
   /** `aten::floor_(Tensor(a!) self) -> Tensor(a!)` */
-  floor_(self: T): T;
+  floor_(this: void, self: T): T;
   /** `aten::floor_divide(Tensor self, Tensor other) -> Tensor` */
-  floorDivide(self: T, other: T, options?: { out?: T | undefined }): T;
+  floorDivide(this: void, self: T, other: T, options?: { out?: T | undefined }): T;
   /** `aten::floor_divide.Scalar(Tensor self, Scalar other) -> Tensor` */
-  floorDivide(self: T, other: Scalar, options?: { out?: T | undefined }): T;
+  floorDivide(this: void, self: T, other: Scalar, options?: { out?: T | undefined }): T;
   /** `aten::floor_divide_.Scalar(Tensor(a!) self, Scalar other) -> Tensor(a!)` */
-  floorDivide_(self: T, other: Scalar): T;
+  floorDivide_(this: void, self: T, other: Scalar): T;
   /** `aten::floor_divide_.Tensor(Tensor(a!) self, Tensor other) -> Tensor(a!)` */
-  floorDivide_(self: T, other: T): T;
+  floorDivide_(this: void, self: T, other: T): T;
   /** `aten::fmax(Tensor self, Tensor other) -> Tensor` */
-  fmax(self: T, other: T, options?: { out?: T | undefined }): T;
+  fmax(this: void, self: T, other: T, options?: { out?: T | undefined }): T;
   /** `aten::fmin(Tensor self, Tensor other) -> Tensor` */
-  fmin(self: T, other: T, options?: { out?: T | undefined }): T;
+  fmin(this: void, self: T, other: T, options?: { out?: T | undefined }): T;
   /** `aten::fmod.Scalar(Tensor self, Scalar other) -> Tensor` */
-  fmod(self: T, other: Scalar, options?: { out?: T | undefined }): T;
+  fmod(this: void, self: T, other: Scalar, options?: { out?: T | undefined }): T;
   /** `aten::fmod.Tensor(Tensor self, Tensor other) -> Tensor` */
-  fmod(self: T, other: T, options?: { out?: T | undefined }): T;
+  fmod(this: void, self: T, other: T, options?: { out?: T | undefined }): T;
   /** `aten::fmod_.Scalar(Tensor(a!) self, Scalar other) -> Tensor(a!)` */
-  fmod_(self: T, other: Scalar): T;
+  fmod_(this: void, self: T, other: Scalar): T;
   /** `aten::fmod_.Tensor(Tensor(a!) self, Tensor other) -> Tensor(a!)` */
-  fmod_(self: T, other: T): T;
+  fmod_(this: void, self: T, other: T): T;
   /** `aten::frac(Tensor self) -> Tensor` */
-  frac(self: T, options?: { out?: T | undefined }): T;
+  frac(this: void, self: T, options?: { out?: T | undefined }): T;
   /** `aten::frac_(Tensor(a!) self) -> Tensor(a!)` */
-  frac_(self: T): T;
+  frac_(this: void, self: T): T;
   /** `aten::fractional_max_pool2d(Tensor self, int[2] kernel_size, int[2] output_size, Tensor random_samples) -> (Tensor, Tensor)` */
-  fractionalMaxPool2d(self: T, kernelSize: number | readonly number[], outputSize: number | readonly number[], randomSamples: T, options?: { output?: T | undefined; indices?: T | undefined }): [T, T];
+  fractionalMaxPool2d(this: void, self: T, kernelSize: number | readonly number[], outputSize: number | readonly number[], randomSamples: T, options?: { output?: T | undefined; indices?: T | undefined }): [T, T];
   /** `aten::fractional_max_pool2d_backward(Tensor grad_output, Tensor self, int[2] kernel_size, int[2] output_size, Tensor indices) -> Tensor` */
-  fractionalMaxPool2dBackward(gradOutput: T, self: T, kernelSize: number | readonly number[], outputSize: number | readonly number[], indices: T, options?: { gradInput?: T | undefined }): T;
+  fractionalMaxPool2dBackward(this: void, gradOutput: T, self: T, kernelSize: number | readonly number[], outputSize: number | readonly number[], indices: T, options?: { gradInput?: T | undefined }): T;
   /** `aten::fractional_max_pool3d(Tensor self, int[3] kernel_size, int[3] output_size, Tensor random_samples) -> (Tensor, Tensor)` */
-  fractionalMaxPool3d(self: T, kernelSize: number | readonly number[], outputSize: number | readonly number[], randomSamples: T, options?: { output?: T | undefined; indices?: T | undefined }): [T, T];
+  fractionalMaxPool3d(this: void, self: T, kernelSize: number | readonly number[], outputSize: number | readonly number[], randomSamples: T, options?: { output?: T | undefined; indices?: T | undefined }): [T, T];
   /** `aten::fractional_max_pool3d_backward(Tensor grad_output, Tensor self, int[3] kernel_size, int[3] output_size, Tensor indices) -> Tensor` */
-  fractionalMaxPool3dBackward(gradOutput: T, self: T, kernelSize: number | readonly number[], outputSize: number | readonly number[], indices: T, options?: { gradInput?: T | undefined }): T;
+  fractionalMaxPool3dBackward(this: void, gradOutput: T, self: T, kernelSize: number | readonly number[], outputSize: number | readonly number[], indices: T, options?: { gradInput?: T | undefined }): T;
   /** `aten::frexp.Tensor(Tensor self) -> (Tensor mantissa, Tensor exponent)` */
-  frexp(self: T, options?: { mantissa?: T | undefined; exponent?: T | undefined }): [mantissa: T, exponent: T];
+  frexp(this: void, self: T, options?: { mantissa?: T | undefined; exponent?: T | undefined }): [mantissa: T, exponent: T];
   /** `aten::frobenius_norm.dim(Tensor self, int[1] dim, bool keepdim=False) -> Tensor` */
-  frobeniusNorm(self: T, dim: number | readonly number[], keepdim?: boolean, options?: { out?: T | undefined }): T;
+  frobeniusNorm(this: void, self: T, dim: number | readonly number[], keepdim?: boolean, options?: { out?: T | undefined }): T;
   /** `aten::from_file(str filename, bool? shared=None, int? size=0, *, ScalarType? dtype=None, Layout? layout=None, Device? device=None, bool? pin_memory=None) -> Tensor` */
-  fromFile(filename: string, shared?: boolean | null, size?: number | null, options?: { dtype?: DType | null | undefined; layout?: Layout | null | undefined; device?: Device | null | undefined; pinMemory?: boolean | null | undefined }): T;
+  fromFile(this: void, filename: string, shared?: boolean | null, size?: number | null, options?: { dtype?: DType | null | undefined; layout?: Layout | null | undefined; device?: Device | null | undefined; pinMemory?: boolean | null | undefined }): T;
   /** `aten::from_file.out(str filename, bool? shared=None, int? size=0, *, Tensor(a!) out) -> Tensor(a!)` */
-  fromFile(filename: string, shared: boolean | null | undefined, size: number | null | undefined, options: { out: T }): T;
+  fromFile(this: void, filename: string, shared: boolean | null | undefined, size: number | null | undefined, options: { out: T }): T;
   /** `aten::full(SymInt[] size, Scalar fill_value, *, ScalarType? dtype=None, Layout? layout=None, Device? device=None, bool? pin_memory=None) -> Tensor` */
-  full(size: readonly number[], fillValue: Scalar, options?: { dtype?: DType | null | undefined; layout?: Layout | null | undefined; device?: Device | null | undefined; pinMemory?: boolean | null | undefined }): T;
+  full(this: void, size: readonly number[], fillValue: Scalar, options?: { dtype?: DType | null | undefined; layout?: Layout | null | undefined; device?: Device | null | undefined; pinMemory?: boolean | null | undefined }): T;
   /** `aten::full.out(SymInt[] size, Scalar fill_value, *, Tensor(a!) out) -> Tensor(a!)` */
-  full(size: readonly number[], fillValue: Scalar, options: { out: T }): T;
+  full(this: void, size: readonly number[], fillValue: Scalar, options: { out: T }): T;
   /** `aten::full_like(Tensor self, Scalar fill_value, *, ScalarType? dtype=None, Layout? layout=None, Device? device=None, bool? pin_memory=None, MemoryFormat? memory_format=None) -> Tensor` */
-  fullLike(self: T, fillValue: Scalar, options?: { dtype?: DType | null | undefined; layout?: Layout | null | undefined; device?: Device | null | undefined; pinMemory?: boolean | null | undefined; memoryFormat?: MemoryFormat | null | undefined }): T;
+  fullLike(this: void, self: T, fillValue: Scalar, options?: { dtype?: DType | null | undefined; layout?: Layout | null | undefined; device?: Device | null | undefined; pinMemory?: boolean | null | undefined; memoryFormat?: MemoryFormat | null | undefined }): T;
   /** `aten::full_like.out(Tensor self, Scalar fill_value, *, MemoryFormat? memory_format=None, Tensor(a!) out) -> Tensor(a!)` */
-  fullLike(self: T, fillValue: Scalar, options: { memoryFormat?: MemoryFormat | null | undefined; out: T }): T;
+  fullLike(this: void, self: T, fillValue: Scalar, options: { memoryFormat?: MemoryFormat | null | undefined; out: T }): T;
   /** `aten::fused_moving_avg_obs_fake_quant(Tensor self, Tensor observer_on, Tensor fake_quant_on, Tensor(a!) running_min, Tensor(b!) running_max, Tensor(c!) scale, Tensor(d!) zero_point, float averaging_const, int quant_min, int quant_max, int ch_axis, bool per_row_fake_quant=False, bool symmetric_quant=False) -> Tensor` */
-  fusedMovingAvgObsFakeQuant(self: T, observerOn: T, fakeQuantOn: T, runningMin: T, runningMax: T, scale: T, zeroPoint: T, averagingConst: number, quantMin: number, quantMax: number, chAxis: number, perRowFakeQuant?: boolean, symmetricQuant?: boolean): T;
+  fusedMovingAvgObsFakeQuant(this: void, self: T, observerOn: T, fakeQuantOn: T, runningMin: T, runningMax: T, scale: T, zeroPoint: T, averagingConst: number, quantMin: number, quantMax: number, chAxis: number, perRowFakeQuant?: boolean, symmetricQuant?: boolean): T;
   /** `aten::gather(Tensor self, int dim, Tensor index, *, bool sparse_grad=False) -> Tensor` */
-  gather(self: T, dim: number, index: T, options?: { sparseGrad?: boolean | undefined; out?: T | undefined }): T;
+  gather(this: void, self: T, dim: number, index: T, options?: { sparseGrad?: boolean | undefined; out?: T | undefined }): T;
   /** `aten::gather_backward(Tensor grad, Tensor self, int dim, Tensor index, bool sparse_grad) -> Tensor` */
-  gatherBackward(grad: T, self: T, dim: number, index: T, sparseGrad: boolean): T;
+  gatherBackward(this: void, grad: T, self: T, dim: number, index: T, sparseGrad: boolean): T;
   /** `aten::gcd(Tensor self, Tensor other) -> Tensor` */
-  gcd(self: T, other: T, options?: { out?: T | undefined }): T;
+  gcd(this: void, self: T, other: T, options?: { out?: T | undefined }): T;
   /** `aten::gcd_(Tensor(a!) self, Tensor other) -> Tensor(a!)` */
-  gcd_(self: T, other: T): T;
+  gcd_(this: void, self: T, other: T): T;
   /** `aten::ge.Scalar(Tensor self, Scalar other) -> Tensor` */
-  ge(self: T, other: Scalar, options?: { out?: T | undefined }): T;
+  ge(this: void, self: T, other: Scalar, options?: { out?: T | undefined }): T;
   /** `aten::ge.Tensor(Tensor self, Tensor other) -> Tensor` */
-  ge(self: T, other: T, options?: { out?: T | undefined }): T;
+  ge(this: void, self: T, other: T, options?: { out?: T | undefined }): T;
   /** `aten::ge_.Scalar(Tensor(a!) self, Scalar other) -> Tensor(a!)` */
-  ge_(self: T, other: Scalar): T;
+  ge_(this: void, self: T, other: Scalar): T;
   /** `aten::ge_.Tensor(Tensor(a!) self, Tensor other) -> Tensor(a!)` */
-  ge_(self: T, other: T): T;
+  ge_(this: void, self: T, other: T): T;
   /** `aten::gelu(Tensor self, *, str approximate="none") -> Tensor` */
-  gelu(self: T, options?: { approximate?: string | undefined; out?: T | undefined }): T;
+  gelu(this: void, self: T, options?: { approximate?: string | undefined; out?: T | undefined }): T;
   /** `aten::gelu_(Tensor(a!) self, *, str approximate="none") -> Tensor(a!)` */
-  gelu_(self: T, options?: { approximate?: string | undefined }): T;
+  gelu_(this: void, self: T, options?: { approximate?: string | undefined }): T;
   /** `aten::gelu_backward(Tensor grad_output, Tensor self, *, str approximate="none") -> Tensor` */
-  geluBackward(gradOutput: T, self: T, options?: { approximate?: string | undefined; gradInput?: T | undefined }): T;
+  geluBackward(this: void, gradOutput: T, self: T, options?: { approximate?: string | undefined; gradInput?: T | undefined }): T;
   /** `aten::geometric(Tensor self, float p, *, Generator? generator=None) -> Tensor` */
-  geometric(self: T, p: number, options?: { out?: T | undefined }): T;
+  geometric(this: void, self: T, p: number, options?: { out?: T | undefined }): T;
   /** `aten::geometric_(Tensor(a!) self, float p, *, Generator? generator=None) -> Tensor(a!)` */
-  geometric_(self: T, p: number): T;
+  geometric_(this: void, self: T, p: number): T;
   /** `aten::geqrf(Tensor self) -> (Tensor a, Tensor tau)` */
-  geqrf(self: T, options?: { a?: T | undefined; tau?: T | undefined }): [a: T, tau: T];
+  geqrf(this: void, self: T, options?: { a?: T | undefined; tau?: T | undefined }): [a: T, tau: T];
   /** `aten::ger(Tensor self, Tensor vec2) -> Tensor` */
-  ger(self: T, vec2: T, options?: { out?: T | undefined }): T;
+  ger(this: void, self: T, vec2: T, options?: { out?: T | undefined }): T;
   /** `aten::get_device(Tensor self) -> int` */
-  getDevice(self: T): number;
+  getDevice(this: void, self: T): number;
   /** `aten::glu(Tensor self, int dim=-1) -> Tensor` */
-  glu(self: T, dim?: number, options?: { out?: T | undefined }): T;
+  glu(this: void, self: T, dim?: number, options?: { out?: T | undefined }): T;
   /** `aten::glu_backward(Tensor grad_output, Tensor self, int dim) -> Tensor` */
-  gluBackward(gradOutput: T, self: T, dim: number, options?: { gradInput?: T | undefined }): T;
+  gluBackward(this: void, gradOutput: T, self: T, dim: number, options?: { gradInput?: T | undefined }): T;
   /** `aten::glu_backward_jvp(Tensor grad_x, Tensor grad_glu, Tensor x, Tensor dgrad_glu, Tensor dx, int dim) -> Tensor` */
-  gluBackwardJvp(gradX: T, gradGlu: T, x: T, dgradGlu: T, dx: T, dim: number, options?: { out?: T | undefined }): T;
+  gluBackwardJvp(this: void, gradX: T, gradGlu: T, x: T, dgradGlu: T, dx: T, dim: number, options?: { out?: T | undefined }): T;
   /** `aten::glu_jvp(Tensor glu, Tensor x, Tensor dx, int dim) -> Tensor` */
-  gluJvp(glu: T, x: T, dx: T, dim: number, options?: { out?: T | undefined }): T;
+  gluJvp(this: void, glu: T, x: T, dx: T, dim: number, options?: { out?: T | undefined }): T;
   /** `aten::gradient.array(Tensor self, *, int[] dim, int edge_order=1) -> Tensor[]` */
-  gradient(self: T, options: { dim: readonly number[]; edgeOrder?: number | undefined }): T[];
+  gradient(this: void, self: T, options: { dim: readonly number[]; edgeOrder?: number | undefined }): T[];
   /** `aten::gradient.scalararray(Tensor self, *, Scalar spacing, int[] dim, int edge_order=1) -> Tensor[]` */
-  gradient(self: T, options: { spacing: Scalar; dim: readonly number[]; edgeOrder?: number | undefined }): T[];
+  gradient(this: void, self: T, options: { spacing: Scalar; dim: readonly number[]; edgeOrder?: number | undefined }): T[];
   /** `aten::gradient.scalarint(Tensor self, *, Scalar? spacing=None, int? dim=None, int edge_order=1) -> Tensor[]` */
-  gradient(self: T, options?: { spacing?: Scalar | null | undefined; dim?: number | null | undefined; edgeOrder?: number | undefined }): T[];
+  gradient(this: void, self: T, options?: { spacing?: Scalar | null | undefined; dim?: number | null | undefined; edgeOrder?: number | undefined }): T[];
   /** `aten::gradient.scalarrayarray(Tensor self, *, Scalar[] spacing, int[] dim, int edge_order=1) -> Tensor[]` */
-  gradient(self: T, options: { spacing: readonly Scalar[]; dim: readonly number[]; edgeOrder?: number | undefined }): T[];
+  gradient(this: void, self: T, options: { spacing: readonly Scalar[]; dim: readonly number[]; edgeOrder?: number | undefined }): T[];
   /** `aten::gradient.scalarrayint(Tensor self, *, Scalar[] spacing, int? dim=None, int edge_order=1) -> Tensor[]` */
-  gradient(self: T, options: { spacing: readonly Scalar[]; dim?: number | null | undefined; edgeOrder?: number | undefined }): T[];
+  gradient(this: void, self: T, options: { spacing: readonly Scalar[]; dim?: number | null | undefined; edgeOrder?: number | undefined }): T[];
   /** `aten::gradient.tensorarray(Tensor self, *, Tensor[] spacing, int[] dim, int edge_order=1) -> Tensor[]` */
-  gradient(self: T, options: { spacing: readonly T[]; dim: readonly number[]; edgeOrder?: number | undefined }): T[];
+  gradient(this: void, self: T, options: { spacing: readonly T[]; dim: readonly number[]; edgeOrder?: number | undefined }): T[];
   /** `aten::gradient.tensorarrayint(Tensor self, *, Tensor[] spacing, int? dim=None, int edge_order=1) -> Tensor[]` */
-  gradient(self: T, options: { spacing: readonly T[]; dim?: number | null | undefined; edgeOrder?: number | undefined }): T[];
+  gradient(this: void, self: T, options: { spacing: readonly T[]; dim?: number | null | undefined; edgeOrder?: number | undefined }): T[];
   /** `aten::greater.Scalar(Tensor self, Scalar other) -> Tensor` */
-  greater(self: T, other: Scalar, options?: { out?: T | undefined }): T;
+  greater(this: void, self: T, other: Scalar, options?: { out?: T | undefined }): T;
   /** `aten::greater.Tensor(Tensor self, Tensor other) -> Tensor` */
-  greater(self: T, other: T, options?: { out?: T | undefined }): T;
+  greater(this: void, self: T, other: T, options?: { out?: T | undefined }): T;
   /** `aten::greater_.Scalar(Tensor(a!) self, Scalar other) -> Tensor(a!)` */
-  greater_(self: T, other: Scalar): T;
+  greater_(this: void, self: T, other: Scalar): T;
   /** `aten::greater_.Tensor(Tensor(a!) self, Tensor other) -> Tensor(a!)` */
-  greater_(self: T, other: T): T;
+  greater_(this: void, self: T, other: T): T;
   /** `aten::greater_equal.Scalar(Tensor self, Scalar other) -> Tensor` */
-  greaterEqual(self: T, other: Scalar, options?: { out?: T | undefined }): T;
+  greaterEqual(this: void, self: T, other: Scalar, options?: { out?: T | undefined }): T;
   /** `aten::greater_equal.Tensor(Tensor self, Tensor other) -> Tensor` */
-  greaterEqual(self: T, other: T, options?: { out?: T | undefined }): T;
+  greaterEqual(this: void, self: T, other: T, options?: { out?: T | undefined }): T;
   /** `aten::greater_equal_.Scalar(Tensor(a!) self, Scalar other) -> Tensor(a!)` */
-  greaterEqual_(self: T, other: Scalar): T;
+  greaterEqual_(this: void, self: T, other: Scalar): T;
   /** `aten::greater_equal_.Tensor(Tensor(a!) self, Tensor other) -> Tensor(a!)` */
-  greaterEqual_(self: T, other: T): T;
+  greaterEqual_(this: void, self: T, other: T): T;
   /** `aten::grid_sampler(Tensor input, Tensor grid, int interpolation_mode, int padding_mode, bool align_corners) -> Tensor` */
-  gridSampler(input: T, grid: T, interpolationMode: number, paddingMode: number, alignCorners: boolean): T;
+  gridSampler(this: void, input: T, grid: T, interpolationMode: number, paddingMode: number, alignCorners: boolean): T;
   /** `aten::grid_sampler_2d(Tensor input, Tensor grid, int interpolation_mode, int padding_mode, bool align_corners) -> Tensor` */
-  gridSampler2d(input: T, grid: T, interpolationMode: number, paddingMode: number, alignCorners: boolean, options?: { out?: T | undefined }): T;
+  gridSampler2d(this: void, input: T, grid: T, interpolationMode: number, paddingMode: number, alignCorners: boolean, options?: { out?: T | undefined }): T;
   /** `aten::grid_sampler_2d_backward(Tensor grad_output, Tensor input, Tensor grid, int interpolation_mode, int padding_mode, bool align_corners, bool[2] output_mask) -> (Tensor, Tensor)` */
-  gridSampler2dBackward(gradOutput: T, input: T, grid: T, interpolationMode: number, paddingMode: number, alignCorners: boolean, outputMask: readonly boolean[], options?: { out0?: T | undefined; out1?: T | undefined }): [T, T];
+  gridSampler2dBackward(this: void, gradOutput: T, input: T, grid: T, interpolationMode: number, paddingMode: number, alignCorners: boolean, outputMask: readonly boolean[], options?: { out0?: T | undefined; out1?: T | undefined }): [T, T];
   /** `aten::grid_sampler_3d(Tensor input, Tensor grid, int interpolation_mode, int padding_mode, bool align_corners) -> Tensor` */
-  gridSampler3d(input: T, grid: T, interpolationMode: number, paddingMode: number, alignCorners: boolean, options?: { out?: T | undefined }): T;
+  gridSampler3d(this: void, input: T, grid: T, interpolationMode: number, paddingMode: number, alignCorners: boolean, options?: { out?: T | undefined }): T;
   /** `aten::grid_sampler_3d_backward(Tensor grad_output, Tensor input, Tensor grid, int interpolation_mode, int padding_mode, bool align_corners, bool[2] output_mask) -> (Tensor, Tensor)` */
-  gridSampler3dBackward(gradOutput: T, input: T, grid: T, interpolationMode: number, paddingMode: number, alignCorners: boolean, outputMask: readonly boolean[], options?: { out0?: T | undefined; out1?: T | undefined }): [T, T];
+  gridSampler3dBackward(this: void, gradOutput: T, input: T, grid: T, interpolationMode: number, paddingMode: number, alignCorners: boolean, outputMask: readonly boolean[], options?: { out0?: T | undefined; out1?: T | undefined }): [T, T];
   /** `aten::group_norm(Tensor input, int num_groups, Tensor? weight=None, Tensor? bias=None, float eps=1.0000000000000001e-05, bool cudnn_enabled=True) -> Tensor` */
-  groupNorm(input: T, numGroups: number, weight?: T | null, bias?: T | null, eps?: number, cudnnEnabled?: boolean): T;
+  groupNorm(this: void, input: T, numGroups: number, weight?: T | null, bias?: T | null, eps?: number, cudnnEnabled?: boolean): T;
   /** `aten::gru.data(Tensor data, Tensor batch_sizes, Tensor hx, Tensor[] params, bool has_biases, int num_layers, float dropout, bool train, bool bidirectional) -> (Tensor, Tensor)` */
-  gru(data: T, batchSizes: T, hx: T, params: readonly T[], hasBiases: boolean, numLayers: number, dropout: number, train: boolean, bidirectional: boolean): [T, T];
+  gru(this: void, data: T, batchSizes: T, hx: T, params: readonly T[], hasBiases: boolean, numLayers: number, dropout: number, train: boolean, bidirectional: boolean): [T, T];
   /** `aten::gru.input(Tensor input, Tensor hx, Tensor[] params, bool has_biases, int num_layers, float dropout, bool train, bool bidirectional, bool batch_first) -> (Tensor, Tensor)` */
-  gru(input: T, hx: T, params: readonly T[], hasBiases: boolean, numLayers: number, dropout: number, train: boolean, bidirectional: boolean, batchFirst: boolean): [T, T];
+  gru(this: void, input: T, hx: T, params: readonly T[], hasBiases: boolean, numLayers: number, dropout: number, train: boolean, bidirectional: boolean, batchFirst: boolean): [T, T];
   /** `aten::gru_cell(Tensor input, Tensor hx, Tensor w_ih, Tensor w_hh, Tensor? b_ih=None, Tensor? b_hh=None) -> Tensor` */
-  gruCell(input: T, hx: T, wIh: T, wHh: T, bIh?: T | null, bHh?: T | null): T;
+  gruCell(this: void, input: T, hx: T, wIh: T, wHh: T, bIh?: T | null, bHh?: T | null): T;
   /** `aten::gt.Scalar(Tensor self, Scalar other) -> Tensor` */
-  gt(self: T, other: Scalar, options?: { out?: T | undefined }): T;
+  gt(this: void, self: T, other: Scalar, options?: { out?: T | undefined }): T;
   /** `aten::gt.Tensor(Tensor self, Tensor other) -> Tensor` */
-  gt(self: T, other: T, options?: { out?: T | undefined }): T;
+  gt(this: void, self: T, other: T, options?: { out?: T | undefined }): T;
   /** `aten::gt_.Scalar(Tensor(a!) self, Scalar other) -> Tensor(a!)` */
-  gt_(self: T, other: Scalar): T;
+  gt_(this: void, self: T, other: Scalar): T;
   /** `aten::gt_.Tensor(Tensor(a!) self, Tensor other) -> Tensor(a!)` */
-  gt_(self: T, other: T): T;
+  gt_(this: void, self: T, other: T): T;
   /** `aten::hamming_window(int window_length, *, ScalarType? dtype=None, Layout? layout=None, Device? device=None, bool? pin_memory=None) -> Tensor` */
-  hammingWindow(windowLength: number, options?: { dtype?: DType | null | undefined; layout?: Layout | null | undefined; device?: Device | null | undefined; pinMemory?: boolean | null | undefined }): T;
+  hammingWindow(this: void, windowLength: number, options?: { dtype?: DType | null | undefined; layout?: Layout | null | undefined; device?: Device | null | undefined; pinMemory?: boolean | null | undefined }): T;
   /** `aten::hamming_window.periodic(int window_length, bool periodic, *, ScalarType? dtype=None, Layout? layout=None, Device? device=None, bool? pin_memory=None) -> Tensor` */
-  hammingWindow(windowLength: number, periodic: boolean, options?: { dtype?: DType | null | undefined; layout?: Layout | null | undefined; device?: Device | null | undefined; pinMemory?: boolean | null | undefined }): T;
+  hammingWindow(this: void, windowLength: number, periodic: boolean, options?: { dtype?: DType | null | undefined; layout?: Layout | null | undefined; device?: Device | null | undefined; pinMemory?: boolean | null | undefined }): T;
   /** `aten::hamming_window.periodic_alpha(int window_length, bool periodic, float alpha, *, ScalarType? dtype=None, Layout? layout=None, Device? device=None, bool? pin_memory=None) -> Tensor` */
-  hammingWindow(windowLength: number, periodic: boolean, alpha: number, options?: { dtype?: DType | null | undefined; layout?: Layout | null | undefined; device?: Device | null | undefined; pinMemory?: boolean | null | undefined }): T;
+  hammingWindow(this: void, windowLength: number, periodic: boolean, alpha: number, options?: { dtype?: DType | null | undefined; layout?: Layout | null | undefined; device?: Device | null | undefined; pinMemory?: boolean | null | undefined }): T;
   /** `aten::hamming_window.periodic_alpha_beta(int window_length, bool periodic, float alpha, float beta, *, ScalarType? dtype=None, Layout? layout=None, Device? device=None, bool? pin_memory=None) -> Tensor` */
-  hammingWindow(windowLength: number, periodic: boolean, alpha: number, beta: number, options?: { dtype?: DType | null | undefined; layout?: Layout | null | undefined; device?: Device | null | undefined; pinMemory?: boolean | null | undefined }): T;
+  hammingWindow(this: void, windowLength: number, periodic: boolean, alpha: number, beta: number, options?: { dtype?: DType | null | undefined; layout?: Layout | null | undefined; device?: Device | null | undefined; pinMemory?: boolean | null | undefined }): T;
   /** `aten::hamming_window.out(int window_length, *, Tensor(a!) out) -> Tensor(a!)` */
-  hammingWindow(windowLength: number, options: { out: T }): T;
+  hammingWindow(this: void, windowLength: number, options: { out: T }): T;
   /** `aten::hamming_window.periodic_alpha_beta_out(int window_length, bool periodic, float alpha, float beta, *, Tensor(a!) out) -> Tensor(a!)` */
-  hammingWindow(windowLength: number, periodic: boolean, alpha: number, beta: number, options: { out: T }): T;
+  hammingWindow(this: void, windowLength: number, periodic: boolean, alpha: number, beta: number, options: { out: T }): T;
   /** `aten::hamming_window.periodic_alpha_out(int window_length, bool periodic, float alpha, *, Tensor(a!) out) -> Tensor(a!)` */
-  hammingWindow(windowLength: number, periodic: boolean, alpha: number, options: { out: T }): T;
+  hammingWindow(this: void, windowLength: number, periodic: boolean, alpha: number, options: { out: T }): T;
   /** `aten::hamming_window.periodic_out(int window_length, bool periodic, *, Tensor(a!) out) -> Tensor(a!)` */
-  hammingWindow(windowLength: number, periodic: boolean, options: { out: T }): T;
+  hammingWindow(this: void, windowLength: number, periodic: boolean, options: { out: T }): T;
   /** `aten::hann_window(int window_length, *, ScalarType? dtype=None, Layout? layout=None, Device? device=None, bool? pin_memory=None) -> Tensor` */
-  hannWindow(windowLength: number, options?: { dtype?: DType | null | undefined; layout?: Layout | null | undefined; device?: Device | null | undefined; pinMemory?: boolean | null | undefined }): T;
+  hannWindow(this: void, windowLength: number, options?: { dtype?: DType | null | undefined; layout?: Layout | null | undefined; device?: Device | null | undefined; pinMemory?: boolean | null | undefined }): T;
   /** `aten::hann_window.periodic(int window_length, bool periodic, *, ScalarType? dtype=None, Layout? layout=None, Device? device=None, bool? pin_memory=None) -> Tensor` */
-  hannWindow(windowLength: number, periodic: boolean, options?: { dtype?: DType | null | undefined; layout?: Layout | null | undefined; device?: Device | null | undefined; pinMemory?: boolean | null | undefined }): T;
+  hannWindow(this: void, windowLength: number, periodic: boolean, options?: { dtype?: DType | null | undefined; layout?: Layout | null | undefined; device?: Device | null | undefined; pinMemory?: boolean | null | undefined }): T;
   /** `aten::hann_window.out(int window_length, *, Tensor(a!) out) -> Tensor(a!)` */
-  hannWindow(windowLength: number, options: { out: T }): T;
+  hannWindow(this: void, windowLength: number, options: { out: T }): T;
   /** `aten::hann_window.periodic_out(int window_length, bool periodic, *, Tensor(a!) out) -> Tensor(a!)` */
-  hannWindow(windowLength: number, periodic: boolean, options: { out: T }): T;
+  hannWindow(this: void, windowLength: number, periodic: boolean, options: { out: T }): T;
   /** `aten::hardshrink(Tensor self, Scalar lambd=0.5) -> Tensor` */
-  hardshrink(self: T, lambd?: Scalar, options?: { out?: T | undefined }): T;
+  hardshrink(this: void, self: T, lambd?: Scalar, options?: { out?: T | undefined }): T;
   /** `aten::hardshrink_backward(Tensor grad_out, Tensor self, Scalar lambd) -> Tensor` */
-  hardshrinkBackward(gradOut: T, self: T, lambd: Scalar, options?: { gradInput?: T | undefined }): T;
+  hardshrinkBackward(this: void, gradOut: T, self: T, lambd: Scalar, options?: { gradInput?: T | undefined }): T;
   /** `aten::hardsigmoid(Tensor self) -> Tensor` */
-  hardsigmoid(self: T, options?: { out?: T | undefined }): T;
+  hardsigmoid(this: void, self: T, options?: { out?: T | undefined }): T;
   /** `aten::hardsigmoid_(Tensor(a!) self) -> Tensor(a!)` */
-  hardsigmoid_(self: T): T;
+  hardsigmoid_(this: void, self: T): T;
   /** `aten::hardsigmoid_backward(Tensor grad_output, Tensor self) -> Tensor` */
-  hardsigmoidBackward(gradOutput: T, self: T, options?: { gradInput?: T | undefined }): T;
+  hardsigmoidBackward(this: void, gradOutput: T, self: T, options?: { gradInput?: T | undefined }): T;
   /** `aten::hardswish(Tensor self) -> Tensor` */
-  hardswish(self: T, options?: { out?: T | undefined }): T;
+  hardswish(this: void, self: T, options?: { out?: T | undefined }): T;
   /** `aten::hardswish_(Tensor(a!) self) -> Tensor(a!)` */
-  hardswish_(self: T): T;
+  hardswish_(this: void, self: T): T;
   /** `aten::hardswish_backward(Tensor grad_output, Tensor self) -> Tensor` */
-  hardswishBackward(gradOutput: T, self: T, options?: { out?: T | undefined }): T;
+  hardswishBackward(this: void, gradOutput: T, self: T, options?: { out?: T | undefined }): T;
   /** `aten::hardtanh(Tensor self, Scalar min_val=-1, Scalar max_val=1) -> Tensor` */
-  hardtanh(self: T, minVal?: Scalar, maxVal?: Scalar, options?: { out?: T | undefined }): T;
+  hardtanh(this: void, self: T, minVal?: Scalar, maxVal?: Scalar, options?: { out?: T | undefined }): T;
   /** `aten::hardtanh_(Tensor(a!) self, Scalar min_val=-1, Scalar max_val=1) -> Tensor(a!)` */
-  hardtanh_(self: T, minVal?: Scalar, maxVal?: Scalar): T;
+  hardtanh_(this: void, self: T, minVal?: Scalar, maxVal?: Scalar): T;
   /** `aten::hardtanh_backward(Tensor grad_output, Tensor self, Scalar min_val, Scalar max_val) -> Tensor` */
-  hardtanhBackward(gradOutput: T, self: T, minVal: Scalar, maxVal: Scalar, options?: { gradInput?: T | undefined }): T;
+  hardtanhBackward(this: void, gradOutput: T, self: T, minVal: Scalar, maxVal: Scalar, options?: { gradInput?: T | undefined }): T;
   /** `aten::hash_tensor(Tensor self, int[1] dim=[], *, bool keepdim=False, int mode=0) -> Tensor` */
-  hashTensor(self: T, dim?: number | readonly number[], options?: { keepdim?: boolean | undefined; mode?: number | undefined; out?: T | undefined }): T;
+  hashTensor(this: void, self: T, dim?: number | readonly number[], options?: { keepdim?: boolean | undefined; mode?: number | undefined; out?: T | undefined }): T;
   /** `aten::heaviside(Tensor self, Tensor values) -> Tensor` */
-  heaviside(self: T, values: T, options?: { out?: T | undefined }): T;
+  heaviside(this: void, self: T, values: T, options?: { out?: T | undefined }): T;
   /** `aten::heaviside_(Tensor(a!) self, Tensor values) -> Tensor(a!)` */
-  heaviside_(self: T, values: T): T;
+  heaviside_(this: void, self: T, values: T): T;
   /** `aten::hinge_embedding_loss(Tensor self, Tensor target, float margin=1., int reduction=1) -> Tensor` */
-  hingeEmbeddingLoss(self: T, target: T, margin?: number, reduction?: number): T;
+  hingeEmbeddingLoss(this: void, self: T, target: T, margin?: number, reduction?: number): T;
   /** `aten::histc(Tensor self, int bins=100, Scalar min=0, Scalar max=0) -> Tensor` */
-  histc(self: T, bins?: number, min?: Scalar, max?: Scalar, options?: { out?: T | undefined }): T;
+  histc(this: void, self: T, bins?: number, min?: Scalar, max?: Scalar, options?: { out?: T | undefined }): T;
   /** `aten::histogram.bin_ct(Tensor self, int bins=100, *, float[]? range=None, Tensor? weight=None, bool density=False) -> (Tensor hist, Tensor bin_edges)` */
-  histogram(self: T, bins?: number, options?: { range?: readonly number[] | null | undefined; weight?: T | null | undefined; density?: boolean | undefined; hist?: T | undefined; binEdges?: T | undefined }): [hist: T, binEdges: T];
+  histogram(this: void, self: T, bins?: number, options?: { range?: readonly number[] | null | undefined; weight?: T | null | undefined; density?: boolean | undefined; hist?: T | undefined; binEdges?: T | undefined }): [hist: T, binEdges: T];
   /** `aten::histogram.bins_tensor(Tensor self, Tensor bins, *, Tensor? weight=None, bool density=False) -> (Tensor hist, Tensor bin_edges)` */
-  histogram(self: T, bins: T, options?: { weight?: T | null | undefined; density?: boolean | undefined; hist?: T | undefined; binEdges?: T | undefined }): [hist: T, binEdges: T];
+  histogram(this: void, self: T, bins: T, options?: { weight?: T | null | undefined; density?: boolean | undefined; hist?: T | undefined; binEdges?: T | undefined }): [hist: T, binEdges: T];
   /** `aten::histogramdd(Tensor self, int[] bins, float[]? range=None, Tensor? weight=None, bool density=False) -> (Tensor hist, Tensor[] bin_edges)` */
-  histogramdd(self: T, bins: readonly number[], range?: readonly number[] | null, weight?: T | null, density?: boolean): [hist: T, binEdges: T[]];
+  histogramdd(this: void, self: T, bins: readonly number[], range?: readonly number[] | null, weight?: T | null, density?: boolean): [hist: T, binEdges: T[]];
   /** `aten::histogramdd.TensorList_bins(Tensor self, Tensor[] bins, float[]? range=None, Tensor? weight=None, bool density=False) -> (Tensor hist, Tensor[] bin_edges)` */
-  histogramdd(self: T, bins: readonly T[], range?: readonly number[] | null, weight?: T | null, density?: boolean): [hist: T, binEdges: T[]];
+  histogramdd(this: void, self: T, bins: readonly T[], range?: readonly number[] | null, weight?: T | null, density?: boolean): [hist: T, binEdges: T[]];
   /** `aten::histogramdd.int_bins(Tensor self, int bins, float[]? range=None, Tensor? weight=None, bool density=False) -> (Tensor hist, Tensor[] bin_edges)` */
-  histogramdd(self: T, bins: number, range?: readonly number[] | null, weight?: T | null, density?: boolean): [hist: T, binEdges: T[]];
+  histogramdd(this: void, self: T, bins: number, range?: readonly number[] | null, weight?: T | null, density?: boolean): [hist: T, binEdges: T[]];
   /** `aten::hsplit.array(Tensor(a -> *) self, int[] indices) -> Tensor(a)[]` */
-  hsplit(self: T, indices: readonly number[]): T[];
+  hsplit(this: void, self: T, indices: readonly number[]): T[];
   /** `aten::hsplit.int(Tensor(a -> *) self, int sections) -> Tensor(a)[]` */
-  hsplit(self: T, sections: number): T[];
+  hsplit(this: void, self: T, sections: number): T[];
   /** `aten::hspmm(Tensor mat1, Tensor mat2) -> Tensor` */
-  hspmm(mat1: T, mat2: T, options?: { out?: T | undefined }): T;
+  hspmm(this: void, mat1: T, mat2: T, options?: { out?: T | undefined }): T;
   /** `aten::hstack(Tensor[] tensors) -> Tensor` */
-  hstack(tensors: readonly T[], options?: { out?: T | undefined }): T;
+  hstack(this: void, tensors: readonly T[], options?: { out?: T | undefined }): T;
   /** `aten::huber_loss(Tensor self, Tensor target, int reduction=1, float delta=1.) -> Tensor` */
-  huberLoss(self: T, target: T, reduction?: number, delta?: number, options?: { out?: T | undefined }): T;
+  huberLoss(this: void, self: T, target: T, reduction?: number, delta?: number, options?: { out?: T | undefined }): T;
   /** `aten::huber_loss_backward(Tensor grad_output, Tensor self, Tensor target, int reduction, float delta) -> Tensor` */
-  huberLossBackward(gradOutput: T, self: T, target: T, reduction: number, delta: number, options?: { gradInput?: T | undefined }): T;
+  huberLossBackward(this: void, gradOutput: T, self: T, target: T, reduction: number, delta: number, options?: { gradInput?: T | undefined }): T;
   /** `aten::hypot(Tensor self, Tensor other) -> Tensor` */
-  hypot(self: T, other: T, options?: { out?: T | undefined }): T;
+  hypot(this: void, self: T, other: T, options?: { out?: T | undefined }): T;
   /** `aten::hypot_(Tensor(a!) self, Tensor other) -> Tensor(a!)` */
-  hypot_(self: T, other: T): T;
+  hypot_(this: void, self: T, other: T): T;
   /** `aten::i0(Tensor self) -> Tensor` */
-  i0(self: T, options?: { out?: T | undefined }): T;
+  i0(this: void, self: T, options?: { out?: T | undefined }): T;
   /** `aten::i0_(Tensor(a!) self) -> Tensor(a!)` */
-  i0_(self: T): T;
+  i0_(this: void, self: T): T;
   /** `aten::igamma(Tensor self, Tensor other) -> Tensor` */
-  igamma(self: T, other: T, options?: { out?: T | undefined }): T;
+  igamma(this: void, self: T, other: T, options?: { out?: T | undefined }): T;
   /** `aten::igamma_(Tensor(a!) self, Tensor other) -> Tensor(a!)` */
-  igamma_(self: T, other: T): T;
+  igamma_(this: void, self: T, other: T): T;
   /** `aten::igammac(Tensor self, Tensor other) -> Tensor` */
-  igammac(self: T, other: T, options?: { out?: T | undefined }): T;
+  igammac(this: void, self: T, other: T, options?: { out?: T | undefined }): T;
   /** `aten::igammac_(Tensor(a!) self, Tensor other) -> Tensor(a!)` */
-  igammac_(self: T, other: T): T;
+  igammac_(this: void, self: T, other: T): T;
   /** `aten::im2col(Tensor self, int[2] kernel_size, int[2] dilation, int[2] padding, int[2] stride) -> Tensor` */
-  im2col(self: T, kernelSize: number | readonly number[], dilation: number | readonly number[], padding: number | readonly number[], stride: number | readonly number[], options?: { out?: T | undefined }): T;
+  im2col(this: void, self: T, kernelSize: number | readonly number[], dilation: number | readonly number[], padding: number | readonly number[], stride: number | readonly number[], options?: { out?: T | undefined }): T;
   /** `aten::imag(Tensor(a) self) -> Tensor(a)` */
-  imag(self: T): T;
+  imag(this: void, self: T): T;
   /** `aten::index.Tensor(Tensor self, Tensor?[] indices) -> Tensor` */
-  index(self: T, indices: readonly (T | null)[], options?: { out?: T | undefined }): T;
+  index(this: void, self: T, indices: readonly (T | null)[], options?: { out?: T | undefined }): T;
   /** `aten::index_add(Tensor self, int dim, Tensor index, Tensor source, *, Scalar alpha=1) -> Tensor` */
-  indexAdd(self: T, dim: number, index: T, source: T, options?: { alpha?: Scalar | undefined; out?: T | undefined }): T;
+  indexAdd(this: void, self: T, dim: number, index: T, source: T, options?: { alpha?: Scalar | undefined; out?: T | undefined }): T;
   /** `aten::index_add_(Tensor(a!) self, int dim, Tensor index, Tensor source, *, Scalar alpha=1) -> Tensor(a!)` */
-  indexAdd_(self: T, dim: number, index: T, source: T, options?: { alpha?: Scalar | undefined }): T;
+  indexAdd_(this: void, self: T, dim: number, index: T, source: T, options?: { alpha?: Scalar | undefined }): T;
   /** `aten::index_copy(Tensor self, int dim, Tensor index, Tensor source) -> Tensor` */
-  indexCopy(self: T, dim: number, index: T, source: T, options?: { out?: T | undefined }): T;
+  indexCopy(this: void, self: T, dim: number, index: T, source: T, options?: { out?: T | undefined }): T;
   /** `aten::index_copy_(Tensor(a!) self, int dim, Tensor index, Tensor source) -> Tensor(a!)` */
-  indexCopy_(self: T, dim: number, index: T, source: T): T;
+  indexCopy_(this: void, self: T, dim: number, index: T, source: T): T;
   /** `aten::index_fill.int_Scalar(Tensor self, int dim, Tensor index, Scalar value) -> Tensor` */
-  indexFill(self: T, dim: number, index: T, value: Scalar, options?: { out?: T | undefined }): T;
+  indexFill(this: void, self: T, dim: number, index: T, value: Scalar, options?: { out?: T | undefined }): T;
   /** `aten::index_fill.int_Tensor(Tensor self, int dim, Tensor index, Tensor value) -> Tensor` */
-  indexFill(self: T, dim: number, index: T, value: T, options?: { out?: T | undefined }): T;
+  indexFill(this: void, self: T, dim: number, index: T, value: T, options?: { out?: T | undefined }): T;
   /** `aten::index_fill_.int_Scalar(Tensor(a!) self, int dim, Tensor index, Scalar value) -> Tensor(a!)` */
-  indexFill_(self: T, dim: number, index: T, value: Scalar): T;
+  indexFill_(this: void, self: T, dim: number, index: T, value: Scalar): T;
   /** `aten::index_fill_.int_Tensor(Tensor(a!) self, int dim, Tensor index, Tensor value) -> Tensor(a!)` */
-  indexFill_(self: T, dim: number, index: T, value: T): T;
+  indexFill_(this: void, self: T, dim: number, index: T, value: T): T;
   /** `aten::index_put(Tensor self, Tensor?[] indices, Tensor values, bool accumulate=False) -> Tensor` */
-  indexPut(self: T, indices: readonly (T | null)[], values: T, accumulate?: boolean, options?: { out?: T | undefined }): T;
+  indexPut(this: void, self: T, indices: readonly (T | null)[], values: T, accumulate?: boolean, options?: { out?: T | undefined }): T;
   /** `aten::index_put_(Tensor(a!) self, Tensor?[] indices, Tensor values, bool accumulate=False) -> Tensor(a!)` */
-  indexPut_(self: T, indices: readonly (T | null)[], values: T, accumulate?: boolean): T;
+  indexPut_(this: void, self: T, indices: readonly (T | null)[], values: T, accumulate?: boolean): T;
   /** `aten::index_reduce(Tensor self, int dim, Tensor index, Tensor source, str reduce, *, bool include_self=True) -> Tensor` */
-  indexReduce(self: T, dim: number, index: T, source: T, reduce: string, options?: { includeSelf?: boolean | undefined; out?: T | undefined }): T;
+  indexReduce(this: void, self: T, dim: number, index: T, source: T, reduce: string, options?: { includeSelf?: boolean | undefined; out?: T | undefined }): T;
   /** `aten::index_reduce_(Tensor(a!) self, int dim, Tensor index, Tensor source, str reduce, *, bool include_self=True) -> Tensor(a!)` */
-  indexReduce_(self: T, dim: number, index: T, source: T, reduce: string, options?: { includeSelf?: boolean | undefined }): T;
+  indexReduce_(this: void, self: T, dim: number, index: T, source: T, reduce: string, options?: { includeSelf?: boolean | undefined }): T;
   /** `aten::index_select(Tensor self, int dim, Tensor index) -> Tensor` */
-  indexSelect(self: T, dim: number, index: T, options?: { out?: T | undefined }): T;
+  indexSelect(this: void, self: T, dim: number, index: T, options?: { out?: T | undefined }): T;
   /** `aten::index_select_backward(Tensor grad, SymInt[] self_sizes, int dim, Tensor index) -> Tensor` */
-  indexSelectBackward(grad: T, selfSizes: readonly number[], dim: number, index: T): T;
+  indexSelectBackward(this: void, grad: T, selfSizes: readonly number[], dim: number, index: T): T;
   /** `aten::indices(Tensor(a) self) -> Tensor(a)` */
-  indices(self: T): T;
+  indices(this: void, self: T): T;
   /** `aten::indices_copy(Tensor self) -> Tensor` */
-  indicesCopy(self: T, options?: { out?: T | undefined }): T;
+  indicesCopy(this: void, self: T, options?: { out?: T | undefined }): T;
   /** `aten::infinitely_differentiable_gelu_backward(Tensor grad, Tensor self) -> Tensor` */
-  infinitelyDifferentiableGeluBackward(grad: T, self: T): T;
+  infinitelyDifferentiableGeluBackward(this: void, grad: T, self: T): T;
   /** `aten::inner(Tensor self, Tensor other) -> Tensor` */
-  inner(self: T, other: T, options?: { out?: T | undefined }): T;
+  inner(this: void, self: T, other: T, options?: { out?: T | undefined }): T;
   /** `aten::instance_norm(Tensor input, Tensor? weight, Tensor? bias, Tensor? running_mean, Tensor? running_var, bool use_input_stats, float momentum, float eps, bool cudnn_enabled) -> Tensor` */
-  instanceNorm(input: T, weight: T | null, bias: T | null, runningMean: T | null, runningVar: T | null, useInputStats: boolean, momentum: number, eps: number, cudnnEnabled: boolean): T;
+  instanceNorm(this: void, input: T, weight: T | null, bias: T | null, runningMean: T | null, runningVar: T | null, useInputStats: boolean, momentum: number, eps: number, cudnnEnabled: boolean): T;
   /** `aten::int_repr(Tensor self) -> Tensor` */
-  intRepr(self: T, options?: { out?: T | undefined }): T;
+  intRepr(this: void, self: T, options?: { out?: T | undefined }): T;
   /** `aten::inverse(Tensor self) -> Tensor` */
-  inverse(self: T, options?: { out?: T | undefined }): T;
+  inverse(this: void, self: T, options?: { out?: T | undefined }): T;
   /** `aten::is_coalesced(Tensor self) -> bool` */
-  isCoalesced(self: T): boolean;
+  isCoalesced(this: void, self: T): boolean;
   /** `aten::is_complex(Tensor self) -> bool` */
-  isComplex(self: T): boolean;
+  isComplex(this: void, self: T): boolean;
   /** `aten::is_conj(Tensor self) -> bool` */
-  isConj(self: T): boolean;
+  isConj(this: void, self: T): boolean;
   /** `aten::is_contiguous(Tensor self) -> bool` */
-  isContiguous(self: T): boolean;
+  isContiguous(this: void, self: T): boolean;
   /** `aten::is_contiguous.memory_format(Tensor self, MemoryFormat memory_format) -> bool` */
-  isContiguous(self: T, memoryFormat: MemoryFormat): boolean;
+  isContiguous(this: void, self: T, memoryFormat: MemoryFormat): boolean;
   /** `aten::is_distributed(Tensor self) -> bool` */
-  isDistributed(self: T): boolean;
+  isDistributed(this: void, self: T): boolean;
   /** `aten::is_floating_point(Tensor self) -> bool` */
-  isFloatingPoint(self: T): boolean;
+  isFloatingPoint(this: void, self: T): boolean;
   /** `aten::is_inference(Tensor self) -> bool` */
-  isInference(self: T): boolean;
+  isInference(this: void, self: T): boolean;
   /** `aten::is_leaf(Tensor self) -> bool` */
-  isLeaf(self: T): boolean;
+  isLeaf(this: void, self: T): boolean;
   /** `aten::is_neg(Tensor self) -> bool` */
-  isNeg(self: T): boolean;
+  isNeg(this: void, self: T): boolean;
   /** `aten::is_nonzero(Tensor self) -> bool` */
-  isNonzero(self: T): boolean;
+  isNonzero(this: void, self: T): boolean;
   /** `aten::is_pinned(Tensor self, Device? device=None) -> bool` */
-  isPinned(self: T, device?: Device | null): boolean;
+  isPinned(this: void, self: T, device?: Device | null): boolean;
   /** `aten::is_same_size(Tensor self, Tensor other) -> bool` */
-  isSameSize(self: T, other: T): boolean;
+  isSameSize(this: void, self: T, other: T): boolean;
   /** `aten::is_set_to(Tensor self, Tensor tensor) -> bool` */
-  isSetTo(self: T, tensor: T): boolean;
+  isSetTo(this: void, self: T, tensor: T): boolean;
   /** `aten::is_signed(Tensor self) -> bool` */
-  isSigned(self: T): boolean;
+  isSigned(this: void, self: T): boolean;
   /** `aten::isclose(Tensor self, Tensor other, float rtol=1.0000000000000001e-05, float atol=1e-08, bool equal_nan=False) -> Tensor` */
-  isclose(self: T, other: T, rtol?: number, atol?: number, equalNan?: boolean): T;
+  isclose(this: void, self: T, other: T, rtol?: number, atol?: number, equalNan?: boolean): T;
   /** `aten::isfinite(Tensor self) -> Tensor` */
-  isfinite(self: T): T;
+  isfinite(this: void, self: T): T;
   /** `aten::isin.Scalar_Tensor(Scalar element, Tensor test_elements, *, bool assume_unique=False, bool invert=False) -> Tensor` */
-  isin(element: Scalar, testElements: T, options?: { assumeUnique?: boolean | undefined; invert?: boolean | undefined; out?: T | undefined }): T;
+  isin(this: void, element: Scalar, testElements: T, options?: { assumeUnique?: boolean | undefined; invert?: boolean | undefined; out?: T | undefined }): T;
   /** `aten::isin.Tensor_Scalar(Tensor elements, Scalar test_element, *, bool assume_unique=False, bool invert=False) -> Tensor` */
-  isin(elements: T, testElement: Scalar, options?: { assumeUnique?: boolean | undefined; invert?: boolean | undefined; out?: T | undefined }): T;
+  isin(this: void, elements: T, testElement: Scalar, options?: { assumeUnique?: boolean | undefined; invert?: boolean | undefined; out?: T | undefined }): T;
   /** `aten::isin.Tensor_Tensor(Tensor elements, Tensor test_elements, *, bool assume_unique=False, bool invert=False) -> Tensor` */
-  isin(elements: T, testElements: T, options?: { assumeUnique?: boolean | undefined; invert?: boolean | undefined; out?: T | undefined }): T;
+  isin(this: void, elements: T, testElements: T, options?: { assumeUnique?: boolean | undefined; invert?: boolean | undefined; out?: T | undefined }): T;
   /** `aten::isinf(Tensor self) -> Tensor` */
-  isinf(self: T, options?: { out?: T | undefined }): T;
+  isinf(this: void, self: T, options?: { out?: T | undefined }): T;
   /** `aten::isnan(Tensor self) -> Tensor` */
-  isnan(self: T, options?: { out?: T | undefined }): T;
+  isnan(this: void, self: T, options?: { out?: T | undefined }): T;
   /** `aten::isneginf(Tensor self) -> Tensor` */
-  isneginf(self: T, options?: { out?: T | undefined }): T;
+  isneginf(this: void, self: T, options?: { out?: T | undefined }): T;
   /** `aten::isposinf(Tensor self) -> Tensor` */
-  isposinf(self: T, options?: { out?: T | undefined }): T;
+  isposinf(this: void, self: T, options?: { out?: T | undefined }): T;
   /** `aten::isreal(Tensor self) -> Tensor` */
-  isreal(self: T): T;
+  isreal(this: void, self: T): T;
   /** `aten::istft(Tensor self, int n_fft, int? hop_length=None, int? win_length=None, Tensor? window=None, bool center=True, bool normalized=False, bool? onesided=None, int? length=None, bool return_complex=False) -> Tensor` */
-  istft(self: T, nFft: number, hopLength?: number | null, winLength?: number | null, window?: T | null, center?: boolean, normalized?: boolean, onesided?: boolean | null, length?: number | null, returnComplex?: boolean): T;
+  istft(this: void, self: T, nFft: number, hopLength?: number | null, winLength?: number | null, window?: T | null, center?: boolean, normalized?: boolean, onesided?: boolean | null, length?: number | null, returnComplex?: boolean): T;
   /** `aten::item(Tensor self) -> Scalar` */
-  item(self: T): Scalar;
+  item(this: void, self: T): Scalar;
   /** `aten::kaiser_window(int window_length, *, ScalarType? dtype=None, Layout? layout=None, Device? device=None, bool? pin_memory=None) -> Tensor` */
-  kaiserWindow(windowLength: number, options?: { dtype?: DType | null | undefined; layout?: Layout | null | undefined; device?: Device | null | undefined; pinMemory?: boolean | null | undefined }): T;
+  kaiserWindow(this: void, windowLength: number, options?: { dtype?: DType | null | undefined; layout?: Layout | null | undefined; device?: Device | null | undefined; pinMemory?: boolean | null | undefined }): T;
   /** `aten::kaiser_window.beta(int window_length, bool periodic, float beta, *, ScalarType? dtype=None, Layout? layout=None, Device? device=None, bool? pin_memory=None) -> Tensor` */
-  kaiserWindow(windowLength: number, periodic: boolean, beta: number, options?: { dtype?: DType | null | undefined; layout?: Layout | null | undefined; device?: Device | null | undefined; pinMemory?: boolean | null | undefined }): T;
+  kaiserWindow(this: void, windowLength: number, periodic: boolean, beta: number, options?: { dtype?: DType | null | undefined; layout?: Layout | null | undefined; device?: Device | null | undefined; pinMemory?: boolean | null | undefined }): T;
   /** `aten::kaiser_window.periodic(int window_length, bool periodic, *, ScalarType? dtype=None, Layout? layout=None, Device? device=None, bool? pin_memory=None) -> Tensor` */
-  kaiserWindow(windowLength: number, periodic: boolean, options?: { dtype?: DType | null | undefined; layout?: Layout | null | undefined; device?: Device | null | undefined; pinMemory?: boolean | null | undefined }): T;
+  kaiserWindow(this: void, windowLength: number, periodic: boolean, options?: { dtype?: DType | null | undefined; layout?: Layout | null | undefined; device?: Device | null | undefined; pinMemory?: boolean | null | undefined }): T;
   /** `aten::kaiser_window.beta_out(int window_length, bool periodic, float beta, *, Tensor(a!) out) -> Tensor(a!)` */
-  kaiserWindow(windowLength: number, periodic: boolean, beta: number, options: { out: T }): T;
+  kaiserWindow(this: void, windowLength: number, periodic: boolean, beta: number, options: { out: T }): T;
   /** `aten::kaiser_window.out(int window_length, *, Tensor(a!) out) -> Tensor(a!)` */
-  kaiserWindow(windowLength: number, options: { out: T }): T;
+  kaiserWindow(this: void, windowLength: number, options: { out: T }): T;
   /** `aten::kaiser_window.periodic_out(int window_length, bool periodic, *, Tensor(a!) out) -> Tensor(a!)` */
-  kaiserWindow(windowLength: number, periodic: boolean, options: { out: T }): T;
+  kaiserWindow(this: void, windowLength: number, periodic: boolean, options: { out: T }): T;
   /** `aten::kl_div(Tensor self, Tensor target, int reduction=1, *, bool log_target=False) -> Tensor` */
-  klDiv(self: T, target: T, reduction?: number, options?: { logTarget?: boolean | undefined }): T;
+  klDiv(this: void, self: T, target: T, reduction?: number, options?: { logTarget?: boolean | undefined }): T;
   /** `aten::kron(Tensor self, Tensor other) -> Tensor` */
-  kron(self: T, other: T, options?: { out?: T | undefined }): T;
+  kron(this: void, self: T, other: T, options?: { out?: T | undefined }): T;
   /** `aten::kthvalue(Tensor self, SymInt k, int dim=-1, bool keepdim=False) -> (Tensor values, Tensor indices)` */
-  kthvalue(self: T, k: number, dim?: number, keepdim?: boolean, options?: { values?: T | undefined; indices?: T | undefined }): [values: T, indices: T];
+  kthvalue(this: void, self: T, k: number, dim?: number, keepdim?: boolean, options?: { values?: T | undefined; indices?: T | undefined }): [values: T, indices: T];
   /** `aten::l1_loss(Tensor self, Tensor target, int reduction=1) -> Tensor` */
-  l1Loss(self: T, target: T, reduction?: number): T;
+  l1Loss(this: void, self: T, target: T, reduction?: number): T;
   /** `aten::layer_norm(Tensor input, SymInt[] normalized_shape, Tensor? weight=None, Tensor? bias=None, float eps=1.0000000000000001e-05, bool cudnn_enable=True) -> Tensor` */
-  layerNorm(input: T, normalizedShape: readonly number[], weight?: T | null, bias?: T | null, eps?: number, cudnnEnable?: boolean): T;
+  layerNorm(this: void, input: T, normalizedShape: readonly number[], weight?: T | null, bias?: T | null, eps?: number, cudnnEnable?: boolean): T;
   /** `aten::lcm(Tensor self, Tensor other) -> Tensor` */
-  lcm(self: T, other: T, options?: { out?: T | undefined }): T;
+  lcm(this: void, self: T, other: T, options?: { out?: T | undefined }): T;
   /** `aten::lcm_(Tensor(a!) self, Tensor other) -> Tensor(a!)` */
-  lcm_(self: T, other: T): T;
+  lcm_(this: void, self: T, other: T): T;
   /** `aten::ldexp.Tensor(Tensor self, Tensor other) -> Tensor` */
-  ldexp(self: T, other: T, options?: { out?: T | undefined }): T;
+  ldexp(this: void, self: T, other: T, options?: { out?: T | undefined }): T;
   /** `aten::ldexp_(Tensor(a!) self, Tensor other) -> Tensor(a!)` */
-  ldexp_(self: T, other: T): T;
+  ldexp_(this: void, self: T, other: T): T;
   /** `aten::le.Scalar(Tensor self, Scalar other) -> Tensor` */
-  le(self: T, other: Scalar, options?: { out?: T | undefined }): T;
+  le(this: void, self: T, other: Scalar, options?: { out?: T | undefined }): T;
   /** `aten::le.Tensor(Tensor self, Tensor other) -> Tensor` */
-  le(self: T, other: T, options?: { out?: T | undefined }): T;
+  le(this: void, self: T, other: T, options?: { out?: T | undefined }): T;
   /** `aten::le_.Scalar(Tensor(a!) self, Scalar other) -> Tensor(a!)` */
-  le_(self: T, other: Scalar): T;
+  le_(this: void, self: T, other: Scalar): T;
   /** `aten::le_.Tensor(Tensor(a!) self, Tensor other) -> Tensor(a!)` */
-  le_(self: T, other: T): T;
+  le_(this: void, self: T, other: T): T;
   /** `aten::leaky_relu(Tensor self, Scalar negative_slope=0.01) -> Tensor` */
-  leakyRelu(self: T, negativeSlope?: Scalar, options?: { out?: T | undefined }): T;
+  leakyRelu(this: void, self: T, negativeSlope?: Scalar, options?: { out?: T | undefined }): T;
   /** `aten::leaky_relu_(Tensor(a!) self, Scalar negative_slope=0.01) -> Tensor(a!)` */
-  leakyRelu_(self: T, negativeSlope?: Scalar): T;
+  leakyRelu_(this: void, self: T, negativeSlope?: Scalar): T;
   /** `aten::leaky_relu_backward(Tensor grad_output, Tensor self, Scalar negative_slope, bool self_is_result) -> Tensor` */
-  leakyReluBackward(gradOutput: T, self: T, negativeSlope: Scalar, selfIsResult: boolean, options?: { gradInput?: T | undefined }): T;
+  leakyReluBackward(this: void, gradOutput: T, self: T, negativeSlope: Scalar, selfIsResult: boolean, options?: { gradInput?: T | undefined }): T;
   /** `aten::lerp.Scalar(Tensor self, Tensor end, Scalar weight) -> Tensor` */
-  lerp(self: T, end_: T, weight: Scalar, options?: { out?: T | undefined }): T;
+  lerp(this: void, self: T, end_: T, weight: Scalar, options?: { out?: T | undefined }): T;
   /** `aten::lerp.Tensor(Tensor self, Tensor end, Tensor weight) -> Tensor` */
-  lerp(self: T, end_: T, weight: T, options?: { out?: T | undefined }): T;
+  lerp(this: void, self: T, end_: T, weight: T, options?: { out?: T | undefined }): T;
   /** `aten::lerp_.Scalar(Tensor(a!) self, Tensor end, Scalar weight) -> Tensor(a!)` */
-  lerp_(self: T, end_: T, weight: Scalar): T;
+  lerp_(this: void, self: T, end_: T, weight: Scalar): T;
   /** `aten::lerp_.Tensor(Tensor(a!) self, Tensor end, Tensor weight) -> Tensor(a!)` */
-  lerp_(self: T, end_: T, weight: T): T;
+  lerp_(this: void, self: T, end_: T, weight: T): T;
   /** `aten::less.Scalar(Tensor self, Scalar other) -> Tensor` */
-  less(self: T, other: Scalar, options?: { out?: T | undefined }): T;
+  less(this: void, self: T, other: Scalar, options?: { out?: T | undefined }): T;
   /** `aten::less.Tensor(Tensor self, Tensor other) -> Tensor` */
-  less(self: T, other: T, options?: { out?: T | undefined }): T;
+  less(this: void, self: T, other: T, options?: { out?: T | undefined }): T;
   /** `aten::less_.Scalar(Tensor(a!) self, Scalar other) -> Tensor(a!)` */
-  less_(self: T, other: Scalar): T;
+  less_(this: void, self: T, other: Scalar): T;
   /** `aten::less_.Tensor(Tensor(a!) self, Tensor other) -> Tensor(a!)` */
-  less_(self: T, other: T): T;
+  less_(this: void, self: T, other: T): T;
   /** `aten::less_equal.Scalar(Tensor self, Scalar other) -> Tensor` */
-  lessEqual(self: T, other: Scalar, options?: { out?: T | undefined }): T;
+  lessEqual(this: void, self: T, other: Scalar, options?: { out?: T | undefined }): T;
   /** `aten::less_equal.Tensor(Tensor self, Tensor other) -> Tensor` */
-  lessEqual(self: T, other: T, options?: { out?: T | undefined }): T;
+  lessEqual(this: void, self: T, other: T, options?: { out?: T | undefined }): T;
   /** `aten::less_equal_.Scalar(Tensor(a!) self, Scalar other) -> Tensor(a!)` */
-  lessEqual_(self: T, other: Scalar): T;
+  lessEqual_(this: void, self: T, other: Scalar): T;
   /** `aten::less_equal_.Tensor(Tensor(a!) self, Tensor other) -> Tensor(a!)` */
-  lessEqual_(self: T, other: T): T;
+  lessEqual_(this: void, self: T, other: T): T;
   /** `aten::lgamma(Tensor self) -> Tensor` */
-  lgamma(self: T, options?: { out?: T | undefined }): T;
+  lgamma(this: void, self: T, options?: { out?: T | undefined }): T;
   /** `aten::lgamma_(Tensor(a!) self) -> Tensor(a!)` */
-  lgamma_(self: T): T;
+  lgamma_(this: void, self: T): T;
   /** `aten::lift(Tensor self) -> Tensor` */
-  lift(self: T, options?: { out?: T | undefined }): T;
+  lift(this: void, self: T, options?: { out?: T | undefined }): T;
   /** `aten::lift_fresh(Tensor(a) self) -> Tensor(a)` */
-  liftFresh(self: T): T;
+  liftFresh(this: void, self: T): T;
   /** `aten::lift_fresh_copy(Tensor self) -> Tensor` */
-  liftFreshCopy(self: T, options?: { out?: T | undefined }): T;
+  liftFreshCopy(this: void, self: T, options?: { out?: T | undefined }): T;
   /** `aten::linalg__powsum(Tensor self, Scalar ord=2, int[1]? dim=None, bool keepdim=False, *, ScalarType? dtype=None) -> Tensor` */
-  linalgPowsum(self: T, ord?: Scalar, dim?: number | readonly number[] | null, keepdim?: boolean, options?: { dtype?: DType | null | undefined }): T;
+  linalgPowsum(this: void, self: T, ord?: Scalar, dim?: number | readonly number[] | null, keepdim?: boolean, options?: { dtype?: DType | null | undefined }): T;
   /** `aten::linalg_cholesky(Tensor self, *, bool upper=False) -> Tensor` */
-  linalgCholesky(self: T, options?: { upper?: boolean | undefined; out?: T | undefined }): T;
+  linalgCholesky(this: void, self: T, options?: { upper?: boolean | undefined; out?: T | undefined }): T;
   /** `aten::linalg_cholesky_ex(Tensor self, *, bool upper=False, bool check_errors=False) -> (Tensor L, Tensor info)` */
-  linalgCholeskyEx(self: T, options?: { upper?: boolean | undefined; checkErrors?: boolean | undefined; L?: T | undefined; info?: T | undefined }): [L: T, info: T];
+  linalgCholeskyEx(this: void, self: T, options?: { upper?: boolean | undefined; checkErrors?: boolean | undefined; L?: T | undefined; info?: T | undefined }): [L: T, info: T];
   /** `aten::linalg_cond(Tensor self, Scalar? p=None) -> Tensor` */
-  linalgCond(self: T, p?: Scalar | null, options?: { out?: T | undefined }): T;
+  linalgCond(this: void, self: T, p?: Scalar | null, options?: { out?: T | undefined }): T;
   /** `aten::linalg_cond.p_str(Tensor self, str p) -> Tensor` */
-  linalgCond(self: T, p: string, options?: { out?: T | undefined }): T;
+  linalgCond(this: void, self: T, p: string, options?: { out?: T | undefined }): T;
   /** `aten::linalg_cross(Tensor self, Tensor other, *, int dim=-1) -> Tensor` */
-  linalgCross(self: T, other: T, options?: { dim?: number | undefined; out?: T | undefined }): T;
+  linalgCross(this: void, self: T, other: T, options?: { dim?: number | undefined; out?: T | undefined }): T;
   /** `aten::linalg_det(Tensor A) -> Tensor` */
-  linalgDet(A: T, options?: { out?: T | undefined }): T;
+  linalgDet(this: void, A: T, options?: { out?: T | undefined }): T;
   /** `aten::linalg_diagonal(Tensor(a) A, *, int offset=0, int dim1=-2, int dim2=-1) -> Tensor(a)` */
-  linalgDiagonal(A: T, options?: { offset?: number | undefined; dim1?: number | undefined; dim2?: number | undefined }): T;
+  linalgDiagonal(this: void, A: T, options?: { offset?: number | undefined; dim1?: number | undefined; dim2?: number | undefined }): T;
   /** `aten::linalg_eig(Tensor self) -> (Tensor eigenvalues, Tensor eigenvectors)` */
-  linalgEig(self: T, options?: { eigenvalues?: T | undefined; eigenvectors?: T | undefined }): [eigenvalues: T, eigenvectors: T];
+  linalgEig(this: void, self: T, options?: { eigenvalues?: T | undefined; eigenvectors?: T | undefined }): [eigenvalues: T, eigenvectors: T];
   /** `aten::linalg_eigh(Tensor self, str UPLO="L") -> (Tensor eigenvalues, Tensor eigenvectors)` */
-  linalgEigh(self: T, UPLO?: string, options?: { eigvals?: T | undefined; eigvecs?: T | undefined }): [eigenvalues: T, eigenvectors: T];
+  linalgEigh(this: void, self: T, UPLO?: string, options?: { eigvals?: T | undefined; eigvecs?: T | undefined }): [eigenvalues: T, eigenvectors: T];
   /** `aten::linalg_eigvals(Tensor self) -> Tensor` */
-  linalgEigvals(self: T, options?: { out?: T | undefined }): T;
+  linalgEigvals(this: void, self: T, options?: { out?: T | undefined }): T;
   /** `aten::linalg_eigvalsh(Tensor self, str UPLO="L") -> Tensor` */
-  linalgEigvalsh(self: T, UPLO?: string, options?: { out?: T | undefined }): T;
+  linalgEigvalsh(this: void, self: T, UPLO?: string, options?: { out?: T | undefined }): T;
   /** `aten::linalg_householder_product(Tensor input, Tensor tau) -> Tensor` */
-  linalgHouseholderProduct(input: T, tau: T, options?: { out?: T | undefined }): T;
+  linalgHouseholderProduct(this: void, input: T, tau: T, options?: { out?: T | undefined }): T;
   /** `aten::linalg_inv(Tensor A) -> Tensor` */
-  linalgInv(A: T, options?: { out?: T | undefined }): T;
+  linalgInv(this: void, A: T, options?: { out?: T | undefined }): T;
   /** `aten::linalg_inv_ex(Tensor A, *, bool check_errors=False) -> (Tensor inverse, Tensor info)` */
-  linalgInvEx(A: T, options?: { checkErrors?: boolean | undefined; inverse?: T | undefined; info?: T | undefined }): [inverse: T, info: T];
+  linalgInvEx(this: void, A: T, options?: { checkErrors?: boolean | undefined; inverse?: T | undefined; info?: T | undefined }): [inverse: T, info: T];
   /** `aten::linalg_ldl_factor(Tensor self, *, bool hermitian=False) -> (Tensor LD, Tensor pivots)` */
-  linalgLdlFactor(self: T, options?: { hermitian?: boolean | undefined; LD?: T | undefined; pivots?: T | undefined }): [LD: T, pivots: T];
+  linalgLdlFactor(this: void, self: T, options?: { hermitian?: boolean | undefined; LD?: T | undefined; pivots?: T | undefined }): [LD: T, pivots: T];
   /** `aten::linalg_ldl_factor_ex(Tensor self, *, bool hermitian=False, bool check_errors=False) -> (Tensor LD, Tensor pivots, Tensor info)` */
-  linalgLdlFactorEx(self: T, options?: { hermitian?: boolean | undefined; checkErrors?: boolean | undefined; LD?: T | undefined; pivots?: T | undefined; info?: T | undefined }): [LD: T, pivots: T, info: T];
+  linalgLdlFactorEx(this: void, self: T, options?: { hermitian?: boolean | undefined; checkErrors?: boolean | undefined; LD?: T | undefined; pivots?: T | undefined; info?: T | undefined }): [LD: T, pivots: T, info: T];
   /** `aten::linalg_ldl_solve(Tensor LD, Tensor pivots, Tensor B, *, bool hermitian=False) -> Tensor` */
-  linalgLdlSolve(LD: T, pivots: T, B: T, options?: { hermitian?: boolean | undefined; out?: T | undefined }): T;
+  linalgLdlSolve(this: void, LD: T, pivots: T, B: T, options?: { hermitian?: boolean | undefined; out?: T | undefined }): T;
   /** `aten::linalg_lstsq(Tensor self, Tensor b, float? rcond=None, *, str? driver=None) -> (Tensor solution, Tensor residuals, Tensor rank, Tensor singular_values)` */
-  linalgLstsq(self: T, b: T, rcond?: number | null, options?: { driver?: string | null | undefined; solution?: T | undefined; residuals?: T | undefined; rank?: T | undefined; singularValues?: T | undefined }): [solution: T, residuals: T, rank: T, singularValues: T];
+  linalgLstsq(this: void, self: T, b: T, rcond?: number | null, options?: { driver?: string | null | undefined; solution?: T | undefined; residuals?: T | undefined; rank?: T | undefined; singularValues?: T | undefined }): [solution: T, residuals: T, rank: T, singularValues: T];
   /** `aten::linalg_lu(Tensor A, *, bool pivot=True) -> (Tensor P, Tensor L, Tensor U)` */
-  linalgLu(A: T, options?: { pivot?: boolean | undefined; P?: T | undefined; L?: T | undefined; U?: T | undefined }): [P: T, L: T, U: T];
+  linalgLu(this: void, A: T, options?: { pivot?: boolean | undefined; P?: T | undefined; L?: T | undefined; U?: T | undefined }): [P: T, L: T, U: T];
   /** `aten::linalg_lu_factor(Tensor A, *, bool pivot=True) -> (Tensor LU, Tensor pivots)` */
-  linalgLuFactor(A: T, options?: { pivot?: boolean | undefined; LU?: T | undefined; pivots?: T | undefined }): [LU: T, pivots: T];
+  linalgLuFactor(this: void, A: T, options?: { pivot?: boolean | undefined; LU?: T | undefined; pivots?: T | undefined }): [LU: T, pivots: T];
   /** `aten::linalg_lu_factor_ex(Tensor A, *, bool pivot=True, bool check_errors=False) -> (Tensor LU, Tensor pivots, Tensor info)` */
-  linalgLuFactorEx(A: T, options?: { pivot?: boolean | undefined; checkErrors?: boolean | undefined; LU?: T | undefined; pivots?: T | undefined; info?: T | undefined }): [LU: T, pivots: T, info: T];
+  linalgLuFactorEx(this: void, A: T, options?: { pivot?: boolean | undefined; checkErrors?: boolean | undefined; LU?: T | undefined; pivots?: T | undefined; info?: T | undefined }): [LU: T, pivots: T, info: T];
   /** `aten::linalg_lu_solve(Tensor LU, Tensor pivots, Tensor B, *, bool left=True, bool adjoint=False) -> Tensor` */
-  linalgLuSolve(LU: T, pivots: T, B: T, options?: { left?: boolean | undefined; adjoint?: boolean | undefined; out?: T | undefined }): T;
+  linalgLuSolve(this: void, LU: T, pivots: T, B: T, options?: { left?: boolean | undefined; adjoint?: boolean | undefined; out?: T | undefined }): T;
   /** `aten::linalg_matmul(Tensor self, Tensor other) -> Tensor` */
-  linalgMatmul(self: T, other: T, options?: { out?: T | undefined }): T;
+  linalgMatmul(this: void, self: T, other: T, options?: { out?: T | undefined }): T;
   /** `aten::linalg_matrix_exp(Tensor self) -> Tensor` */
-  linalgMatrixExp(self: T, options?: { out?: T | undefined }): T;
+  linalgMatrixExp(this: void, self: T, options?: { out?: T | undefined }): T;
   /** `aten::linalg_matrix_norm(Tensor self, Scalar ord, int[] dim=[-2, -1], bool keepdim=False, *, ScalarType? dtype=None) -> Tensor` */
-  linalgMatrixNorm(self: T, ord: Scalar, dim?: readonly number[], keepdim?: boolean, options?: { dtype?: DType | null | undefined; out?: T | undefined }): T;
+  linalgMatrixNorm(this: void, self: T, ord: Scalar, dim?: readonly number[], keepdim?: boolean, options?: { dtype?: DType | null | undefined; out?: T | undefined }): T;
   /** `aten::linalg_matrix_norm.str_ord(Tensor self, str ord="fro", int[] dim=[-2, -1], bool keepdim=False, *, ScalarType? dtype=None) -> Tensor` */
-  linalgMatrixNorm(self: T, ord?: string, dim?: readonly number[], keepdim?: boolean, options?: { dtype?: DType | null | undefined; out?: T | undefined }): T;
+  linalgMatrixNorm(this: void, self: T, ord?: string, dim?: readonly number[], keepdim?: boolean, options?: { dtype?: DType | null | undefined; out?: T | undefined }): T;
   /** `aten::linalg_matrix_power(Tensor self, int n) -> Tensor` */
-  linalgMatrixPower(self: T, n: number, options?: { out?: T | undefined }): T;
+  linalgMatrixPower(this: void, self: T, n: number, options?: { out?: T | undefined }): T;
   /** `aten::linalg_matrix_rank(Tensor self, float tol, bool hermitian=False) -> Tensor` */
-  linalgMatrixRank(self: T, tol: number, hermitian?: boolean, options?: { out?: T | undefined }): T;
+  linalgMatrixRank(this: void, self: T, tol: number, hermitian?: boolean, options?: { out?: T | undefined }): T;
   /** `aten::linalg_matrix_rank.atol_rtol_float(Tensor self, *, float? atol=None, float? rtol=None, bool hermitian=False) -> Tensor` */
-  linalgMatrixRank(self: T, options?: { atol?: number | null | undefined; rtol?: number | null | undefined; hermitian?: boolean | undefined; out?: T | undefined }): T;
+  linalgMatrixRank(this: void, self: T, options?: { atol?: number | null | undefined; rtol?: number | null | undefined; hermitian?: boolean | undefined; out?: T | undefined }): T;
   /** `aten::linalg_matrix_rank.atol_rtol_tensor(Tensor input, *, Tensor? atol=None, Tensor? rtol=None, bool hermitian=False) -> Tensor` */
-  linalgMatrixRank(input: T, options?: { atol?: T | null | undefined; rtol?: T | null | undefined; hermitian?: boolean | undefined; out?: T | undefined }): T;
+  linalgMatrixRank(this: void, input: T, options?: { atol?: T | null | undefined; rtol?: T | null | undefined; hermitian?: boolean | undefined; out?: T | undefined }): T;
   /** `aten::linalg_matrix_rank.tol_tensor(Tensor input, Tensor tol, bool hermitian=False) -> Tensor` */
-  linalgMatrixRank(input: T, tol: T, hermitian?: boolean, options?: { out?: T | undefined }): T;
+  linalgMatrixRank(this: void, input: T, tol: T, hermitian?: boolean, options?: { out?: T | undefined }): T;
   /** `aten::linalg_multi_dot(Tensor[] tensors) -> Tensor` */
-  linalgMultiDot(tensors: readonly T[], options?: { out?: T | undefined }): T;
+  linalgMultiDot(this: void, tensors: readonly T[], options?: { out?: T | undefined }): T;
   /** `aten::linalg_norm(Tensor self, Scalar? ord=None, int[1]? dim=None, bool keepdim=False, *, ScalarType? dtype=None) -> Tensor` */
-  linalgNorm(self: T, ord?: Scalar | null, dim?: number | readonly number[] | null, keepdim?: boolean, options?: { dtype?: DType | null | undefined; out?: T | undefined }): T;
+  linalgNorm(this: void, self: T, ord?: Scalar | null, dim?: number | readonly number[] | null, keepdim?: boolean, options?: { dtype?: DType | null | undefined; out?: T | undefined }): T;
   /** `aten::linalg_norm.ord_str(Tensor self, str ord, int[1]? dim=None, bool keepdim=False, *, ScalarType? dtype=None) -> Tensor` */
-  linalgNorm(self: T, ord: string, dim?: number | readonly number[] | null, keepdim?: boolean, options?: { dtype?: DType | null | undefined; out?: T | undefined }): T;
+  linalgNorm(this: void, self: T, ord: string, dim?: number | readonly number[] | null, keepdim?: boolean, options?: { dtype?: DType | null | undefined; out?: T | undefined }): T;
   /** `aten::linalg_pinv(Tensor self, float rcond, bool hermitian=False) -> Tensor` */
-  linalgPinv(self: T, rcond: number, hermitian?: boolean, options?: { out?: T | undefined }): T;
+  linalgPinv(this: void, self: T, rcond: number, hermitian?: boolean, options?: { out?: T | undefined }): T;
   /** `aten::linalg_pinv.atol_rtol_float(Tensor self, *, float? atol=None, float? rtol=None, bool hermitian=False) -> Tensor` */
-  linalgPinv(self: T, options?: { atol?: number | null | undefined; rtol?: number | null | undefined; hermitian?: boolean | undefined; out?: T | undefined }): T;
+  linalgPinv(this: void, self: T, options?: { atol?: number | null | undefined; rtol?: number | null | undefined; hermitian?: boolean | undefined; out?: T | undefined }): T;
   /** `aten::linalg_pinv.atol_rtol_tensor(Tensor self, *, Tensor? atol=None, Tensor? rtol=None, bool hermitian=False) -> Tensor` */
-  linalgPinv(self: T, options?: { atol?: T | null | undefined; rtol?: T | null | undefined; hermitian?: boolean | undefined; out?: T | undefined }): T;
+  linalgPinv(this: void, self: T, options?: { atol?: T | null | undefined; rtol?: T | null | undefined; hermitian?: boolean | undefined; out?: T | undefined }): T;
   /** `aten::linalg_pinv.rcond_tensor(Tensor self, Tensor rcond, bool hermitian=False) -> Tensor` */
-  linalgPinv(self: T, rcond: T, hermitian?: boolean, options?: { out?: T | undefined }): T;
+  linalgPinv(this: void, self: T, rcond: T, hermitian?: boolean, options?: { out?: T | undefined }): T;
   /** `aten::linalg_qr(Tensor A, str mode="reduced") -> (Tensor Q, Tensor R)` */
-  linalgQr(A: T, mode?: string, options?: { Q?: T | undefined; R?: T | undefined }): [Q: T, R: T];
+  linalgQr(this: void, A: T, mode?: string, options?: { Q?: T | undefined; R?: T | undefined }): [Q: T, R: T];
   /** `aten::linalg_slogdet(Tensor A) -> (Tensor sign, Tensor logabsdet)` */
-  linalgSlogdet(A: T, options?: { sign?: T | undefined; logabsdet?: T | undefined }): [sign: T, logabsdet: T];
+  linalgSlogdet(this: void, A: T, options?: { sign?: T | undefined; logabsdet?: T | undefined }): [sign: T, logabsdet: T];
   /** `aten::linalg_solve(Tensor A, Tensor B, *, bool left=True) -> Tensor` */
-  linalgSolve(A: T, B: T, options?: { left?: boolean | undefined; out?: T | undefined }): T;
+  linalgSolve(this: void, A: T, B: T, options?: { left?: boolean | undefined; out?: T | undefined }): T;
   /** `aten::linalg_solve_ex(Tensor A, Tensor B, *, bool left=True, bool check_errors=False) -> (Tensor result, Tensor info)` */
-  linalgSolveEx(A: T, B: T, options?: { left?: boolean | undefined; checkErrors?: boolean | undefined; result?: T | undefined; info?: T | undefined }): [result: T, info: T];
+  linalgSolveEx(this: void, A: T, B: T, options?: { left?: boolean | undefined; checkErrors?: boolean | undefined; result?: T | undefined; info?: T | undefined }): [result: T, info: T];
   /** `aten::linalg_solve_triangular(Tensor self, Tensor B, *, bool upper, bool left=True, bool unitriangular=False) -> Tensor` */
-  linalgSolveTriangular(self: T, B: T, options: { upper: boolean; left?: boolean | undefined; unitriangular?: boolean | undefined; out?: T | undefined }): T;
+  linalgSolveTriangular(this: void, self: T, B: T, options: { upper: boolean; left?: boolean | undefined; unitriangular?: boolean | undefined; out?: T | undefined }): T;
   /** `aten::linalg_svd(Tensor A, bool full_matrices=True, *, str? driver=None) -> (Tensor U, Tensor S, Tensor Vh)` */
-  linalgSvd(A: T, fullMatrices?: boolean, options?: { driver?: string | null | undefined; U?: T | undefined; S?: T | undefined; Vh?: T | undefined }): [U: T, S: T, Vh: T];
+  linalgSvd(this: void, A: T, fullMatrices?: boolean, options?: { driver?: string | null | undefined; U?: T | undefined; S?: T | undefined; Vh?: T | undefined }): [U: T, S: T, Vh: T];
   /** `aten::linalg_svdvals(Tensor A, *, str? driver=None) -> Tensor` */
-  linalgSvdvals(A: T, options?: { driver?: string | null | undefined; out?: T | undefined }): T;
+  linalgSvdvals(this: void, A: T, options?: { driver?: string | null | undefined; out?: T | undefined }): T;
   /** `aten::linalg_tensorinv(Tensor self, int ind=2) -> Tensor` */
-  linalgTensorinv(self: T, ind?: number, options?: { out?: T | undefined }): T;
+  linalgTensorinv(this: void, self: T, ind?: number, options?: { out?: T | undefined }): T;
   /** `aten::linalg_tensorsolve(Tensor self, Tensor other, int[]? dims=None) -> Tensor` */
-  linalgTensorsolve(self: T, other: T, dims?: readonly number[] | null, options?: { out?: T | undefined }): T;
+  linalgTensorsolve(this: void, self: T, other: T, dims?: readonly number[] | null, options?: { out?: T | undefined }): T;
   /** `aten::linalg_vander(Tensor x, *, SymInt? N=None) -> Tensor` */
-  linalgVander(x: T, options?: { N?: number | null | undefined }): T;
+  linalgVander(this: void, x: T, options?: { N?: number | null | undefined }): T;
   /** `aten::linalg_vecdot(Tensor x, Tensor y, *, int dim=-1) -> Tensor` */
-  linalgVecdot(x: T, y: T, options?: { dim?: number | undefined; out?: T | undefined }): T;
+  linalgVecdot(this: void, x: T, y: T, options?: { dim?: number | undefined; out?: T | undefined }): T;
   /** `aten::linalg_vector_norm(Tensor self, Scalar ord=2, int[1]? dim=None, bool keepdim=False, *, ScalarType? dtype=None) -> Tensor` */
-  linalgVectorNorm(self: T, ord?: Scalar, dim?: number | readonly number[] | null, keepdim?: boolean, options?: { dtype?: DType | null | undefined; out?: T | undefined }): T;
+  linalgVectorNorm(this: void, self: T, ord?: Scalar, dim?: number | readonly number[] | null, keepdim?: boolean, options?: { dtype?: DType | null | undefined; out?: T | undefined }): T;
   /** `aten::linear(Tensor input, Tensor weight, Tensor? bias=None) -> Tensor` */
-  linear(input: T, weight: T, bias?: T | null, options?: { out?: T | undefined }): T;
+  linear(this: void, input: T, weight: T, bias?: T | null, options?: { out?: T | undefined }): T;
   /** `aten::linear_backward(Tensor self, Tensor grad_output, Tensor weight, bool[3] output_mask) -> (Tensor, Tensor, Tensor)` */
-  linearBackward(self: T, gradOutput: T, weight: T, outputMask: readonly boolean[], options?: { out0?: T | undefined; out1?: T | undefined; out2?: T | undefined }): [T, T, T];
+  linearBackward(this: void, self: T, gradOutput: T, weight: T, outputMask: readonly boolean[], options?: { out0?: T | undefined; out1?: T | undefined; out2?: T | undefined }): [T, T, T];
   /** `aten::linspace(Scalar start, Scalar end, int steps, *, ScalarType? dtype=None, Layout? layout=None, Device? device=None, bool? pin_memory=None) -> Tensor` */
-  linspace(start: Scalar, end_: Scalar, steps: number, options?: { dtype?: DType | null | undefined; layout?: Layout | null | undefined; device?: Device | null | undefined; pinMemory?: boolean | null | undefined }): T;
+  linspace(this: void, start: Scalar, end_: Scalar, steps: number, options?: { dtype?: DType | null | undefined; layout?: Layout | null | undefined; device?: Device | null | undefined; pinMemory?: boolean | null | undefined }): T;
   /** `aten::linspace.Scalar_Tensor(Scalar start, Tensor end, int steps, *, ScalarType? dtype=None, Layout? layout=None, Device? device=None, bool? pin_memory=None) -> Tensor` */
-  linspace(start: Scalar, end_: T, steps: number, options?: { dtype?: DType | null | undefined; layout?: Layout | null | undefined; device?: Device | null | undefined; pinMemory?: boolean | null | undefined }): T;
+  linspace(this: void, start: Scalar, end_: T, steps: number, options?: { dtype?: DType | null | undefined; layout?: Layout | null | undefined; device?: Device | null | undefined; pinMemory?: boolean | null | undefined }): T;
   /** `aten::linspace.Tensor_Scalar(Tensor start, Scalar end, int steps, *, ScalarType? dtype=None, Layout? layout=None, Device? device=None, bool? pin_memory=None) -> Tensor` */
-  linspace(start: T, end_: Scalar, steps: number, options?: { dtype?: DType | null | undefined; layout?: Layout | null | undefined; device?: Device | null | undefined; pinMemory?: boolean | null | undefined }): T;
+  linspace(this: void, start: T, end_: Scalar, steps: number, options?: { dtype?: DType | null | undefined; layout?: Layout | null | undefined; device?: Device | null | undefined; pinMemory?: boolean | null | undefined }): T;
   /** `aten::linspace.Tensor_Tensor(Tensor start, Tensor end, int steps, *, ScalarType? dtype=None, Layout? layout=None, Device? device=None, bool? pin_memory=None) -> Tensor` */
-  linspace(start: T, end_: T, steps: number, options?: { dtype?: DType | null | undefined; layout?: Layout | null | undefined; device?: Device | null | undefined; pinMemory?: boolean | null | undefined }): T;
+  linspace(this: void, start: T, end_: T, steps: number, options?: { dtype?: DType | null | undefined; layout?: Layout | null | undefined; device?: Device | null | undefined; pinMemory?: boolean | null | undefined }): T;
   /** `aten::linspace.Scalar_Tensor_out(Scalar start, Tensor end, int steps, *, Tensor(a!) out) -> Tensor(a!)` */
-  linspace(start: Scalar, end_: T, steps: number, options: { out: T }): T;
+  linspace(this: void, start: Scalar, end_: T, steps: number, options: { out: T }): T;
   /** `aten::linspace.Tensor_Scalar_out(Tensor start, Scalar end, int steps, *, Tensor(a!) out) -> Tensor(a!)` */
-  linspace(start: T, end_: Scalar, steps: number, options: { out: T }): T;
+  linspace(this: void, start: T, end_: Scalar, steps: number, options: { out: T }): T;
   /** `aten::linspace.Tensor_Tensor_out(Tensor start, Tensor end, int steps, *, Tensor(a!) out) -> Tensor(a!)` */
-  linspace(start: T, end_: T, steps: number, options: { out: T }): T;
+  linspace(this: void, start: T, end_: T, steps: number, options: { out: T }): T;
   /** `aten::linspace.out(Scalar start, Scalar end, int steps, *, Tensor(a!) out) -> Tensor(a!)` */
-  linspace(start: Scalar, end_: Scalar, steps: number, options: { out: T }): T;
+  linspace(this: void, start: Scalar, end_: Scalar, steps: number, options: { out: T }): T;
   /** `aten::log(Tensor self) -> Tensor` */
-  log(self: T, options?: { out?: T | undefined }): T;
+  log(this: void, self: T, options?: { out?: T | undefined }): T;
   /** `aten::log10(Tensor self) -> Tensor` */
-  log10(self: T, options?: { out?: T | undefined }): T;
+  log10(this: void, self: T, options?: { out?: T | undefined }): T;
   /** `aten::log10_(Tensor(a!) self) -> Tensor(a!)` */
-  log10_(self: T): T;
+  log10_(this: void, self: T): T;
   /** `aten::log1p(Tensor self) -> Tensor` */
-  log1p(self: T, options?: { out?: T | undefined }): T;
+  log1p(this: void, self: T, options?: { out?: T | undefined }): T;
   /** `aten::log1p_(Tensor(a!) self) -> Tensor(a!)` */
-  log1p_(self: T): T;
+  log1p_(this: void, self: T): T;
   /** `aten::log2(Tensor self) -> Tensor` */
-  log2(self: T, options?: { out?: T | undefined }): T;
+  log2(this: void, self: T, options?: { out?: T | undefined }): T;
   /** `aten::log2_(Tensor(a!) self) -> Tensor(a!)` */
-  log2_(self: T): T;
+  log2_(this: void, self: T): T;
   /** `aten::log_(Tensor(a!) self) -> Tensor(a!)` */
-  log_(self: T): T;
+  log_(this: void, self: T): T;
   /** `aten::log_normal(Tensor self, float mean=1., float std=2., *, Generator? generator=None) -> Tensor` */
-  logNormal(self: T, mean?: number, std?: number, options?: { out?: T | undefined }): T;
+  logNormal(this: void, self: T, mean?: number, std?: number, options?: { out?: T | undefined }): T;
   /** `aten::log_normal_(Tensor(a!) self, float mean=1., float std=2., *, Generator? generator=None) -> Tensor(a!)` */
-  logNormal_(self: T, mean?: number, std?: number): T;
+  logNormal_(this: void, self: T, mean?: number, std?: number): T;
   /** `aten::log_sigmoid(Tensor self) -> Tensor` */
-  logSigmoid(self: T, options?: { out?: T | undefined }): T;
+  logSigmoid(this: void, self: T, options?: { out?: T | undefined }): T;
   /** `aten::log_sigmoid_backward(Tensor grad_output, Tensor self, Tensor buffer) -> Tensor` */
-  logSigmoidBackward(gradOutput: T, self: T, buffer: T, options?: { gradInput?: T | undefined }): T;
+  logSigmoidBackward(this: void, gradOutput: T, self: T, buffer: T, options?: { gradInput?: T | undefined }): T;
   /** `aten::log_sigmoid_forward(Tensor self) -> (Tensor output, Tensor buffer)` */
-  logSigmoidForward(self: T, options?: { output?: T | undefined; buffer?: T | undefined }): [output: T, buffer: T];
+  logSigmoidForward(this: void, self: T, options?: { output?: T | undefined; buffer?: T | undefined }): [output: T, buffer: T];
   /** `aten::log_softmax.int(Tensor self, int dim, ScalarType? dtype=None) -> Tensor` */
-  logSoftmax(self: T, dim: number, dtype?: DType | null, options?: { out?: T | undefined }): T;
+  logSoftmax(this: void, self: T, dim: number, dtype?: DType | null, options?: { out?: T | undefined }): T;
   /** `aten::logaddexp(Tensor self, Tensor other) -> Tensor` */
-  logaddexp(self: T, other: T, options?: { out?: T | undefined }): T;
+  logaddexp(this: void, self: T, other: T, options?: { out?: T | undefined }): T;
   /** `aten::logaddexp2(Tensor self, Tensor other) -> Tensor` */
-  logaddexp2(self: T, other: T, options?: { out?: T | undefined }): T;
+  logaddexp2(this: void, self: T, other: T, options?: { out?: T | undefined }): T;
   /** `aten::logcumsumexp(Tensor self, int dim) -> Tensor` */
-  logcumsumexp(self: T, dim: number, options?: { out?: T | undefined }): T;
+  logcumsumexp(this: void, self: T, dim: number, options?: { out?: T | undefined }): T;
   /** `aten::logdet(Tensor self) -> Tensor` */
-  logdet(self: T): T;
+  logdet(this: void, self: T): T;
   /** `aten::logical_and(Tensor self, Tensor other) -> Tensor` */
-  logicalAnd(self: T, other: T, options?: { out?: T | undefined }): T;
+  logicalAnd(this: void, self: T, other: T, options?: { out?: T | undefined }): T;
   /** `aten::logical_and_(Tensor(a!) self, Tensor other) -> Tensor(a!)` */
-  logicalAnd_(self: T, other: T): T;
+  logicalAnd_(this: void, self: T, other: T): T;
   /** `aten::logical_not(Tensor self) -> Tensor` */
-  logicalNot(self: T, options?: { out?: T | undefined }): T;
+  logicalNot(this: void, self: T, options?: { out?: T | undefined }): T;
   /** `aten::logical_not_(Tensor(a!) self) -> Tensor(a!)` */
-  logicalNot_(self: T): T;
+  logicalNot_(this: void, self: T): T;
   /** `aten::logical_or(Tensor self, Tensor other) -> Tensor` */
-  logicalOr(self: T, other: T, options?: { out?: T | undefined }): T;
+  logicalOr(this: void, self: T, other: T, options?: { out?: T | undefined }): T;
   /** `aten::logical_or_(Tensor(a!) self, Tensor other) -> Tensor(a!)` */
-  logicalOr_(self: T, other: T): T;
+  logicalOr_(this: void, self: T, other: T): T;
   /** `aten::logical_xor(Tensor self, Tensor other) -> Tensor` */
-  logicalXor(self: T, other: T, options?: { out?: T | undefined }): T;
+  logicalXor(this: void, self: T, other: T, options?: { out?: T | undefined }): T;
   /** `aten::logical_xor_(Tensor(a!) self, Tensor other) -> Tensor(a!)` */
-  logicalXor_(self: T, other: T): T;
+  logicalXor_(this: void, self: T, other: T): T;
   /** `aten::logit(Tensor self, float? eps=None) -> Tensor` */
-  logit(self: T, eps?: number | null, options?: { out?: T | undefined }): T;
+  logit(this: void, self: T, eps?: number | null, options?: { out?: T | undefined }): T;
   /** `aten::logit_(Tensor(a!) self, float? eps=None) -> Tensor(a!)` */
-  logit_(self: T, eps?: number | null): T;
+  logit_(this: void, self: T, eps?: number | null): T;
   /** `aten::logit_backward(Tensor grad_output, Tensor self, float? eps=None) -> Tensor` */
-  logitBackward(gradOutput: T, self: T, eps?: number | null, options?: { gradInput?: T | undefined }): T;
+  logitBackward(this: void, gradOutput: T, self: T, eps?: number | null, options?: { gradInput?: T | undefined }): T;
   /** `aten::logspace(Scalar start, Scalar end, int steps, float base=10., *, ScalarType? dtype=None, Layout? layout=None, Device? device=None, bool? pin_memory=None) -> Tensor` */
-  logspace(start: Scalar, end_: Scalar, steps: number, base?: number, options?: { dtype?: DType | null | undefined; layout?: Layout | null | undefined; device?: Device | null | undefined; pinMemory?: boolean | null | undefined }): T;
+  logspace(this: void, start: Scalar, end_: Scalar, steps: number, base?: number, options?: { dtype?: DType | null | undefined; layout?: Layout | null | undefined; device?: Device | null | undefined; pinMemory?: boolean | null | undefined }): T;
   /** `aten::logspace.Scalar_Tensor(Scalar start, Tensor end, int steps, float base=10., *, ScalarType? dtype=None, Layout? layout=None, Device? device=None, bool? pin_memory=None) -> Tensor` */
-  logspace(start: Scalar, end_: T, steps: number, base?: number, options?: { dtype?: DType | null | undefined; layout?: Layout | null | undefined; device?: Device | null | undefined; pinMemory?: boolean | null | undefined }): T;
+  logspace(this: void, start: Scalar, end_: T, steps: number, base?: number, options?: { dtype?: DType | null | undefined; layout?: Layout | null | undefined; device?: Device | null | undefined; pinMemory?: boolean | null | undefined }): T;
   /** `aten::logspace.Tensor_Scalar(Tensor start, Scalar end, int steps, float base=10., *, ScalarType? dtype=None, Layout? layout=None, Device? device=None, bool? pin_memory=None) -> Tensor` */
-  logspace(start: T, end_: Scalar, steps: number, base?: number, options?: { dtype?: DType | null | undefined; layout?: Layout | null | undefined; device?: Device | null | undefined; pinMemory?: boolean | null | undefined }): T;
+  logspace(this: void, start: T, end_: Scalar, steps: number, base?: number, options?: { dtype?: DType | null | undefined; layout?: Layout | null | undefined; device?: Device | null | undefined; pinMemory?: boolean | null | undefined }): T;
   /** `aten::logspace.Tensor_Tensor(Tensor start, Tensor end, int steps, float base=10., *, ScalarType? dtype=None, Layout? layout=None, Device? device=None, bool? pin_memory=None) -> Tensor` */
-  logspace(start: T, end_: T, steps: number, base?: number, options?: { dtype?: DType | null | undefined; layout?: Layout | null | undefined; device?: Device | null | undefined; pinMemory?: boolean | null | undefined }): T;
+  logspace(this: void, start: T, end_: T, steps: number, base?: number, options?: { dtype?: DType | null | undefined; layout?: Layout | null | undefined; device?: Device | null | undefined; pinMemory?: boolean | null | undefined }): T;
   /** `aten::logspace.Scalar_Tensor_out(Scalar start, Tensor end, int steps, float base=10., *, Tensor(a!) out) -> Tensor(a!)` */
-  logspace(start: Scalar, end_: T, steps: number, base: number | undefined, options: { out: T }): T;
+  logspace(this: void, start: Scalar, end_: T, steps: number, base: number | undefined, options: { out: T }): T;
   /** `aten::logspace.Tensor_Scalar_out(Tensor start, Scalar end, int steps, float base=10., *, Tensor(a!) out) -> Tensor(a!)` */
-  logspace(start: T, end_: Scalar, steps: number, base: number | undefined, options: { out: T }): T;
+  logspace(this: void, start: T, end_: Scalar, steps: number, base: number | undefined, options: { out: T }): T;
   /** `aten::logspace.Tensor_Tensor_out(Tensor start, Tensor end, int steps, float base=10., *, Tensor(a!) out) -> Tensor(a!)` */
-  logspace(start: T, end_: T, steps: number, base: number | undefined, options: { out: T }): T;
+  logspace(this: void, start: T, end_: T, steps: number, base: number | undefined, options: { out: T }): T;
   /** `aten::logspace.out(Scalar start, Scalar end, int steps, float base=10., *, Tensor(a!) out) -> Tensor(a!)` */
-  logspace(start: Scalar, end_: Scalar, steps: number, base: number | undefined, options: { out: T }): T;
+  logspace(this: void, start: Scalar, end_: Scalar, steps: number, base: number | undefined, options: { out: T }): T;
   /** `aten::logsumexp(Tensor self, int[1] dim, bool keepdim=False) -> Tensor` */
-  logsumexp(self: T, dim: number | readonly number[], keepdim?: boolean, options?: { out?: T | undefined }): T;
+  logsumexp(this: void, self: T, dim: number | readonly number[], keepdim?: boolean, options?: { out?: T | undefined }): T;
   /** `aten::lstm.data(Tensor data, Tensor batch_sizes, Tensor[] hx, Tensor[] params, bool has_biases, int num_layers, float dropout, bool train, bool bidirectional) -> (Tensor, Tensor, Tensor)` */
-  lstm(data: T, batchSizes: T, hx: readonly T[], params: readonly T[], hasBiases: boolean, numLayers: number, dropout: number, train: boolean, bidirectional: boolean): [T, T, T];
+  lstm(this: void, data: T, batchSizes: T, hx: readonly T[], params: readonly T[], hasBiases: boolean, numLayers: number, dropout: number, train: boolean, bidirectional: boolean): [T, T, T];
   /** `aten::lstm.input(Tensor input, Tensor[] hx, Tensor[] params, bool has_biases, int num_layers, float dropout, bool train, bool bidirectional, bool batch_first) -> (Tensor, Tensor, Tensor)` */
-  lstm(input: T, hx: readonly T[], params: readonly T[], hasBiases: boolean, numLayers: number, dropout: number, train: boolean, bidirectional: boolean, batchFirst: boolean): [T, T, T];
+  lstm(this: void, input: T, hx: readonly T[], params: readonly T[], hasBiases: boolean, numLayers: number, dropout: number, train: boolean, bidirectional: boolean, batchFirst: boolean): [T, T, T];
   /** `aten::lstm_cell(Tensor input, Tensor[] hx, Tensor w_ih, Tensor w_hh, Tensor? b_ih=None, Tensor? b_hh=None) -> (Tensor, Tensor)` */
-  lstmCell(input: T, hx: readonly T[], wIh: T, wHh: T, bIh?: T | null, bHh?: T | null): [T, T];
+  lstmCell(this: void, input: T, hx: readonly T[], wIh: T, wHh: T, bIh?: T | null, bHh?: T | null): [T, T];
   /** `aten::lstm_mps_backward(Tensor? grad_y, Tensor? grad_hy, Tensor? grad_cy, Tensor z_state, Tensor cell_state_fwd, Tensor input, Tensor layersOutputs, Tensor[] hx, Tensor[] params, bool has_biases, int num_layers, float dropout, bool train, bool bidirectional, bool batch_first) -> (Tensor, Tensor[], Tensor[])` */
-  lstmMpsBackward(gradY: T | null, gradHy: T | null, gradCy: T | null, zState: T, cellStateFwd: T, input: T, layersOutputs: T, hx: readonly T[], params: readonly T[], hasBiases: boolean, numLayers: number, dropout: number, train: boolean, bidirectional: boolean, batchFirst: boolean): [T, T[], T[]];
+  lstmMpsBackward(this: void, gradY: T | null, gradHy: T | null, gradCy: T | null, zState: T, cellStateFwd: T, input: T, layersOutputs: T, hx: readonly T[], params: readonly T[], hasBiases: boolean, numLayers: number, dropout: number, train: boolean, bidirectional: boolean, batchFirst: boolean): [T, T[], T[]];
   /** `aten::lstm_mps_backward.out(Tensor? grad_y, Tensor? grad_hy, Tensor? grad_cy, Tensor z_state, Tensor cell_state_fwd, Tensor input, Tensor layersOutputs, Tensor[] hx, Tensor[] params, bool has_biases, int num_layers, float dropout, bool train, bool bidirectional, bool batch_first, *, Tensor(a!) out0, Tensor(b!)[] out1, Tensor(c!)[] out2) -> ()` */
-  lstmMpsBackward(gradY: T | null, gradHy: T | null, gradCy: T | null, zState: T, cellStateFwd: T, input: T, layersOutputs: T, hx: readonly T[], params: readonly T[], hasBiases: boolean, numLayers: number, dropout: number, train: boolean, bidirectional: boolean, batchFirst: boolean, options: { out0: T; out1: readonly T[]; out2: readonly T[] }): void;
+  lstmMpsBackward(this: void, gradY: T | null, gradHy: T | null, gradCy: T | null, zState: T, cellStateFwd: T, input: T, layersOutputs: T, hx: readonly T[], params: readonly T[], hasBiases: boolean, numLayers: number, dropout: number, train: boolean, bidirectional: boolean, batchFirst: boolean, options: { out0: T; out1: readonly T[]; out2: readonly T[] }): void;
   /** `aten::lt.Scalar(Tensor self, Scalar other) -> Tensor` */
-  lt(self: T, other: Scalar, options?: { out?: T | undefined }): T;
+  lt(this: void, self: T, other: Scalar, options?: { out?: T | undefined }): T;
   /** `aten::lt.Tensor(Tensor self, Tensor other) -> Tensor` */
-  lt(self: T, other: T, options?: { out?: T | undefined }): T;
+  lt(this: void, self: T, other: T, options?: { out?: T | undefined }): T;
   /** `aten::lt_.Scalar(Tensor(a!) self, Scalar other) -> Tensor(a!)` */
-  lt_(self: T, other: Scalar): T;
+  lt_(this: void, self: T, other: Scalar): T;
   /** `aten::lt_.Tensor(Tensor(a!) self, Tensor other) -> Tensor(a!)` */
-  lt_(self: T, other: T): T;
+  lt_(this: void, self: T, other: T): T;
   /** `aten::lu_solve(Tensor self, Tensor LU_data, Tensor LU_pivots) -> Tensor` */
-  luSolve(self: T, LUData: T, LUPivots: T, options?: { out?: T | undefined }): T;
+  luSolve(this: void, self: T, LUData: T, LUPivots: T, options?: { out?: T | undefined }): T;
   /** `aten::lu_unpack(Tensor LU_data, Tensor LU_pivots, bool unpack_data=True, bool unpack_pivots=True) -> (Tensor P, Tensor L, Tensor U)` */
-  luUnpack(LUData: T, LUPivots: T, unpackData?: boolean, unpackPivots?: boolean, options?: { P?: T | undefined; L?: T | undefined; U?: T | undefined }): [P: T, L: T, U: T];
+  luUnpack(this: void, LUData: T, LUPivots: T, unpackData?: boolean, unpackPivots?: boolean, options?: { P?: T | undefined; L?: T | undefined; U?: T | undefined }): [P: T, L: T, U: T];
   /** `aten::mH(Tensor(a) self) -> Tensor(a)` */
-  mH(self: T): T;
+  mH(this: void, self: T): T;
   /** `aten::mT(Tensor(a) self) -> Tensor(a)` */
-  mT(self: T): T;
+  mT(this: void, self: T): T;
   /** `aten::margin_ranking_loss(Tensor input1, Tensor input2, Tensor target, float margin=0., int reduction=1) -> Tensor` */
-  marginRankingLoss(input1: T, input2: T, target: T, margin?: number, reduction?: number): T;
+  marginRankingLoss(this: void, input1: T, input2: T, target: T, margin?: number, reduction?: number): T;
   /** `aten::masked_fill.Scalar(Tensor self, Tensor mask, Scalar value) -> Tensor` */
-  maskedFill(self: T, mask: T, value: Scalar, options?: { out?: T | undefined }): T;
+  maskedFill(this: void, self: T, mask: T, value: Scalar, options?: { out?: T | undefined }): T;
   /** `aten::masked_fill.Tensor(Tensor self, Tensor mask, Tensor value) -> Tensor` */
-  maskedFill(self: T, mask: T, value: T, options?: { out?: T | undefined }): T;
+  maskedFill(this: void, self: T, mask: T, value: T, options?: { out?: T | undefined }): T;
   /** `aten::masked_fill_.Scalar(Tensor(a!) self, Tensor mask, Scalar value) -> Tensor(a!)` */
-  maskedFill_(self: T, mask: T, value: Scalar): T;
+  maskedFill_(this: void, self: T, mask: T, value: Scalar): T;
   /** `aten::masked_fill_.Tensor(Tensor(a!) self, Tensor mask, Tensor value) -> Tensor(a!)` */
-  maskedFill_(self: T, mask: T, value: T): T;
+  maskedFill_(this: void, self: T, mask: T, value: T): T;
   /** `aten::masked_scatter(Tensor self, Tensor mask, Tensor source) -> Tensor` */
-  maskedScatter(self: T, mask: T, source: T, options?: { out?: T | undefined }): T;
+  maskedScatter(this: void, self: T, mask: T, source: T, options?: { out?: T | undefined }): T;
   /** `aten::masked_scatter_(Tensor(a!) self, Tensor mask, Tensor source) -> Tensor(a!)` */
-  maskedScatter_(self: T, mask: T, source: T): T;
+  maskedScatter_(this: void, self: T, mask: T, source: T): T;
   /** `aten::masked_scatter_backward(Tensor grad_output, Tensor mask, SymInt[] sizes) -> Tensor` */
-  maskedScatterBackward(gradOutput: T, mask: T, sizes: readonly number[]): T;
+  maskedScatterBackward(this: void, gradOutput: T, mask: T, sizes: readonly number[]): T;
   /** `aten::masked_select(Tensor self, Tensor mask) -> Tensor` */
-  maskedSelect(self: T, mask: T, options?: { out?: T | undefined }): T;
+  maskedSelect(this: void, self: T, mask: T, options?: { out?: T | undefined }): T;
   /** `aten::masked_select_backward(Tensor grad, Tensor input, Tensor mask) -> Tensor` */
-  maskedSelectBackward(grad: T, input: T, mask: T): T;
+  maskedSelectBackward(this: void, grad: T, input: T, mask: T): T;
   /** `aten::matmul(Tensor self, Tensor other) -> Tensor` */
-  matmul(self: T, other: T, options?: { out?: T | undefined }): T;
+  matmul(this: void, self: T, other: T, options?: { out?: T | undefined }): T;
   /** `aten::matmul_backward(Tensor grad, Tensor self, Tensor other, bool[2] mask) -> (Tensor, Tensor)` */
-  matmulBackward(grad: T, self: T, other: T, mask: readonly boolean[], options?: { out0?: T | undefined; out1?: T | undefined }): [T, T];
+  matmulBackward(this: void, grad: T, self: T, other: T, mask: readonly boolean[], options?: { out0?: T | undefined; out1?: T | undefined }): [T, T];
   /** `aten::matrix_H(Tensor(a) self) -> Tensor(a)` */
-  matrixH(self: T): T;
+  matrixH(this: void, self: T): T;
   /** `aten::matrix_exp(Tensor self) -> Tensor` */
-  matrixExp(self: T): T;
+  matrixExp(this: void, self: T): T;
   /** `aten::matrix_exp_backward(Tensor self, Tensor grad) -> Tensor` */
-  matrixExpBackward(self: T, grad: T): T;
+  matrixExpBackward(this: void, self: T, grad: T): T;
   /** `aten::matrix_power(Tensor self, int n) -> Tensor` */
-  matrixPower(self: T, n: number, options?: { out?: T | undefined }): T;
+  matrixPower(this: void, self: T, n: number, options?: { out?: T | undefined }): T;
   /** `aten::max(Tensor self) -> Tensor` */
-  max(self: T, options?: { out?: T | undefined }): T;
+  max(this: void, self: T, options?: { out?: T | undefined }): T;
   /** `aten::max.dim(Tensor self, int dim, bool keepdim=False) -> (Tensor values, Tensor indices)` */
-  max(self: T, dim: number, keepdim?: boolean, options?: { max?: T | undefined; maxValues?: T | undefined }): [values: T, indices: T];
+  max(this: void, self: T, dim: number, keepdim?: boolean, options?: { max?: T | undefined; maxValues?: T | undefined }): [values: T, indices: T];
   /** `aten::max.other(Tensor self, Tensor other) -> Tensor` */
-  max(self: T, other: T, options?: { out?: T | undefined }): T;
+  max(this: void, self: T, other: T, options?: { out?: T | undefined }): T;
   /** `aten::max_pool1d(Tensor self, int[1] kernel_size, int[1] stride=[], int[1] padding=[0], int[1] dilation=[1], bool ceil_mode=False) -> Tensor` */
-  maxPool1d(self: T, kernelSize: number | readonly number[], stride?: number | readonly number[], padding?: number | readonly number[], dilation?: number | readonly number[], ceilMode?: boolean): T;
+  maxPool1d(this: void, self: T, kernelSize: number | readonly number[], stride?: number | readonly number[], padding?: number | readonly number[], dilation?: number | readonly number[], ceilMode?: boolean): T;
   /** `aten::max_pool1d_with_indices(Tensor self, int[1] kernel_size, int[1] stride=[], int[1] padding=[0], int[1] dilation=[1], bool ceil_mode=False) -> (Tensor, Tensor)` */
-  maxPool1dWithIndices(self: T, kernelSize: number | readonly number[], stride?: number | readonly number[], padding?: number | readonly number[], dilation?: number | readonly number[], ceilMode?: boolean): [T, T];
+  maxPool1dWithIndices(this: void, self: T, kernelSize: number | readonly number[], stride?: number | readonly number[], padding?: number | readonly number[], dilation?: number | readonly number[], ceilMode?: boolean): [T, T];
   /** `aten::max_pool2d(Tensor self, int[2] kernel_size, int[2] stride=[], int[2] padding=0, int[2] dilation=1, bool ceil_mode=False) -> Tensor` */
-  maxPool2d(self: T, kernelSize: number | readonly number[], stride?: number | readonly number[], padding?: number | readonly number[], dilation?: number | readonly number[], ceilMode?: boolean): T;
+  maxPool2d(this: void, self: T, kernelSize: number | readonly number[], stride?: number | readonly number[], padding?: number | readonly number[], dilation?: number | readonly number[], ceilMode?: boolean): T;
   /** `aten::max_pool2d_backward(Tensor grad_output, Tensor self, int[2] kernel_size, int[2] stride=[], int[2] padding=0, int[2] dilation=1, bool ceil_mode=False) -> Tensor` */
-  maxPool2dBackward(gradOutput: T, self: T, kernelSize: number | readonly number[], stride?: number | readonly number[], padding?: number | readonly number[], dilation?: number | readonly number[], ceilMode?: boolean, options?: { out?: T | undefined }): T;
+  maxPool2dBackward(this: void, gradOutput: T, self: T, kernelSize: number | readonly number[], stride?: number | readonly number[], padding?: number | readonly number[], dilation?: number | readonly number[], ceilMode?: boolean, options?: { out?: T | undefined }): T;
   /** `aten::max_pool2d_with_indices(Tensor self, int[2] kernel_size, int[2] stride=[], int[2] padding=0, int[2] dilation=1, bool ceil_mode=False) -> (Tensor, Tensor)` */
-  maxPool2dWithIndices(self: T, kernelSize: number | readonly number[], stride?: number | readonly number[], padding?: number | readonly number[], dilation?: number | readonly number[], ceilMode?: boolean, options?: { out?: T | undefined; indices?: T | undefined }): [T, T];
+  maxPool2dWithIndices(this: void, self: T, kernelSize: number | readonly number[], stride?: number | readonly number[], padding?: number | readonly number[], dilation?: number | readonly number[], ceilMode?: boolean, options?: { out?: T | undefined; indices?: T | undefined }): [T, T];
   /** `aten::max_pool2d_with_indices_backward(Tensor grad_output, Tensor self, int[2] kernel_size, int[2] stride, int[2] padding, int[2] dilation, bool ceil_mode, Tensor indices) -> Tensor` */
-  maxPool2dWithIndicesBackward(gradOutput: T, self: T, kernelSize: number | readonly number[], stride: number | readonly number[], padding: number | readonly number[], dilation: number | readonly number[], ceilMode: boolean, indices: T, options?: { gradInput?: T | undefined }): T;
+  maxPool2dWithIndicesBackward(this: void, gradOutput: T, self: T, kernelSize: number | readonly number[], stride: number | readonly number[], padding: number | readonly number[], dilation: number | readonly number[], ceilMode: boolean, indices: T, options?: { gradInput?: T | undefined }): T;
   /** `aten::max_pool3d(Tensor self, int[3] kernel_size, int[3] stride=[], int[3] padding=0, int[3] dilation=1, bool ceil_mode=False) -> Tensor` */
-  maxPool3d(self: T, kernelSize: number | readonly number[], stride?: number | readonly number[], padding?: number | readonly number[], dilation?: number | readonly number[], ceilMode?: boolean): T;
+  maxPool3d(this: void, self: T, kernelSize: number | readonly number[], stride?: number | readonly number[], padding?: number | readonly number[], dilation?: number | readonly number[], ceilMode?: boolean): T;
   /** `aten::max_pool3d_with_indices(Tensor self, int[3] kernel_size, int[3] stride=[], int[3] padding=0, int[3] dilation=1, bool ceil_mode=False) -> (Tensor, Tensor)` */
-  maxPool3dWithIndices(self: T, kernelSize: number | readonly number[], stride?: number | readonly number[], padding?: number | readonly number[], dilation?: number | readonly number[], ceilMode?: boolean, options?: { out?: T | undefined; indices?: T | undefined }): [T, T];
+  maxPool3dWithIndices(this: void, self: T, kernelSize: number | readonly number[], stride?: number | readonly number[], padding?: number | readonly number[], dilation?: number | readonly number[], ceilMode?: boolean, options?: { out?: T | undefined; indices?: T | undefined }): [T, T];
   /** `aten::max_pool3d_with_indices_backward(Tensor grad_output, Tensor self, int[3] kernel_size, int[3] stride, int[3] padding, int[3] dilation, bool ceil_mode, Tensor indices) -> Tensor` */
-  maxPool3dWithIndicesBackward(gradOutput: T, self: T, kernelSize: number | readonly number[], stride: number | readonly number[], padding: number | readonly number[], dilation: number | readonly number[], ceilMode: boolean, indices: T, options?: { gradInput?: T | undefined }): T;
+  maxPool3dWithIndicesBackward(this: void, gradOutput: T, self: T, kernelSize: number | readonly number[], stride: number | readonly number[], padding: number | readonly number[], dilation: number | readonly number[], ceilMode: boolean, indices: T, options?: { gradInput?: T | undefined }): T;
   /** `aten::max_unpool2d(Tensor self, Tensor indices, SymInt[2] output_size) -> Tensor` */
-  maxUnpool2d(self: T, indices: T, outputSize: number | readonly number[], options?: { out?: T | undefined }): T;
+  maxUnpool2d(this: void, self: T, indices: T, outputSize: number | readonly number[], options?: { out?: T | undefined }): T;
   /** `aten::max_unpool3d(Tensor self, Tensor indices, SymInt[3] output_size, int[3] stride, int[3] padding) -> Tensor` */
-  maxUnpool3d(self: T, indices: T, outputSize: number | readonly number[], stride: number | readonly number[], padding: number | readonly number[], options?: { out?: T | undefined }): T;
+  maxUnpool3d(this: void, self: T, indices: T, outputSize: number | readonly number[], stride: number | readonly number[], padding: number | readonly number[], options?: { out?: T | undefined }): T;
   /** `aten::maximum(Tensor self, Tensor other) -> Tensor` */
-  maximum(self: T, other: T, options?: { out?: T | undefined }): T;
+  maximum(this: void, self: T, other: T, options?: { out?: T | undefined }): T;
   /** `aten::mean(Tensor self, *, ScalarType? dtype=None) -> Tensor` */
-  mean(self: T, options?: { dtype?: DType | null | undefined; out?: T | undefined }): T;
+  mean(this: void, self: T, options?: { dtype?: DType | null | undefined; out?: T | undefined }): T;
   /** `aten::mean.dim(Tensor self, int[1]? dim, bool keepdim=False, *, ScalarType? dtype=None) -> Tensor` */
-  mean(self: T, dim: number | readonly number[] | null, keepdim?: boolean, options?: { dtype?: DType | null | undefined; out?: T | undefined }): T;
+  mean(this: void, self: T, dim: number | readonly number[] | null, keepdim?: boolean, options?: { dtype?: DType | null | undefined; out?: T | undefined }): T;
   /** `aten::median(Tensor self) -> Tensor` */
-  median(self: T, options?: { out?: T | undefined }): T;
+  median(this: void, self: T, options?: { out?: T | undefined }): T;
   /** `aten::median.dim(Tensor self, int dim, bool keepdim=False) -> (Tensor values, Tensor indices)` */
-  median(self: T, dim: number, keepdim?: boolean, options?: { values?: T | undefined; indices?: T | undefined }): [values: T, indices: T];
+  median(this: void, self: T, dim: number, keepdim?: boolean, options?: { values?: T | undefined; indices?: T | undefined }): [values: T, indices: T];
   /** `aten::meshgrid(Tensor[] tensors) -> Tensor[]` */
-  meshgrid(tensors: readonly T[]): T[];
+  meshgrid(this: void, tensors: readonly T[]): T[];
   /** `aten::meshgrid.indexing(Tensor[] tensors, *, str indexing) -> Tensor[]` */
-  meshgrid(tensors: readonly T[], options: { indexing: string }): T[];
+  meshgrid(this: void, tensors: readonly T[], options: { indexing: string }): T[];
   /** `aten::min(Tensor self) -> Tensor` */
-  min(self: T, options?: { out?: T | undefined }): T;
+  min(this: void, self: T, options?: { out?: T | undefined }): T;
   /** `aten::min.dim(Tensor self, int dim, bool keepdim=False) -> (Tensor values, Tensor indices)` */
-  min(self: T, dim: number, keepdim?: boolean, options?: { min?: T | undefined; minIndices?: T | undefined }): [values: T, indices: T];
+  min(this: void, self: T, dim: number, keepdim?: boolean, options?: { min?: T | undefined; minIndices?: T | undefined }): [values: T, indices: T];
   /** `aten::min.other(Tensor self, Tensor other) -> Tensor` */
-  min(self: T, other: T, options?: { out?: T | undefined }): T;
+  min(this: void, self: T, other: T, options?: { out?: T | undefined }): T;
   /** `aten::minimum(Tensor self, Tensor other) -> Tensor` */
-  minimum(self: T, other: T, options?: { out?: T | undefined }): T;
+  minimum(this: void, self: T, other: T, options?: { out?: T | undefined }): T;
   /** `aten::miopen_batch_norm(Tensor input, Tensor weight, Tensor? bias, Tensor? running_mean, Tensor? running_var, bool training, float exponential_average_factor, float epsilon) -> (Tensor, Tensor, Tensor)` */
-  miopenBatchNorm(input: T, weight: T, bias: T | null, runningMean: T | null, runningVar: T | null, training: boolean, exponentialAverageFactor: number, epsilon: number, options?: { out0?: T | undefined; out1?: T | undefined; out2?: T | undefined }): [T, T, T];
+  miopenBatchNorm(this: void, input: T, weight: T, bias: T | null, runningMean: T | null, runningVar: T | null, training: boolean, exponentialAverageFactor: number, epsilon: number, options?: { out0?: T | undefined; out1?: T | undefined; out2?: T | undefined }): [T, T, T];
   /** `aten::miopen_batch_norm_backward(Tensor input, Tensor grad_output, Tensor weight, Tensor? running_mean, Tensor? running_var, Tensor? save_mean, Tensor? save_var, float epsilon) -> (Tensor, Tensor, Tensor)` */
-  miopenBatchNormBackward(input: T, gradOutput: T, weight: T, runningMean: T | null, runningVar: T | null, saveMean: T | null, saveVar: T | null, epsilon: number, options?: { out0?: T | undefined; out1?: T | undefined; out2?: T | undefined }): [T, T, T];
+  miopenBatchNormBackward(this: void, input: T, gradOutput: T, weight: T, runningMean: T | null, runningVar: T | null, saveMean: T | null, saveVar: T | null, epsilon: number, options?: { out0?: T | undefined; out1?: T | undefined; out2?: T | undefined }): [T, T, T];
   /** `aten::miopen_convolution(Tensor self, Tensor weight, Tensor? bias, SymInt[] padding, SymInt[] stride, SymInt[] dilation, SymInt groups, bool benchmark, bool deterministic) -> Tensor` */
-  miopenConvolution(self: T, weight: T, bias: T | null, padding: readonly number[], stride: readonly number[], dilation: readonly number[], groups: number, benchmark: boolean, deterministic: boolean, options?: { out?: T | undefined }): T;
+  miopenConvolution(this: void, self: T, weight: T, bias: T | null, padding: readonly number[], stride: readonly number[], dilation: readonly number[], groups: number, benchmark: boolean, deterministic: boolean, options?: { out?: T | undefined }): T;
   /** `aten::miopen_convolution_add_relu(Tensor self, Tensor weight, Tensor z, Scalar? alpha, Tensor? bias, SymInt[] stride, SymInt[] padding, SymInt[] dilation, SymInt groups) -> Tensor` */
-  miopenConvolutionAddRelu(self: T, weight: T, z: T, alpha: Scalar | null, bias: T | null, stride: readonly number[], padding: readonly number[], dilation: readonly number[], groups: number): T;
+  miopenConvolutionAddRelu(this: void, self: T, weight: T, z: T, alpha: Scalar | null, bias: T | null, stride: readonly number[], padding: readonly number[], dilation: readonly number[], groups: number): T;
   /** `aten::miopen_convolution_relu(Tensor self, Tensor weight, Tensor? bias, SymInt[] stride, SymInt[] padding, SymInt[] dilation, SymInt groups) -> Tensor` */
-  miopenConvolutionRelu(self: T, weight: T, bias: T | null, stride: readonly number[], padding: readonly number[], dilation: readonly number[], groups: number): T;
+  miopenConvolutionRelu(this: void, self: T, weight: T, bias: T | null, stride: readonly number[], padding: readonly number[], dilation: readonly number[], groups: number): T;
   /** `aten::miopen_convolution_transpose(Tensor self, Tensor weight, Tensor? bias, SymInt[] padding, SymInt[] output_padding, SymInt[] stride, SymInt[] dilation, SymInt groups, bool benchmark, bool deterministic) -> Tensor` */
-  miopenConvolutionTranspose(self: T, weight: T, bias: T | null, padding: readonly number[], outputPadding: readonly number[], stride: readonly number[], dilation: readonly number[], groups: number, benchmark: boolean, deterministic: boolean, options?: { out?: T | undefined }): T;
+  miopenConvolutionTranspose(this: void, self: T, weight: T, bias: T | null, padding: readonly number[], outputPadding: readonly number[], stride: readonly number[], dilation: readonly number[], groups: number, benchmark: boolean, deterministic: boolean, options?: { out?: T | undefined }): T;
   /** `aten::miopen_ctc_loss(Tensor log_probs, Tensor targets, int[] input_lengths, int[] target_lengths, int blank, bool deterministic, bool zero_infinity) -> (Tensor, Tensor)` */
-  miopenCtcLoss(logProbs: T, targets: T, inputLengths: readonly number[], targetLengths: readonly number[], blank: number, deterministic: boolean, zeroInfinity: boolean, options?: { out0?: T | undefined; out1?: T | undefined }): [T, T];
+  miopenCtcLoss(this: void, logProbs: T, targets: T, inputLengths: readonly number[], targetLengths: readonly number[], blank: number, deterministic: boolean, zeroInfinity: boolean, options?: { out0?: T | undefined; out1?: T | undefined }): [T, T];
   /** `aten::miopen_ctc_loss.Tensor(Tensor log_probs, Tensor targets, Tensor input_lengths, Tensor target_lengths, int blank, bool deterministic, bool zero_infinity) -> (Tensor, Tensor)` */
-  miopenCtcLoss(logProbs: T, targets: T, inputLengths: T, targetLengths: T, blank: number, deterministic: boolean, zeroInfinity: boolean): [T, T];
+  miopenCtcLoss(this: void, logProbs: T, targets: T, inputLengths: T, targetLengths: T, blank: number, deterministic: boolean, zeroInfinity: boolean): [T, T];
   /** `aten::miopen_depthwise_convolution(Tensor self, Tensor weight, Tensor? bias, SymInt[] padding, SymInt[] stride, SymInt[] dilation, SymInt groups, bool benchmark, bool deterministic) -> Tensor` */
-  miopenDepthwiseConvolution(self: T, weight: T, bias: T | null, padding: readonly number[], stride: readonly number[], dilation: readonly number[], groups: number, benchmark: boolean, deterministic: boolean, options?: { out?: T | undefined }): T;
+  miopenDepthwiseConvolution(this: void, self: T, weight: T, bias: T | null, padding: readonly number[], stride: readonly number[], dilation: readonly number[], groups: number, benchmark: boolean, deterministic: boolean, options?: { out?: T | undefined }): T;
   /** `aten::miopen_rnn(Tensor input, Tensor[] weight, int weight_stride0, Tensor hx, Tensor? cx, int mode, int hidden_size, int num_layers, bool batch_first, float dropout, bool train, bool bidirectional, int[] batch_sizes, Tensor? dropout_state) -> (Tensor, Tensor, Tensor, Tensor, Tensor)` */
-  miopenRnn(input: T, weight: readonly T[], weightStride0: number, hx: T, cx: T | null, mode: number, hiddenSize: number, numLayers: number, batchFirst: boolean, dropout: number, train: boolean, bidirectional: boolean, batchSizes: readonly number[], dropoutState: T | null, options?: { out0?: T | undefined; out1?: T | undefined; out2?: T | undefined; out3?: T | undefined; out4?: T | undefined }): [T, T, T, T, T];
+  miopenRnn(this: void, input: T, weight: readonly T[], weightStride0: number, hx: T, cx: T | null, mode: number, hiddenSize: number, numLayers: number, batchFirst: boolean, dropout: number, train: boolean, bidirectional: boolean, batchSizes: readonly number[], dropoutState: T | null, options?: { out0?: T | undefined; out1?: T | undefined; out2?: T | undefined; out3?: T | undefined; out4?: T | undefined }): [T, T, T, T, T];
   /** `aten::miopen_rnn_backward(Tensor input, Tensor[] weight, int weight_stride0, Tensor weight_buf, Tensor hx, Tensor? cx, Tensor output, Tensor? grad_output, Tensor? grad_hy, Tensor? grad_cy, int mode, int hidden_size, int num_layers, bool batch_first, float dropout, bool train, bool bidirectional, int[] batch_sizes, Tensor? dropout_state, Tensor reserve, bool[4] output_mask) -> (Tensor, Tensor, Tensor, Tensor[])` */
-  miopenRnnBackward(input: T, weight: readonly T[], weightStride0: number, weightBuf: T, hx: T, cx: T | null, output: T, gradOutput: T | null, gradHy: T | null, gradCy: T | null, mode: number, hiddenSize: number, numLayers: number, batchFirst: boolean, dropout: number, train: boolean, bidirectional: boolean, batchSizes: readonly number[], dropoutState: T | null, reserve: T, outputMask: readonly boolean[]): [T, T, T, T[]];
+  miopenRnnBackward(this: void, input: T, weight: readonly T[], weightStride0: number, weightBuf: T, hx: T, cx: T | null, output: T, gradOutput: T | null, gradHy: T | null, gradCy: T | null, mode: number, hiddenSize: number, numLayers: number, batchFirst: boolean, dropout: number, train: boolean, bidirectional: boolean, batchSizes: readonly number[], dropoutState: T | null, reserve: T, outputMask: readonly boolean[]): [T, T, T, T[]];
   /** `aten::miopen_rnn_backward.out(Tensor input, Tensor[] weight, int weight_stride0, Tensor weight_buf, Tensor hx, Tensor? cx, Tensor output, Tensor? grad_output, Tensor? grad_hy, Tensor? grad_cy, int mode, int hidden_size, int num_layers, bool batch_first, float dropout, bool train, bool bidirectional, int[] batch_sizes, Tensor? dropout_state, Tensor reserve, bool[4] output_mask, *, Tensor(a!) out0, Tensor(b!) out1, Tensor(c!) out2, Tensor(d!)[] out3) -> ()` */
-  miopenRnnBackward(input: T, weight: readonly T[], weightStride0: number, weightBuf: T, hx: T, cx: T | null, output: T, gradOutput: T | null, gradHy: T | null, gradCy: T | null, mode: number, hiddenSize: number, numLayers: number, batchFirst: boolean, dropout: number, train: boolean, bidirectional: boolean, batchSizes: readonly number[], dropoutState: T | null, reserve: T, outputMask: readonly boolean[], options: { out0: T; out1: T; out2: T; out3: readonly T[] }): void;
+  miopenRnnBackward(this: void, input: T, weight: readonly T[], weightStride0: number, weightBuf: T, hx: T, cx: T | null, output: T, gradOutput: T | null, gradHy: T | null, gradCy: T | null, mode: number, hiddenSize: number, numLayers: number, batchFirst: boolean, dropout: number, train: boolean, bidirectional: boolean, batchSizes: readonly number[], dropoutState: T | null, reserve: T, outputMask: readonly boolean[], options: { out0: T; out1: T; out2: T; out3: readonly T[] }): void;
   /** `aten::mish(Tensor self) -> Tensor` */
-  mish(self: T, options?: { out?: T | undefined }): T;
+  mish(this: void, self: T, options?: { out?: T | undefined }): T;
   /** `aten::mish_(Tensor(a!) self) -> Tensor(a!)` */
-  mish_(self: T): T;
+  mish_(this: void, self: T): T;
   /** `aten::mish_backward(Tensor grad_output, Tensor self) -> Tensor` */
-  mishBackward(gradOutput: T, self: T): T;
+  mishBackward(this: void, gradOutput: T, self: T): T;
   /** `aten::mkldnn_adaptive_avg_pool2d(Tensor self, int[2] output_size) -> Tensor` */
-  mkldnnAdaptiveAvgPool2d(self: T, outputSize: number | readonly number[], options?: { out?: T | undefined }): T;
+  mkldnnAdaptiveAvgPool2d(this: void, self: T, outputSize: number | readonly number[], options?: { out?: T | undefined }): T;
   /** `aten::mkldnn_adaptive_avg_pool2d_backward(Tensor grad_output, Tensor self) -> Tensor` */
-  mkldnnAdaptiveAvgPool2dBackward(gradOutput: T, self: T, options?: { out?: T | undefined }): T;
+  mkldnnAdaptiveAvgPool2dBackward(this: void, gradOutput: T, self: T, options?: { out?: T | undefined }): T;
   /** `aten::mkldnn_convolution(Tensor self, Tensor weight, Tensor? bias, SymInt[] padding, SymInt[] stride, SymInt[] dilation, SymInt groups) -> Tensor` */
-  mkldnnConvolution(self: T, weight: T, bias: T | null, padding: readonly number[], stride: readonly number[], dilation: readonly number[], groups: number, options?: { out?: T | undefined }): T;
+  mkldnnConvolution(this: void, self: T, weight: T, bias: T | null, padding: readonly number[], stride: readonly number[], dilation: readonly number[], groups: number, options?: { out?: T | undefined }): T;
   /** `aten::mkldnn_linear(Tensor self, Tensor weight, Tensor? bias=None) -> Tensor` */
-  mkldnnLinear(self: T, weight: T, bias?: T | null, options?: { out?: T | undefined }): T;
+  mkldnnLinear(this: void, self: T, weight: T, bias?: T | null, options?: { out?: T | undefined }): T;
   /** `aten::mkldnn_linear_backward(Tensor self, Tensor grad_output, Tensor weight, bool[3] output_mask) -> (Tensor, Tensor, Tensor)` */
-  mkldnnLinearBackward(self: T, gradOutput: T, weight: T, outputMask: readonly boolean[], options?: { out0?: T | undefined; out1?: T | undefined; out2?: T | undefined }): [T, T, T];
+  mkldnnLinearBackward(this: void, self: T, gradOutput: T, weight: T, outputMask: readonly boolean[], options?: { out0?: T | undefined; out1?: T | undefined; out2?: T | undefined }): [T, T, T];
   /** `aten::mkldnn_linear_backward_input(int[] input_size, Tensor grad_output, Tensor weight) -> Tensor` */
-  mkldnnLinearBackwardInput(inputSize: readonly number[], gradOutput: T, weight: T, options?: { out?: T | undefined }): T;
+  mkldnnLinearBackwardInput(this: void, inputSize: readonly number[], gradOutput: T, weight: T, options?: { out?: T | undefined }): T;
   /** `aten::mkldnn_linear_backward_weights(Tensor grad_output, Tensor input, Tensor weight, bool bias_defined) -> (Tensor, Tensor)` */
-  mkldnnLinearBackwardWeights(gradOutput: T, input: T, weight: T, biasDefined: boolean, options?: { out0?: T | undefined; out1?: T | undefined }): [T, T];
+  mkldnnLinearBackwardWeights(this: void, gradOutput: T, input: T, weight: T, biasDefined: boolean, options?: { out0?: T | undefined; out1?: T | undefined }): [T, T];
   /** `aten::mkldnn_max_pool2d(Tensor self, int[2] kernel_size, int[2] stride=[], int[2] padding=0, int[2] dilation=1, bool ceil_mode=False) -> Tensor` */
-  mkldnnMaxPool2d(self: T, kernelSize: number | readonly number[], stride?: number | readonly number[], padding?: number | readonly number[], dilation?: number | readonly number[], ceilMode?: boolean, options?: { out?: T | undefined }): T;
+  mkldnnMaxPool2d(this: void, self: T, kernelSize: number | readonly number[], stride?: number | readonly number[], padding?: number | readonly number[], dilation?: number | readonly number[], ceilMode?: boolean, options?: { out?: T | undefined }): T;
   /** `aten::mkldnn_max_pool2d_backward(Tensor grad_output, Tensor output, Tensor input, int[2] kernel_size, int[2] stride=[], int[2] padding=0, int[2] dilation=1, bool ceil_mode=False) -> Tensor` */
-  mkldnnMaxPool2dBackward(gradOutput: T, output: T, input: T, kernelSize: number | readonly number[], stride?: number | readonly number[], padding?: number | readonly number[], dilation?: number | readonly number[], ceilMode?: boolean, options?: { out?: T | undefined }): T;
+  mkldnnMaxPool2dBackward(this: void, gradOutput: T, output: T, input: T, kernelSize: number | readonly number[], stride?: number | readonly number[], padding?: number | readonly number[], dilation?: number | readonly number[], ceilMode?: boolean, options?: { out?: T | undefined }): T;
   /** `aten::mkldnn_max_pool3d(Tensor self, int[3] kernel_size, int[3] stride=[], int[3] padding=0, int[3] dilation=1, bool ceil_mode=False) -> Tensor` */
-  mkldnnMaxPool3d(self: T, kernelSize: number | readonly number[], stride?: number | readonly number[], padding?: number | readonly number[], dilation?: number | readonly number[], ceilMode?: boolean, options?: { out?: T | undefined }): T;
+  mkldnnMaxPool3d(this: void, self: T, kernelSize: number | readonly number[], stride?: number | readonly number[], padding?: number | readonly number[], dilation?: number | readonly number[], ceilMode?: boolean, options?: { out?: T | undefined }): T;
   /** `aten::mkldnn_max_pool3d_backward(Tensor grad_output, Tensor output, Tensor input, int[3] kernel_size, int[3] stride=[], int[3] padding=0, int[3] dilation=1, bool ceil_mode=False) -> Tensor` */
-  mkldnnMaxPool3dBackward(gradOutput: T, output: T, input: T, kernelSize: number | readonly number[], stride?: number | readonly number[], padding?: number | readonly number[], dilation?: number | readonly number[], ceilMode?: boolean, options?: { out?: T | undefined }): T;
+  mkldnnMaxPool3dBackward(this: void, gradOutput: T, output: T, input: T, kernelSize: number | readonly number[], stride?: number | readonly number[], padding?: number | readonly number[], dilation?: number | readonly number[], ceilMode?: boolean, options?: { out?: T | undefined }): T;
   /** `aten::mkldnn_reorder_conv2d_weight(Tensor self, SymInt[2] padding=[0, 0], SymInt[2] stride=[1, 1], SymInt[2] dilation=[1, 1], SymInt groups=1, SymInt[]? input_size=None) -> Tensor` */
-  mkldnnReorderConv2dWeight(self: T, padding?: number | readonly number[], stride?: number | readonly number[], dilation?: number | readonly number[], groups?: number, inputSize?: readonly number[] | null, options?: { out?: T | undefined }): T;
+  mkldnnReorderConv2dWeight(this: void, self: T, padding?: number | readonly number[], stride?: number | readonly number[], dilation?: number | readonly number[], groups?: number, inputSize?: readonly number[] | null, options?: { out?: T | undefined }): T;
   /** `aten::mkldnn_reorder_conv3d_weight(Tensor self, SymInt[3] padding=[0, 0, 0], SymInt[3] stride=[1, 1, 1], SymInt[3] dilation=[1, 1, 1], SymInt groups=1, SymInt[]? input_size=None) -> Tensor` */
-  mkldnnReorderConv3dWeight(self: T, padding?: number | readonly number[], stride?: number | readonly number[], dilation?: number | readonly number[], groups?: number, inputSize?: readonly number[] | null, options?: { out?: T | undefined }): T;
+  mkldnnReorderConv3dWeight(this: void, self: T, padding?: number | readonly number[], stride?: number | readonly number[], dilation?: number | readonly number[], groups?: number, inputSize?: readonly number[] | null, options?: { out?: T | undefined }): T;
   /** `aten::mkldnn_rnn_layer(Tensor input, Tensor weight0, Tensor weight1, Tensor weight2, Tensor weight3, Tensor hx_, Tensor cx_, bool reverse, int[] batch_sizes, int mode, int hidden_size, int num_layers, bool has_biases, bool bidirectional, bool batch_first, bool train) -> (Tensor, Tensor, Tensor, Tensor)` */
-  mkldnnRnnLayer(input: T, weight0: T, weight1: T, weight2: T, weight3: T, hx_: T, cx_: T, reverse: boolean, batchSizes: readonly number[], mode: number, hiddenSize: number, numLayers: number, hasBiases: boolean, bidirectional: boolean, batchFirst: boolean, train: boolean, options?: { out0?: T | undefined; out1?: T | undefined; out2?: T | undefined; out3?: T | undefined }): [T, T, T, T];
+  mkldnnRnnLayer(this: void, input: T, weight0: T, weight1: T, weight2: T, weight3: T, hx_: T, cx_: T, reverse: boolean, batchSizes: readonly number[], mode: number, hiddenSize: number, numLayers: number, hasBiases: boolean, bidirectional: boolean, batchFirst: boolean, train: boolean, options?: { out0?: T | undefined; out1?: T | undefined; out2?: T | undefined; out3?: T | undefined }): [T, T, T, T];
   /** `aten::mkldnn_rnn_layer_backward(Tensor input, Tensor weight1, Tensor weight2, Tensor weight3, Tensor weight4, Tensor hx_, Tensor cx_tmp, Tensor output, Tensor hy_, Tensor cy_, Tensor? grad_output, Tensor? grad_hy, Tensor? grad_cy, bool reverse, int mode, int hidden_size, int num_layers, bool has_biases, bool train, bool bidirectional, int[] batch_sizes, bool batch_first, Tensor workspace) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)` */
-  mkldnnRnnLayerBackward(input: T, weight1: T, weight2: T, weight3: T, weight4: T, hx_: T, cxTmp: T, output: T, hy_: T, cy_: T, gradOutput: T | null, gradHy: T | null, gradCy: T | null, reverse: boolean, mode: number, hiddenSize: number, numLayers: number, hasBiases: boolean, train: boolean, bidirectional: boolean, batchSizes: readonly number[], batchFirst: boolean, workspace: T, options?: { out0?: T | undefined; out1?: T | undefined; out2?: T | undefined; out3?: T | undefined; out4?: T | undefined; out5?: T | undefined; out6?: T | undefined }): [T, T, T, T, T, T, T];
+  mkldnnRnnLayerBackward(this: void, input: T, weight1: T, weight2: T, weight3: T, weight4: T, hx_: T, cxTmp: T, output: T, hy_: T, cy_: T, gradOutput: T | null, gradHy: T | null, gradCy: T | null, reverse: boolean, mode: number, hiddenSize: number, numLayers: number, hasBiases: boolean, train: boolean, bidirectional: boolean, batchSizes: readonly number[], batchFirst: boolean, workspace: T, options?: { out0?: T | undefined; out1?: T | undefined; out2?: T | undefined; out3?: T | undefined; out4?: T | undefined; out5?: T | undefined; out6?: T | undefined }): [T, T, T, T, T, T, T];
   /** `aten::mm(Tensor self, Tensor mat2) -> Tensor` */
-  mm(self: T, mat2: T, options?: { out?: T | undefined }): T;
+  mm(this: void, self: T, mat2: T, options?: { out?: T | undefined }): T;
   /** `aten::mm.dtype(Tensor self, Tensor mat2, ScalarType out_dtype) -> Tensor` */
-  mm(self: T, mat2: T, outDtype: DType, options?: { out?: T | undefined }): T;
+  mm(this: void, self: T, mat2: T, outDtype: DType, options?: { out?: T | undefined }): T;
   /** `aten::mode(Tensor self, int dim=-1, bool keepdim=False) -> (Tensor values, Tensor indices)` */
-  mode(self: T, dim?: number, keepdim?: boolean, options?: { values?: T | undefined; indices?: T | undefined }): [values: T, indices: T];
+  mode(this: void, self: T, dim?: number, keepdim?: boolean, options?: { values?: T | undefined; indices?: T | undefined }): [values: T, indices: T];
   /** `aten::moveaxis.int(Tensor(a) self, int source, int destination) -> Tensor(a)` */
-  moveaxis(self: T, source: number, destination: number): T;
+  moveaxis(this: void, self: T, source: number, destination: number): T;
   /** `aten::moveaxis.intlist(Tensor(a) self, int[] source, int[] destination) -> Tensor(a)` */
-  moveaxis(self: T, source: readonly number[], destination: readonly number[]): T;
+  moveaxis(this: void, self: T, source: readonly number[], destination: readonly number[]): T;
   /** `aten::movedim.int(Tensor(a) self, int source, int destination) -> Tensor(a)` */
-  movedim(self: T, source: number, destination: number): T;
+  movedim(this: void, self: T, source: number, destination: number): T;
   /** `aten::movedim.intlist(Tensor(a) self, int[] source, int[] destination) -> Tensor(a)` */
-  movedim(self: T, source: readonly number[], destination: readonly number[]): T;
+  movedim(this: void, self: T, source: readonly number[], destination: readonly number[]): T;
   /** `aten::mps_convolution_backward(Tensor self, Tensor grad_output, Tensor weight, SymInt[] padding, SymInt[] stride, SymInt[] dilation, SymInt groups, bool[3] output_mask) -> (Tensor, Tensor, Tensor)` */
-  mpsConvolutionBackward(self: T, gradOutput: T, weight: T, padding: readonly number[], stride: readonly number[], dilation: readonly number[], groups: number, outputMask: readonly boolean[], options?: { out0?: T | undefined; out1?: T | undefined; out2?: T | undefined }): [T, T, T];
+  mpsConvolutionBackward(this: void, self: T, gradOutput: T, weight: T, padding: readonly number[], stride: readonly number[], dilation: readonly number[], groups: number, outputMask: readonly boolean[], options?: { out0?: T | undefined; out1?: T | undefined; out2?: T | undefined }): [T, T, T];
   /** `aten::mps_convolution_transpose_backward(Tensor self, Tensor grad_output, Tensor weight, SymInt[] padding, SymInt[] output_padding, SymInt[] stride, SymInt[] dilation, SymInt groups, bool[2] output_mask) -> (Tensor, Tensor)` */
-  mpsConvolutionTransposeBackward(self: T, gradOutput: T, weight: T, padding: readonly number[], outputPadding: readonly number[], stride: readonly number[], dilation: readonly number[], groups: number, outputMask: readonly boolean[], options?: { out0?: T | undefined; out1?: T | undefined }): [T, T];
+  mpsConvolutionTransposeBackward(this: void, self: T, gradOutput: T, weight: T, padding: readonly number[], outputPadding: readonly number[], stride: readonly number[], dilation: readonly number[], groups: number, outputMask: readonly boolean[], options?: { out0?: T | undefined; out1?: T | undefined }): [T, T];
   /** `aten::mse_loss(Tensor self, Tensor target, int reduction=1) -> Tensor` */
-  mseLoss(self: T, target: T, reduction?: number, options?: { out?: T | undefined }): T;
+  mseLoss(this: void, self: T, target: T, reduction?: number, options?: { out?: T | undefined }): T;
   /** `aten::mse_loss_backward(Tensor grad_output, Tensor self, Tensor target, int reduction) -> Tensor` */
-  mseLossBackward(gradOutput: T, self: T, target: T, reduction: number, options?: { gradInput?: T | undefined }): T;
+  mseLossBackward(this: void, gradOutput: T, self: T, target: T, reduction: number, options?: { gradInput?: T | undefined }): T;
   /** `aten::msort(Tensor self) -> Tensor` */
-  msort(self: T, options?: { out?: T | undefined }): T;
+  msort(this: void, self: T, options?: { out?: T | undefined }): T;
   /** `aten::mul.Scalar(Tensor self, Scalar other) -> Tensor` */
-  mul(self: T, other: Scalar, options?: { out?: T | undefined }): T;
+  mul(this: void, self: T, other: Scalar, options?: { out?: T | undefined }): T;
   /** `aten::mul.Tensor(Tensor self, Tensor other) -> Tensor` */
-  mul(self: T, other: T, options?: { out?: T | undefined }): T;
+  mul(this: void, self: T, other: T, options?: { out?: T | undefined }): T;
   /** `aten::mul_.Scalar(Tensor(a!) self, Scalar other) -> Tensor(a!)` */
-  mul_(self: T, other: Scalar): T;
+  mul_(this: void, self: T, other: Scalar): T;
   /** `aten::mul_.Tensor(Tensor(a!) self, Tensor other) -> Tensor(a!)` */
-  mul_(self: T, other: T): T;
+  mul_(this: void, self: T, other: T): T;
   /** `aten::multi_margin_loss(Tensor self, Tensor target, Scalar p=1, Scalar margin=1, Tensor? weight=None, int reduction=1) -> Tensor` */
-  multiMarginLoss(self: T, target: T, p?: Scalar, margin?: Scalar, weight?: T | null, reduction?: number, options?: { out?: T | undefined }): T;
+  multiMarginLoss(this: void, self: T, target: T, p?: Scalar, margin?: Scalar, weight?: T | null, reduction?: number, options?: { out?: T | undefined }): T;
   /** `aten::multi_margin_loss_backward(Tensor grad_output, Tensor self, Tensor target, Scalar p, Scalar margin, Tensor? weight=None, int reduction=1) -> Tensor` */
-  multiMarginLossBackward(gradOutput: T, self: T, target: T, p: Scalar, margin: Scalar, weight?: T | null, reduction?: number, options?: { gradInput?: T | undefined }): T;
+  multiMarginLossBackward(this: void, gradOutput: T, self: T, target: T, p: Scalar, margin: Scalar, weight?: T | null, reduction?: number, options?: { gradInput?: T | undefined }): T;
   /** `aten::multilabel_margin_loss(Tensor self, Tensor target, int reduction=1) -> Tensor` */
-  multilabelMarginLoss(self: T, target: T, reduction?: number, options?: { out?: T | undefined }): T;
+  multilabelMarginLoss(this: void, self: T, target: T, reduction?: number, options?: { out?: T | undefined }): T;
   /** `aten::multilabel_margin_loss_backward(Tensor grad_output, Tensor self, Tensor target, int reduction, Tensor is_target) -> Tensor` */
-  multilabelMarginLossBackward(gradOutput: T, self: T, target: T, reduction: number, isTarget: T, options?: { gradInput?: T | undefined }): T;
+  multilabelMarginLossBackward(this: void, gradOutput: T, self: T, target: T, reduction: number, isTarget: T, options?: { gradInput?: T | undefined }): T;
   /** `aten::multilabel_margin_loss_forward(Tensor self, Tensor target, int reduction) -> (Tensor output, Tensor is_target)` */
-  multilabelMarginLossForward(self: T, target: T, reduction: number, options?: { output?: T | undefined; isTarget?: T | undefined }): [output: T, isTarget: T];
+  multilabelMarginLossForward(this: void, self: T, target: T, reduction: number, options?: { output?: T | undefined; isTarget?: T | undefined }): [output: T, isTarget: T];
   /** `aten::multinomial(Tensor self, SymInt num_samples, bool replacement=False, *, Generator? generator=None) -> Tensor` */
-  multinomial(self: T, numSamples: number, replacement?: boolean, options?: { out?: T | undefined }): T;
+  multinomial(this: void, self: T, numSamples: number, replacement?: boolean, options?: { out?: T | undefined }): T;
   /** `aten::multiply.Scalar(Tensor self, Scalar other) -> Tensor` */
-  multiply(self: T, other: Scalar): T;
+  multiply(this: void, self: T, other: Scalar): T;
   /** `aten::multiply.Tensor(Tensor self, Tensor other) -> Tensor` */
-  multiply(self: T, other: T, options?: { out?: T | undefined }): T;
+  multiply(this: void, self: T, other: T, options?: { out?: T | undefined }): T;
   /** `aten::multiply_.Scalar(Tensor(a!) self, Scalar other) -> Tensor(a!)` */
-  multiply_(self: T, other: Scalar): T;
+  multiply_(this: void, self: T, other: Scalar): T;
   /** `aten::multiply_.Tensor(Tensor(a!) self, Tensor other) -> Tensor(a!)` */
-  multiply_(self: T, other: T): T;
+  multiply_(this: void, self: T, other: T): T;
   /** `aten::mv(Tensor self, Tensor vec) -> Tensor` */
-  mv(self: T, vec: T, options?: { out?: T | undefined }): T;
+  mv(this: void, self: T, vec: T, options?: { out?: T | undefined }): T;
   /** `aten::mvlgamma(Tensor self, int p) -> Tensor` */
-  mvlgamma(self: T, p: number, options?: { out?: T | undefined }): T;
+  mvlgamma(this: void, self: T, p: number, options?: { out?: T | undefined }): T;
   /** `aten::mvlgamma_(Tensor(a!) self, int p) -> Tensor(a!)` */
-  mvlgamma_(self: T, p: number): T;
+  mvlgamma_(this: void, self: T, p: number): T;
   /** `aten::nan_to_num(Tensor self, float? nan=None, float? posinf=None, float? neginf=None) -> Tensor` */
-  nanToNum(self: T, nan?: number | null, posinf?: number | null, neginf?: number | null, options?: { out?: T | undefined }): T;
+  nanToNum(this: void, self: T, nan?: number | null, posinf?: number | null, neginf?: number | null, options?: { out?: T | undefined }): T;
   /** `aten::nan_to_num_(Tensor(a!) self, float? nan=None, float? posinf=None, float? neginf=None) -> Tensor(a!)` */
-  nanToNum_(self: T, nan?: number | null, posinf?: number | null, neginf?: number | null): T;
+  nanToNum_(this: void, self: T, nan?: number | null, posinf?: number | null, neginf?: number | null): T;
   /** `aten::nanmean(Tensor self, int[1]? dim=None, bool keepdim=False, *, ScalarType? dtype=None) -> Tensor` */
-  nanmean(self: T, dim?: number | readonly number[] | null, keepdim?: boolean, options?: { dtype?: DType | null | undefined; out?: T | undefined }): T;
+  nanmean(this: void, self: T, dim?: number | readonly number[] | null, keepdim?: boolean, options?: { dtype?: DType | null | undefined; out?: T | undefined }): T;
   /** `aten::nanmedian(Tensor self) -> Tensor` */
-  nanmedian(self: T, options?: { out?: T | undefined }): T;
+  nanmedian(this: void, self: T, options?: { out?: T | undefined }): T;
   /** `aten::nanmedian.dim(Tensor self, int dim, bool keepdim=False) -> (Tensor values, Tensor indices)` */
-  nanmedian(self: T, dim: number, keepdim?: boolean, options?: { values?: T | undefined; indices?: T | undefined }): [values: T, indices: T];
+  nanmedian(this: void, self: T, dim: number, keepdim?: boolean, options?: { values?: T | undefined; indices?: T | undefined }): [values: T, indices: T];
   /** `aten::nanquantile(Tensor self, Tensor q, int? dim=None, bool keepdim=False, *, str interpolation="linear") -> Tensor` */
-  nanquantile(self: T, q: T, dim?: number | null, keepdim?: boolean, options?: { interpolation?: string | undefined; out?: T | undefined }): T;
+  nanquantile(this: void, self: T, q: T, dim?: number | null, keepdim?: boolean, options?: { interpolation?: string | undefined; out?: T | undefined }): T;
   /** `aten::nanquantile.scalar(Tensor self, float q, int? dim=None, bool keepdim=False, *, str interpolation="linear") -> Tensor` */
-  nanquantile(self: T, q: number, dim?: number | null, keepdim?: boolean, options?: { interpolation?: string | undefined; out?: T | undefined }): T;
+  nanquantile(this: void, self: T, q: number, dim?: number | null, keepdim?: boolean, options?: { interpolation?: string | undefined; out?: T | undefined }): T;
   /** `aten::nansum(Tensor self, int[1]? dim=None, bool keepdim=False, *, ScalarType? dtype=None) -> Tensor` */
-  nansum(self: T, dim?: number | readonly number[] | null, keepdim?: boolean, options?: { dtype?: DType | null | undefined; out?: T | undefined }): T;
+  nansum(this: void, self: T, dim?: number | readonly number[] | null, keepdim?: boolean, options?: { dtype?: DType | null | undefined; out?: T | undefined }): T;
   /** `aten::narrow(Tensor(a) self, int dim, SymInt start, SymInt length) -> Tensor(a)` */
-  narrow(self: T, dim: number, start: number, length: number): T;
+  narrow(this: void, self: T, dim: number, start: number, length: number): T;
   /** `aten::narrow.Tensor(Tensor(a) self, int dim, Tensor start, SymInt length) -> Tensor(a)` */
-  narrow(self: T, dim: number, start: T, length: number): T;
+  narrow(this: void, self: T, dim: number, start: T, length: number): T;
   /** `aten::narrow_copy(Tensor self, int dim, SymInt start, SymInt length) -> Tensor` */
-  narrowCopy(self: T, dim: number, start: number, length: number, options?: { out?: T | undefined }): T;
+  narrowCopy(this: void, self: T, dim: number, start: number, length: number, options?: { out?: T | undefined }): T;
   /** `aten::native_batch_norm(Tensor input, Tensor? weight, Tensor? bias, Tensor? running_mean, Tensor? running_var, bool training, float momentum, float eps) -> (Tensor, Tensor, Tensor)` */
-  nativeBatchNorm(input: T, weight: T | null, bias: T | null, runningMean: T | null, runningVar: T | null, training: boolean, momentum: number, eps: number, options?: { out?: T | undefined; saveMean?: T | undefined; saveInvstd?: T | undefined }): [T, T, T];
+  nativeBatchNorm(this: void, input: T, weight: T | null, bias: T | null, runningMean: T | null, runningVar: T | null, training: boolean, momentum: number, eps: number, options?: { out?: T | undefined; saveMean?: T | undefined; saveInvstd?: T | undefined }): [T, T, T];
   /** `aten::native_batch_norm_backward(Tensor grad_out, Tensor input, Tensor? weight, Tensor? running_mean, Tensor? running_var, Tensor? save_mean, Tensor? save_invstd, bool train, float eps, bool[3] output_mask) -> (Tensor, Tensor, Tensor)` */
-  nativeBatchNormBackward(gradOut: T, input: T, weight: T | null, runningMean: T | null, runningVar: T | null, saveMean: T | null, saveInvstd: T | null, train: boolean, eps: number, outputMask: readonly boolean[], options?: { out0?: T | undefined; out1?: T | undefined; out2?: T | undefined }): [T, T, T];
+  nativeBatchNormBackward(this: void, gradOut: T, input: T, weight: T | null, runningMean: T | null, runningVar: T | null, saveMean: T | null, saveInvstd: T | null, train: boolean, eps: number, outputMask: readonly boolean[], options?: { out0?: T | undefined; out1?: T | undefined; out2?: T | undefined }): [T, T, T];
   /** `aten::native_channel_shuffle(Tensor self, SymInt groups) -> Tensor` */
-  nativeChannelShuffle(self: T, groups: number): T;
+  nativeChannelShuffle(this: void, self: T, groups: number): T;
   /** `aten::native_dropout(Tensor input, float p, bool? train) -> (Tensor, Tensor)` */
-  nativeDropout(input: T, p: number, train: boolean | null, options?: { out0?: T | undefined; out1?: T | undefined }): [T, T];
+  nativeDropout(this: void, input: T, p: number, train: boolean | null, options?: { out0?: T | undefined; out1?: T | undefined }): [T, T];
   /** `aten::native_dropout_backward(Tensor grad_output, Tensor mask, float scale) -> Tensor` */
-  nativeDropoutBackward(gradOutput: T, mask: T, scale: number, options?: { out?: T | undefined }): T;
+  nativeDropoutBackward(this: void, gradOutput: T, mask: T, scale: number, options?: { out?: T | undefined }): T;
   /** `aten::native_group_norm(Tensor input, Tensor? weight, Tensor? bias, SymInt N, SymInt C, SymInt HxW, int group, float eps) -> (Tensor, Tensor, Tensor)` */
-  nativeGroupNorm(input: T, weight: T | null, bias: T | null, N: number, C: number, HxW: number, group: number, eps: number, options?: { out0?: T | undefined; out1?: T | undefined; out2?: T | undefined }): [T, T, T];
+  nativeGroupNorm(this: void, input: T, weight: T | null, bias: T | null, N: number, C: number, HxW: number, group: number, eps: number, options?: { out0?: T | undefined; out1?: T | undefined; out2?: T | undefined }): [T, T, T];
   /** `aten::native_group_norm_backward(Tensor grad_out, Tensor input, Tensor mean, Tensor rstd, Tensor? weight, SymInt N, SymInt C, SymInt HxW, int group, bool[3] output_mask) -> (Tensor, Tensor, Tensor)` */
-  nativeGroupNormBackward(gradOut: T, input: T, mean: T, rstd: T, weight: T | null, N: number, C: number, HxW: number, group: number, outputMask: readonly boolean[], options?: { out0?: T | undefined; out1?: T | undefined; out2?: T | undefined }): [T, T, T];
+  nativeGroupNormBackward(this: void, gradOut: T, input: T, mean: T, rstd: T, weight: T | null, N: number, C: number, HxW: number, group: number, outputMask: readonly boolean[], options?: { out0?: T | undefined; out1?: T | undefined; out2?: T | undefined }): [T, T, T];
   /** `aten::native_layer_norm(Tensor input, SymInt[] normalized_shape, Tensor? weight, Tensor? bias, float eps) -> (Tensor, Tensor, Tensor)` */
-  nativeLayerNorm(input: T, normalizedShape: readonly number[], weight: T | null, bias: T | null, eps: number, options?: { out0?: T | undefined; out1?: T | undefined; out2?: T | undefined }): [T, T, T];
+  nativeLayerNorm(this: void, input: T, normalizedShape: readonly number[], weight: T | null, bias: T | null, eps: number, options?: { out0?: T | undefined; out1?: T | undefined; out2?: T | undefined }): [T, T, T];
   /** `aten::native_layer_norm_backward(Tensor grad_out, Tensor input, SymInt[] normalized_shape, Tensor mean, Tensor rstd, Tensor? weight, Tensor? bias, bool[3] output_mask) -> (Tensor, Tensor, Tensor)` */
-  nativeLayerNormBackward(gradOut: T, input: T, normalizedShape: readonly number[], mean: T, rstd: T, weight: T | null, bias: T | null, outputMask: readonly boolean[], options?: { out0?: T | undefined; out1?: T | undefined; out2?: T | undefined }): [T, T, T];
+  nativeLayerNormBackward(this: void, gradOut: T, input: T, normalizedShape: readonly number[], mean: T, rstd: T, weight: T | null, bias: T | null, outputMask: readonly boolean[], options?: { out0?: T | undefined; out1?: T | undefined; out2?: T | undefined }): [T, T, T];
   /** `aten::native_norm(Tensor self, Scalar p=2) -> Tensor` */
-  nativeNorm(self: T, p?: Scalar, options?: { out?: T | undefined }): T;
+  nativeNorm(this: void, self: T, p?: Scalar, options?: { out?: T | undefined }): T;
   /** `aten::native_norm.ScalarOpt_dim_dtype(Tensor self, Scalar? p, int[1] dim, bool keepdim, ScalarType? dtype) -> Tensor` */
-  nativeNorm(self: T, p: Scalar | null, dim: number | readonly number[], keepdim: boolean, dtype: DType | null, options?: { out?: T | undefined }): T;
+  nativeNorm(this: void, self: T, p: Scalar | null, dim: number | readonly number[], keepdim: boolean, dtype: DType | null, options?: { out?: T | undefined }): T;
   /** `aten::ne.Scalar(Tensor self, Scalar other) -> Tensor` */
-  ne(self: T, other: Scalar, options?: { out?: T | undefined }): T;
+  ne(this: void, self: T, other: Scalar, options?: { out?: T | undefined }): T;
   /** `aten::ne.Tensor(Tensor self, Tensor other) -> Tensor` */
-  ne(self: T, other: T, options?: { out?: T | undefined }): T;
+  ne(this: void, self: T, other: T, options?: { out?: T | undefined }): T;
   /** `aten::ne_.Scalar(Tensor(a!) self, Scalar other) -> Tensor(a!)` */
-  ne_(self: T, other: Scalar): T;
+  ne_(this: void, self: T, other: Scalar): T;
   /** `aten::ne_.Tensor(Tensor(a!) self, Tensor other) -> Tensor(a!)` */
-  ne_(self: T, other: T): T;
+  ne_(this: void, self: T, other: T): T;
   /** `aten::neg(Tensor self) -> Tensor` */
-  neg(self: T, options?: { out?: T | undefined }): T;
+  neg(this: void, self: T, options?: { out?: T | undefined }): T;
   /** `aten::neg_(Tensor(a!) self) -> Tensor(a!)` */
-  neg_(self: T): T;
+  neg_(this: void, self: T): T;
   /** `aten::negative(Tensor self) -> Tensor` */
-  negative(self: T, options?: { out?: T | undefined }): T;
+  negative(this: void, self: T, options?: { out?: T | undefined }): T;
   /** `aten::negative_(Tensor(a!) self) -> Tensor(a!)` */
-  negative_(self: T): T;
+  negative_(this: void, self: T): T;
   /** `aten::nested_to_padded_tensor(Tensor self, float padding, int[]? output_size=None) -> Tensor` */
-  nestedToPaddedTensor(self: T, padding: number, outputSize?: readonly number[] | null): T;
+  nestedToPaddedTensor(this: void, self: T, padding: number, outputSize?: readonly number[] | null): T;
   /** `aten::new_empty(Tensor self, SymInt[] size, *, ScalarType? dtype=None, Layout? layout=None, Device? device=None, bool? pin_memory=None) -> Tensor` */
-  newEmpty(self: T, size: readonly number[], options?: { dtype?: DType | null | undefined; layout?: Layout | null | undefined; device?: Device | null | undefined; pinMemory?: boolean | null | undefined }): T;
+  newEmpty(this: void, self: T, size: readonly number[], options?: { dtype?: DType | null | undefined; layout?: Layout | null | undefined; device?: Device | null | undefined; pinMemory?: boolean | null | undefined }): T;
   /** `aten::new_empty.out(Tensor self, SymInt[] size, *, Tensor(a!) out) -> Tensor(a!)` */
-  newEmpty(self: T, size: readonly number[], options: { out: T }): T;
+  newEmpty(this: void, self: T, size: readonly number[], options: { out: T }): T;
   /** `aten::new_empty_strided(Tensor self, SymInt[] size, SymInt[] stride, *, ScalarType? dtype=None, Layout? layout=None, Device? device=None, bool? pin_memory=None) -> Tensor` */
-  newEmptyStrided(self: T, size: readonly number[], stride: readonly number[], options?: { dtype?: DType | null | undefined; layout?: Layout | null | undefined; device?: Device | null | undefined; pinMemory?: boolean | null | undefined }): T;
+  newEmptyStrided(this: void, self: T, size: readonly number[], stride: readonly number[], options?: { dtype?: DType | null | undefined; layout?: Layout | null | undefined; device?: Device | null | undefined; pinMemory?: boolean | null | undefined }): T;
   /** `aten::new_empty_strided.out(Tensor self, SymInt[] size, SymInt[] stride, *, Tensor(a!) out) -> Tensor(a!)` */
-  newEmptyStrided(self: T, size: readonly number[], stride: readonly number[], options: { out: T }): T;
+  newEmptyStrided(this: void, self: T, size: readonly number[], stride: readonly number[], options: { out: T }): T;
   /** `aten::new_full(Tensor self, SymInt[] size, Scalar fill_value, *, ScalarType? dtype=None, Layout? layout=None, Device? device=None, bool? pin_memory=None) -> Tensor` */
-  newFull(self: T, size: readonly number[], fillValue: Scalar, options?: { dtype?: DType | null | undefined; layout?: Layout | null | undefined; device?: Device | null | undefined; pinMemory?: boolean | null | undefined }): T;
+  newFull(this: void, self: T, size: readonly number[], fillValue: Scalar, options?: { dtype?: DType | null | undefined; layout?: Layout | null | undefined; device?: Device | null | undefined; pinMemory?: boolean | null | undefined }): T;
   /** `aten::new_full.out(Tensor self, SymInt[] size, Scalar fill_value, *, Tensor(a!) out) -> Tensor(a!)` */
-  newFull(self: T, size: readonly number[], fillValue: Scalar, options: { out: T }): T;
+  newFull(this: void, self: T, size: readonly number[], fillValue: Scalar, options: { out: T }): T;
   /** `aten::new_ones(Tensor self, SymInt[] size, *, ScalarType? dtype=None, Layout? layout=None, Device? device=None, bool? pin_memory=None) -> Tensor` */
-  newOnes(self: T, size: readonly number[], options?: { dtype?: DType | null | undefined; layout?: Layout | null | undefined; device?: Device | null | undefined; pinMemory?: boolean | null | undefined }): T;
+  newOnes(this: void, self: T, size: readonly number[], options?: { dtype?: DType | null | undefined; layout?: Layout | null | undefined; device?: Device | null | undefined; pinMemory?: boolean | null | undefined }): T;
   /** `aten::new_ones.out(Tensor self, SymInt[] size, *, Tensor(a!) out) -> Tensor(a!)` */
-  newOnes(self: T, size: readonly number[], options: { out: T }): T;
+  newOnes(this: void, self: T, size: readonly number[], options: { out: T }): T;
   /** `aten::new_zeros(Tensor self, SymInt[] size, *, ScalarType? dtype=None, Layout? layout=None, Device? device=None, bool? pin_memory=None) -> Tensor` */
-  newZeros(self: T, size: readonly number[], options?: { dtype?: DType | null | undefined; layout?: Layout | null | undefined; device?: Device | null | undefined; pinMemory?: boolean | null | undefined }): T;
+  newZeros(this: void, self: T, size: readonly number[], options?: { dtype?: DType | null | undefined; layout?: Layout | null | undefined; device?: Device | null | undefined; pinMemory?: boolean | null | undefined }): T;
   /** `aten::new_zeros.out(Tensor self, SymInt[] size, *, Tensor(a!) out) -> Tensor(a!)` */
-  newZeros(self: T, size: readonly number[], options: { out: T }): T;
+  newZeros(this: void, self: T, size: readonly number[], options: { out: T }): T;
   /** `aten::nextafter(Tensor self, Tensor other) -> Tensor` */
-  nextafter(self: T, other: T, options?: { out?: T | undefined }): T;
+  nextafter(this: void, self: T, other: T, options?: { out?: T | undefined }): T;
   /** `aten::nextafter_(Tensor(a!) self, Tensor other) -> Tensor(a!)` */
-  nextafter_(self: T, other: T): T;
+  nextafter_(this: void, self: T, other: T): T;
   /** `aten::nll_loss(Tensor self, Tensor target, Tensor? weight=None, int reduction=1, SymInt ignore_index=-100) -> Tensor` */
-  nllLoss(self: T, target: T, weight?: T | null, reduction?: number, ignoreIndex?: number, options?: { out?: T | undefined }): T;
+  nllLoss(this: void, self: T, target: T, weight?: T | null, reduction?: number, ignoreIndex?: number, options?: { out?: T | undefined }): T;
   /** `aten::nll_loss2d(Tensor self, Tensor target, Tensor? weight=None, int reduction=1, SymInt ignore_index=-100) -> Tensor` */
-  nllLoss2d(self: T, target: T, weight?: T | null, reduction?: number, ignoreIndex?: number, options?: { out?: T | undefined }): T;
+  nllLoss2d(this: void, self: T, target: T, weight?: T | null, reduction?: number, ignoreIndex?: number, options?: { out?: T | undefined }): T;
   /** `aten::nll_loss2d_backward(Tensor grad_output, Tensor self, Tensor target, Tensor? weight, int reduction, SymInt ignore_index, Tensor total_weight) -> Tensor` */
-  nllLoss2dBackward(gradOutput: T, self: T, target: T, weight: T | null, reduction: number, ignoreIndex: number, totalWeight: T, options?: { gradInput?: T | undefined }): T;
+  nllLoss2dBackward(this: void, gradOutput: T, self: T, target: T, weight: T | null, reduction: number, ignoreIndex: number, totalWeight: T, options?: { gradInput?: T | undefined }): T;
   /** `aten::nll_loss2d_forward(Tensor self, Tensor target, Tensor? weight, int reduction, SymInt ignore_index) -> (Tensor output, Tensor total_weight)` */
-  nllLoss2dForward(self: T, target: T, weight: T | null, reduction: number, ignoreIndex: number, options?: { output?: T | undefined; totalWeight?: T | undefined }): [output: T, totalWeight: T];
+  nllLoss2dForward(this: void, self: T, target: T, weight: T | null, reduction: number, ignoreIndex: number, options?: { output?: T | undefined; totalWeight?: T | undefined }): [output: T, totalWeight: T];
   /** `aten::nll_loss_backward(Tensor grad_output, Tensor self, Tensor target, Tensor? weight, int reduction, SymInt ignore_index, Tensor total_weight) -> Tensor` */
-  nllLossBackward(gradOutput: T, self: T, target: T, weight: T | null, reduction: number, ignoreIndex: number, totalWeight: T, options?: { gradInput?: T | undefined }): T;
+  nllLossBackward(this: void, gradOutput: T, self: T, target: T, weight: T | null, reduction: number, ignoreIndex: number, totalWeight: T, options?: { gradInput?: T | undefined }): T;
   /** `aten::nll_loss_forward(Tensor self, Tensor target, Tensor? weight, int reduction, SymInt ignore_index) -> (Tensor output, Tensor total_weight)` */
-  nllLossForward(self: T, target: T, weight: T | null, reduction: number, ignoreIndex: number, options?: { output?: T | undefined; totalWeight?: T | undefined }): [output: T, totalWeight: T];
+  nllLossForward(this: void, self: T, target: T, weight: T | null, reduction: number, ignoreIndex: number, options?: { output?: T | undefined; totalWeight?: T | undefined }): [output: T, totalWeight: T];
   /** `aten::nll_loss_nd(Tensor self, Tensor target, Tensor? weight=None, int reduction=1, SymInt ignore_index=-100) -> Tensor` */
-  nllLossNd(self: T, target: T, weight?: T | null, reduction?: number, ignoreIndex?: number): T;
+  nllLossNd(this: void, self: T, target: T, weight?: T | null, reduction?: number, ignoreIndex?: number): T;
   /** `aten::nonzero(Tensor self) -> Tensor` */
-  nonzero(self: T, options?: { out?: T | undefined }): T;
+  nonzero(this: void, self: T, options?: { out?: T | undefined }): T;
   /** `aten::nonzero_numpy(Tensor self) -> Tensor[]` */
-  nonzeroNumpy(self: T): T[];
+  nonzeroNumpy(this: void, self: T): T[];
   /** `aten::nonzero_static(Tensor self, *, SymInt size, int fill_value=-1) -> Tensor` */
-  nonzeroStatic(self: T, options: { size: number; fillValue?: number | undefined; out?: T | undefined }): T;
+  nonzeroStatic(this: void, self: T, options: { size: number; fillValue?: number | undefined; out?: T | undefined }): T;
   /** `aten::norm.Scalar(Tensor self, Scalar p=2) -> Tensor` */
-  norm(self: T, p?: Scalar, options?: { out?: T | undefined }): T;
+  norm(this: void, self: T, p?: Scalar, options?: { out?: T | undefined }): T;
   /** `aten::norm.ScalarOpt_dim(Tensor self, Scalar? p, int[1] dim, bool keepdim=False) -> Tensor` */
-  norm(self: T, p: Scalar | null, dim: number | readonly number[], keepdim?: boolean, options?: { out?: T | undefined }): T;
+  norm(this: void, self: T, p: Scalar | null, dim: number | readonly number[], keepdim?: boolean, options?: { out?: T | undefined }): T;
   /** `aten::norm.ScalarOpt_dim_dtype(Tensor self, Scalar? p, int[1] dim, bool keepdim, *, ScalarType dtype) -> Tensor` */
-  norm(self: T, p: Scalar | null, dim: number | readonly number[], keepdim: boolean, options: { dtype: DType; out?: T | undefined }): T;
+  norm(this: void, self: T, p: Scalar | null, dim: number | readonly number[], keepdim: boolean, options: { dtype: DType; out?: T | undefined }): T;
   /** `aten::norm.ScalarOpt_dtype(Tensor self, Scalar? p, *, ScalarType dtype) -> Tensor` */
-  norm(self: T, p: Scalar | null, options: { dtype: DType; out?: T | undefined }): T;
+  norm(this: void, self: T, p: Scalar | null, options: { dtype: DType; out?: T | undefined }): T;
   /** `aten::norm_except_dim(Tensor v, int pow=2, int dim=0) -> Tensor` */
-  normExceptDim(v: T, pow?: number, dim?: number): T;
+  normExceptDim(this: void, v: T, pow?: number, dim?: number): T;
   /** `aten::normal.Tensor_Tensor(Tensor mean, Tensor std, *, Generator? generator=None) -> Tensor` */
-  normal(mean: T, std: T, options?: { out?: T | undefined }): T;
+  normal(this: void, mean: T, std: T, options?: { out?: T | undefined }): T;
   /** `aten::normal.Tensor_float(Tensor mean, float std=1., *, Generator? generator=None) -> Tensor` */
-  normal(mean: T, std?: number, options?: { out?: T | undefined }): T;
+  normal(this: void, mean: T, std?: number, options?: { out?: T | undefined }): T;
   /** `aten::normal.float_Tensor(float mean, Tensor std, *, Generator? generator=None) -> Tensor` */
-  normal(mean: number, std: T, options?: { out?: T | undefined }): T;
+  normal(this: void, mean: number, std: T, options?: { out?: T | undefined }): T;
   /** `aten::normal.float_float(float mean, float std, SymInt[] size, *, Generator? generator=None, ScalarType? dtype=None, Layout? layout=None, Device? device=None, bool? pin_memory=None) -> Tensor` */
-  normal(mean: number, std: number, size: readonly number[], options?: { dtype?: DType | null | undefined; layout?: Layout | null | undefined; device?: Device | null | undefined; pinMemory?: boolean | null | undefined }): T;
+  normal(this: void, mean: number, std: number, size: readonly number[], options?: { dtype?: DType | null | undefined; layout?: Layout | null | undefined; device?: Device | null | undefined; pinMemory?: boolean | null | undefined }): T;
   /** `aten::normal.float_float_out(float mean, float std, SymInt[] size, *, Generator? generator=None, Tensor(a!) out) -> Tensor(a!)` */
-  normal(mean: number, std: number, size: readonly number[], options: { out: T }): T;
+  normal(this: void, mean: number, std: number, size: readonly number[], options: { out: T }): T;
   /** `aten::normal.out(Tensor self, float mean=0., float std=1., *, Generator? generator=None, Tensor(a!) out) -> Tensor(a!)` */
-  normal(self: T, mean: number | undefined, std: number | undefined, options: { out: T }): T;
+  normal(this: void, self: T, mean: number | undefined, std: number | undefined, options: { out: T }): T;
   /** `aten::normal_(Tensor(a!) self, float mean=0., float std=1., *, Generator? generator=None) -> Tensor(a!)` */
-  normal_(self: T, mean?: number, std?: number): T;
+  normal_(this: void, self: T, mean?: number, std?: number): T;
   /** `aten::normal_functional(Tensor self, float mean=0., float std=1., *, Generator? generator=None) -> Tensor` */
-  normalFunctional(self: T, mean?: number, std?: number): T;
+  normalFunctional(this: void, self: T, mean?: number, std?: number): T;
   /** `aten::not_equal.Scalar(Tensor self, Scalar other) -> Tensor` */
-  notEqual(self: T, other: Scalar, options?: { out?: T | undefined }): T;
+  notEqual(this: void, self: T, other: Scalar, options?: { out?: T | undefined }): T;
   /** `aten::not_equal.Tensor(Tensor self, Tensor other) -> Tensor` */
-  notEqual(self: T, other: T, options?: { out?: T | undefined }): T;
+  notEqual(this: void, self: T, other: T, options?: { out?: T | undefined }): T;
   /** `aten::not_equal_.Scalar(Tensor(a!) self, Scalar other) -> Tensor(a!)` */
-  notEqual_(self: T, other: Scalar): T;
+  notEqual_(this: void, self: T, other: Scalar): T;
   /** `aten::not_equal_.Tensor(Tensor(a!) self, Tensor other) -> Tensor(a!)` */
-  notEqual_(self: T, other: T): T;
+  notEqual_(this: void, self: T, other: T): T;
   /** `aten::nuclear_norm(Tensor self, bool keepdim=False) -> Tensor` */
-  nuclearNorm(self: T, keepdim?: boolean, options?: { out?: T | undefined }): T;
+  nuclearNorm(this: void, self: T, keepdim?: boolean, options?: { out?: T | undefined }): T;
   /** `aten::nuclear_norm.dim(Tensor self, int[2] dim, bool keepdim=False) -> Tensor` */
-  nuclearNorm(self: T, dim: number | readonly number[], keepdim?: boolean, options?: { out?: T | undefined }): T;
+  nuclearNorm(this: void, self: T, dim: number | readonly number[], keepdim?: boolean, options?: { out?: T | undefined }): T;
   /** `aten::numel(Tensor self) -> int` */
-  numel(self: T): number;
+  numel(this: void, self: T): number;
   /** `aten::numpy_T(Tensor(a) self) -> Tensor(a)` */
-  numpyT(self: T): T;
+  numpyT(this: void, self: T): T;
   /** `aten::one_hot(Tensor self, int num_classes=-1) -> Tensor` */
-  oneHot(self: T, numClasses?: number): T;
+  oneHot(this: void, self: T, numClasses?: number): T;
   /** `aten::ones(SymInt[] size, *, ScalarType? dtype=None, Layout? layout=None, Device? device=None, bool? pin_memory=None) -> Tensor` */
-  ones(size: readonly number[], options?: { dtype?: DType | null | undefined; layout?: Layout | null | undefined; device?: Device | null | undefined; pinMemory?: boolean | null | undefined }): T;
+  ones(this: void, size: readonly number[], options?: { dtype?: DType | null | undefined; layout?: Layout | null | undefined; device?: Device | null | undefined; pinMemory?: boolean | null | undefined }): T;
   /** `aten::ones.out(SymInt[] size, *, Tensor(a!) out) -> Tensor(a!)` */
-  ones(size: readonly number[], options: { out: T }): T;
+  ones(this: void, size: readonly number[], options: { out: T }): T;
   /** `aten::ones_like(Tensor self, *, ScalarType? dtype=None, Layout? layout=None, Device? device=None, bool? pin_memory=None, MemoryFormat? memory_format=None) -> Tensor` */
-  onesLike(self: T, options?: { dtype?: DType | null | undefined; layout?: Layout | null | undefined; device?: Device | null | undefined; pinMemory?: boolean | null | undefined; memoryFormat?: MemoryFormat | null | undefined }): T;
+  onesLike(this: void, self: T, options?: { dtype?: DType | null | undefined; layout?: Layout | null | undefined; device?: Device | null | undefined; pinMemory?: boolean | null | undefined; memoryFormat?: MemoryFormat | null | undefined }): T;
   /** `aten::ones_like.out(Tensor self, *, MemoryFormat? memory_format=None, Tensor(a!) out) -> Tensor(a!)` */
-  onesLike(self: T, options: { memoryFormat?: MemoryFormat | null | undefined; out: T }): T;
+  onesLike(this: void, self: T, options: { memoryFormat?: MemoryFormat | null | undefined; out: T }): T;
   /** `aten::orgqr(Tensor self, Tensor input2) -> Tensor` */
-  orgqr(self: T, input2: T, options?: { out?: T | undefined }): T;
+  orgqr(this: void, self: T, input2: T, options?: { out?: T | undefined }): T;
   /** `aten::ormqr(Tensor self, Tensor input2, Tensor input3, bool left=True, bool transpose=False) -> Tensor` */
-  ormqr(self: T, input2: T, input3: T, left?: boolean, transpose?: boolean, options?: { out?: T | undefined }): T;
+  ormqr(this: void, self: T, input2: T, input3: T, left?: boolean, transpose?: boolean, options?: { out?: T | undefined }): T;
   /** `aten::outer(Tensor self, Tensor vec2) -> Tensor` */
-  outer(self: T, vec2: T, options?: { out?: T | undefined }): T;
+  outer(this: void, self: T, vec2: T, options?: { out?: T | undefined }): T;
   /** `aten::output_nr(Tensor self) -> int` */
-  outputNr(self: T): number;
+  outputNr(this: void, self: T): number;
   /** `aten::pad(Tensor self, SymInt[] pad, str mode="constant", float? value=None) -> Tensor` */
-  pad(self: T, pad: readonly number[], mode?: string, value?: number | null): T;
+  pad(this: void, self: T, pad: readonly number[], mode?: string, value?: number | null): T;
   /** `aten::pad_sequence(Tensor[] sequences, bool batch_first=False, float padding_value=0., str padding_side="right") -> Tensor` */
-  padSequence(sequences: readonly T[], batchFirst?: boolean, paddingValue?: number, paddingSide?: string): T;
+  padSequence(this: void, sequences: readonly T[], batchFirst?: boolean, paddingValue?: number, paddingSide?: string): T;
   /** `aten::pairwise_distance(Tensor x1, Tensor x2, float p=2., float eps=9.9999999999999995e-07, bool keepdim=False) -> Tensor` */
-  pairwiseDistance(x1: T, x2: T, p?: number, eps?: number, keepdim?: boolean): T;
+  pairwiseDistance(this: void, x1: T, x2: T, p?: number, eps?: number, keepdim?: boolean): T;
   /** `aten::pdist(Tensor self, float p=2.) -> Tensor` */
-  pdist(self: T, p?: number): T;
+  pdist(this: void, self: T, p?: number): T;
   /** `aten::permute(Tensor(a) self, int[] dims) -> Tensor(a)` */
-  permute(self: T, dims: readonly number[]): T;
+  permute(this: void, self: T, dims: readonly number[]): T;
   /** `aten::permute_copy(Tensor self, int[] dims) -> Tensor` */
-  permuteCopy(self: T, dims: readonly number[], options?: { out?: T | undefined }): T;
+  permuteCopy(this: void, self: T, dims: readonly number[], options?: { out?: T | undefined }): T;
   /** `aten::pin_memory(Tensor(a) self, Device? device=None) -> Tensor(a)` */
-  pinMemory(self: T, device?: Device | null): T;
+  pinMemory(this: void, self: T, device?: Device | null): T;
   /** `aten::pinverse(Tensor self, float rcond=1.0000000000000001e-15) -> Tensor` */
-  pinverse(self: T, rcond?: number): T;
+  pinverse(this: void, self: T, rcond?: number): T;
   /** `aten::pixel_shuffle(Tensor self, int upscale_factor) -> Tensor` */
-  pixelShuffle(self: T, upscaleFactor: number, options?: { out?: T | undefined }): T;
+  pixelShuffle(this: void, self: T, upscaleFactor: number, options?: { out?: T | undefined }): T;
   /** `aten::pixel_unshuffle(Tensor self, int downscale_factor) -> Tensor` */
-  pixelUnshuffle(self: T, downscaleFactor: number, options?: { out?: T | undefined }): T;
+  pixelUnshuffle(this: void, self: T, downscaleFactor: number, options?: { out?: T | undefined }): T;
   /** `aten::poisson_nll_loss(Tensor input, Tensor target, bool log_input, bool full, float eps, int reduction) -> Tensor` */
-  poissonNllLoss(input: T, target: T, logInput: boolean, full: boolean, eps: number, reduction: number): T;
+  poissonNllLoss(this: void, input: T, target: T, logInput: boolean, full: boolean, eps: number, reduction: number): T;
   /** `aten::polar(Tensor abs, Tensor angle) -> Tensor` */
-  polar(abs: T, angle: T, options?: { out?: T | undefined }): T;
+  polar(this: void, abs: T, angle: T, options?: { out?: T | undefined }): T;
   /** `aten::polygamma(int n, Tensor self) -> Tensor` */
-  polygamma(n: number, self: T, options?: { out?: T | undefined }): T;
+  polygamma(this: void, n: number, self: T, options?: { out?: T | undefined }): T;
   /** `aten::polygamma_(Tensor(a!) self, int n) -> Tensor(a!)` */
-  polygamma_(self: T, n: number): T;
+  polygamma_(this: void, self: T, n: number): T;
   /** `aten::positive(Tensor(a) self) -> Tensor(a)` */
-  positive(self: T): T;
+  positive(this: void, self: T): T;
   /** `aten::pow.Scalar(Scalar self, Tensor exponent) -> Tensor` */
-  pow(self: Scalar, exponent: T, options?: { out?: T | undefined }): T;
+  pow(this: void, self: Scalar, exponent: T, options?: { out?: T | undefined }): T;
   /** `aten::pow.Tensor_Scalar(Tensor self, Scalar exponent) -> Tensor` */
-  pow(self: T, exponent: Scalar, options?: { out?: T | undefined }): T;
+  pow(this: void, self: T, exponent: Scalar, options?: { out?: T | undefined }): T;
   /** `aten::pow.Tensor_Tensor(Tensor self, Tensor exponent) -> Tensor` */
-  pow(self: T, exponent: T, options?: { out?: T | undefined }): T;
+  pow(this: void, self: T, exponent: T, options?: { out?: T | undefined }): T;
   /** `aten::pow_.Scalar(Tensor(a!) self, Scalar exponent) -> Tensor(a!)` */
-  pow_(self: T, exponent: Scalar): T;
+  pow_(this: void, self: T, exponent: Scalar): T;
   /** `aten::pow_.Tensor(Tensor(a!) self, Tensor exponent) -> Tensor(a!)` */
-  pow_(self: T, exponent: T): T;
+  pow_(this: void, self: T, exponent: T): T;
   /** `aten::prelu(Tensor self, Tensor weight) -> Tensor` */
-  prelu(self: T, weight: T): T;
+  prelu(this: void, self: T, weight: T): T;
   /** `aten::prod(Tensor self, *, ScalarType? dtype=None) -> Tensor` */
-  prod(self: T, options?: { dtype?: DType | null | undefined; out?: T | undefined }): T;
+  prod(this: void, self: T, options?: { dtype?: DType | null | undefined; out?: T | undefined }): T;
   /** `aten::prod.dim_int(Tensor self, int dim, bool keepdim=False, *, ScalarType? dtype=None) -> Tensor` */
-  prod(self: T, dim: number, keepdim?: boolean, options?: { dtype?: DType | null | undefined; out?: T | undefined }): T;
+  prod(this: void, self: T, dim: number, keepdim?: boolean, options?: { dtype?: DType | null | undefined; out?: T | undefined }): T;
   /** `aten::put(Tensor self, Tensor index, Tensor source, bool accumulate=False) -> Tensor` */
-  put(self: T, index: T, source: T, accumulate?: boolean, options?: { out?: T | undefined }): T;
+  put(this: void, self: T, index: T, source: T, accumulate?: boolean, options?: { out?: T | undefined }): T;
   /** `aten::put_(Tensor(a!) self, Tensor index, Tensor source, bool accumulate=False) -> Tensor(a!)` */
-  put_(self: T, index: T, source: T, accumulate?: boolean): T;
+  put_(this: void, self: T, index: T, source: T, accumulate?: boolean): T;
   /** `aten::q_per_channel_axis(Tensor self) -> int` */
-  qPerChannelAxis(self: T): number;
+  qPerChannelAxis(this: void, self: T): number;
   /** `aten::q_per_channel_scales(Tensor self) -> Tensor` */
-  qPerChannelScales(self: T, options?: { out?: T | undefined }): T;
+  qPerChannelScales(this: void, self: T, options?: { out?: T | undefined }): T;
   /** `aten::q_per_channel_zero_points(Tensor self) -> Tensor` */
-  qPerChannelZeroPoints(self: T, options?: { out?: T | undefined }): T;
+  qPerChannelZeroPoints(this: void, self: T, options?: { out?: T | undefined }): T;
   /** `aten::q_scale(Tensor self) -> float` */
-  qScale(self: T): number;
+  qScale(this: void, self: T): number;
   /** `aten::q_zero_point(Tensor self) -> int` */
-  qZeroPoint(self: T): number;
+  qZeroPoint(this: void, self: T): number;
   /** `aten::qr(Tensor self, bool some=True) -> (Tensor Q, Tensor R)` */
-  qr(self: T, some?: boolean, options?: { Q?: T | undefined; R?: T | undefined }): [Q: T, R: T];
+  qr(this: void, self: T, some?: boolean, options?: { Q?: T | undefined; R?: T | undefined }): [Q: T, R: T];
   /** `aten::quantile(Tensor self, Tensor q, int? dim=None, bool keepdim=False, *, str interpolation="linear") -> Tensor` */
-  quantile(self: T, q: T, dim?: number | null, keepdim?: boolean, options?: { interpolation?: string | undefined; out?: T | undefined }): T;
+  quantile(this: void, self: T, q: T, dim?: number | null, keepdim?: boolean, options?: { interpolation?: string | undefined; out?: T | undefined }): T;
   /** `aten::quantile.scalar(Tensor self, float q, int? dim=None, bool keepdim=False, *, str interpolation="linear") -> Tensor` */
-  quantile(self: T, q: number, dim?: number | null, keepdim?: boolean, options?: { interpolation?: string | undefined; out?: T | undefined }): T;
+  quantile(this: void, self: T, q: number, dim?: number | null, keepdim?: boolean, options?: { interpolation?: string | undefined; out?: T | undefined }): T;
   /** `aten::quantize_per_channel(Tensor self, Tensor scales, Tensor zero_points, int axis, ScalarType dtype) -> Tensor` */
-  quantizePerChannel(self: T, scales: T, zeroPoints: T, axis: number, dtype: DType, options?: { out?: T | undefined }): T;
+  quantizePerChannel(this: void, self: T, scales: T, zeroPoints: T, axis: number, dtype: DType, options?: { out?: T | undefined }): T;
   /** `aten::quantize_per_tensor(Tensor self, float scale, int zero_point, ScalarType dtype) -> Tensor` */
-  quantizePerTensor(self: T, scale: number, zeroPoint: number, dtype: DType, options?: { out?: T | undefined }): T;
+  quantizePerTensor(this: void, self: T, scale: number, zeroPoint: number, dtype: DType, options?: { out?: T | undefined }): T;
   /** `aten::quantize_per_tensor.tensor_qparams(Tensor self, Tensor scale, Tensor zero_point, ScalarType dtype) -> Tensor` */
-  quantizePerTensor(self: T, scale: T, zeroPoint: T, dtype: DType, options?: { out?: T | undefined }): T;
+  quantizePerTensor(this: void, self: T, scale: T, zeroPoint: T, dtype: DType, options?: { out?: T | undefined }): T;
   /** `aten::quantize_per_tensor.tensors(Tensor[] tensors, Tensor scales, Tensor zero_points, ScalarType dtype) -> Tensor[]` */
-  quantizePerTensor(tensors: readonly T[], scales: T, zeroPoints: T, dtype: DType): T[];
+  quantizePerTensor(this: void, tensors: readonly T[], scales: T, zeroPoints: T, dtype: DType): T[];
   /** `aten::quantize_per_tensor.tensors_out(Tensor[] tensors, Tensor scales, Tensor zero_points, ScalarType dtype, *, Tensor(a!)[] out) -> ()` */
-  quantizePerTensor(tensors: readonly T[], scales: T, zeroPoints: T, dtype: DType, options: { out: readonly T[] }): void;
+  quantizePerTensor(this: void, tensors: readonly T[], scales: T, zeroPoints: T, dtype: DType, options: { out: readonly T[] }): void;
   /** `aten::quantize_per_tensor_dynamic(Tensor self, ScalarType dtype, bool reduce_range) -> Tensor` */
-  quantizePerTensorDynamic(self: T, dtype: DType, reduceRange: boolean, options?: { out?: T | undefined }): T;
+  quantizePerTensorDynamic(this: void, self: T, dtype: DType, reduceRange: boolean, options?: { out?: T | undefined }): T;
   /** `aten::quantized_batch_norm(Tensor input, Tensor? weight, Tensor? bias, Tensor mean, Tensor var, float eps, float output_scale, int output_zero_point) -> Tensor` */
-  quantizedBatchNorm(input: T, weight: T | null, bias: T | null, mean: T, var_: T, eps: number, outputScale: number, outputZeroPoint: number, options?: { out?: T | undefined }): T;
+  quantizedBatchNorm(this: void, input: T, weight: T | null, bias: T | null, mean: T, var_: T, eps: number, outputScale: number, outputZeroPoint: number, options?: { out?: T | undefined }): T;
   /** `aten::quantized_gru.data_legacy(Tensor data, Tensor batch_sizes, Tensor hx, Tensor[] params, bool has_biases, int num_layers, float dropout, bool train, bool bidirectional) -> (Tensor, Tensor)` */
-  quantizedGru(data: T, batchSizes: T, hx: T, params: readonly T[], hasBiases: boolean, numLayers: number, dropout: number, train: boolean, bidirectional: boolean): [T, T];
+  quantizedGru(this: void, data: T, batchSizes: T, hx: T, params: readonly T[], hasBiases: boolean, numLayers: number, dropout: number, train: boolean, bidirectional: boolean): [T, T];
   /** `aten::quantized_gru.input_legacy(Tensor input, Tensor hx, Tensor[] params, bool has_biases, int num_layers, float dropout, bool train, bool bidirectional, bool batch_first) -> (Tensor, Tensor)` */
-  quantizedGru(input: T, hx: T, params: readonly T[], hasBiases: boolean, numLayers: number, dropout: number, train: boolean, bidirectional: boolean, batchFirst: boolean): [T, T];
+  quantizedGru(this: void, input: T, hx: T, params: readonly T[], hasBiases: boolean, numLayers: number, dropout: number, train: boolean, bidirectional: boolean, batchFirst: boolean): [T, T];
   /** `aten::quantized_gru_cell(Tensor input, Tensor hx, Tensor w_ih, Tensor w_hh, Tensor b_ih, Tensor b_hh, Tensor packed_ih, Tensor packed_hh, Tensor col_offsets_ih, Tensor col_offsets_hh, Scalar scale_ih, Scalar scale_hh, Scalar zero_point_ih, Scalar zero_point_hh) -> Tensor` */
-  quantizedGruCell(input: T, hx: T, wIh: T, wHh: T, bIh: T, bHh: T, packedIh: T, packedHh: T, colOffsetsIh: T, colOffsetsHh: T, scaleIh: Scalar, scaleHh: Scalar, zeroPointIh: Scalar, zeroPointHh: Scalar): T;
+  quantizedGruCell(this: void, input: T, hx: T, wIh: T, wHh: T, bIh: T, bHh: T, packedIh: T, packedHh: T, colOffsetsIh: T, colOffsetsHh: T, scaleIh: Scalar, scaleHh: Scalar, zeroPointIh: Scalar, zeroPointHh: Scalar): T;
   /** `aten::quantized_lstm.data_legacy(Tensor data, Tensor batch_sizes, Tensor[] hx, Tensor[] params, bool has_biases, int num_layers, float dropout, bool train, bool bidirectional, *, ScalarType? dtype=None, bool use_dynamic=False) -> (Tensor, Tensor, Tensor)` */
-  quantizedLstm(data: T, batchSizes: T, hx: readonly T[], params: readonly T[], hasBiases: boolean, numLayers: number, dropout: number, train: boolean, bidirectional: boolean, options?: { dtype?: DType | null | undefined; useDynamic?: boolean | undefined }): [T, T, T];
+  quantizedLstm(this: void, data: T, batchSizes: T, hx: readonly T[], params: readonly T[], hasBiases: boolean, numLayers: number, dropout: number, train: boolean, bidirectional: boolean, options?: { dtype?: DType | null | undefined; useDynamic?: boolean | undefined }): [T, T, T];
   /** `aten::quantized_lstm.input_legacy(Tensor input, Tensor[] hx, Tensor[] params, bool has_biases, int num_layers, float dropout, bool train, bool bidirectional, bool batch_first, *, ScalarType? dtype=None, bool use_dynamic=False) -> (Tensor, Tensor, Tensor)` */
-  quantizedLstm(input: T, hx: readonly T[], params: readonly T[], hasBiases: boolean, numLayers: number, dropout: number, train: boolean, bidirectional: boolean, batchFirst: boolean, options?: { dtype?: DType | null | undefined; useDynamic?: boolean | undefined }): [T, T, T];
+  quantizedLstm(this: void, input: T, hx: readonly T[], params: readonly T[], hasBiases: boolean, numLayers: number, dropout: number, train: boolean, bidirectional: boolean, batchFirst: boolean, options?: { dtype?: DType | null | undefined; useDynamic?: boolean | undefined }): [T, T, T];
   /** `aten::quantized_lstm_cell(Tensor input, Tensor[] hx, Tensor w_ih, Tensor w_hh, Tensor b_ih, Tensor b_hh, Tensor packed_ih, Tensor packed_hh, Tensor col_offsets_ih, Tensor col_offsets_hh, Scalar scale_ih, Scalar scale_hh, Scalar zero_point_ih, Scalar zero_point_hh) -> (Tensor, Tensor)` */
-  quantizedLstmCell(input: T, hx: readonly T[], wIh: T, wHh: T, bIh: T, bHh: T, packedIh: T, packedHh: T, colOffsetsIh: T, colOffsetsHh: T, scaleIh: Scalar, scaleHh: Scalar, zeroPointIh: Scalar, zeroPointHh: Scalar): [T, T];
+  quantizedLstmCell(this: void, input: T, hx: readonly T[], wIh: T, wHh: T, bIh: T, bHh: T, packedIh: T, packedHh: T, colOffsetsIh: T, colOffsetsHh: T, scaleIh: Scalar, scaleHh: Scalar, zeroPointIh: Scalar, zeroPointHh: Scalar): [T, T];
   /** `aten::quantized_max_pool1d(Tensor self, int[1] kernel_size, int[1] stride=[], int[1] padding=[0], int[1] dilation=[1], bool ceil_mode=False) -> Tensor` */
-  quantizedMaxPool1d(self: T, kernelSize: number | readonly number[], stride?: number | readonly number[], padding?: number | readonly number[], dilation?: number | readonly number[], ceilMode?: boolean, options?: { out?: T | undefined }): T;
+  quantizedMaxPool1d(this: void, self: T, kernelSize: number | readonly number[], stride?: number | readonly number[], padding?: number | readonly number[], dilation?: number | readonly number[], ceilMode?: boolean, options?: { out?: T | undefined }): T;
   /** `aten::quantized_max_pool2d(Tensor self, int[2] kernel_size, int[2] stride=[], int[2] padding=0, int[2] dilation=1, bool ceil_mode=False) -> Tensor` */
-  quantizedMaxPool2d(self: T, kernelSize: number | readonly number[], stride?: number | readonly number[], padding?: number | readonly number[], dilation?: number | readonly number[], ceilMode?: boolean, options?: { out?: T | undefined }): T;
+  quantizedMaxPool2d(this: void, self: T, kernelSize: number | readonly number[], stride?: number | readonly number[], padding?: number | readonly number[], dilation?: number | readonly number[], ceilMode?: boolean, options?: { out?: T | undefined }): T;
   /** `aten::quantized_max_pool3d(Tensor self, int[3] kernel_size, int[3] stride=[], int[3] padding=0, int[3] dilation=1, bool ceil_mode=False) -> Tensor` */
-  quantizedMaxPool3d(self: T, kernelSize: number | readonly number[], stride?: number | readonly number[], padding?: number | readonly number[], dilation?: number | readonly number[], ceilMode?: boolean, options?: { out?: T | undefined }): T;
+  quantizedMaxPool3d(this: void, self: T, kernelSize: number | readonly number[], stride?: number | readonly number[], padding?: number | readonly number[], dilation?: number | readonly number[], ceilMode?: boolean, options?: { out?: T | undefined }): T;
   /** `aten::quantized_rnn_relu_cell(Tensor input, Tensor hx, Tensor w_ih, Tensor w_hh, Tensor b_ih, Tensor b_hh, Tensor packed_ih, Tensor packed_hh, Tensor col_offsets_ih, Tensor col_offsets_hh, Scalar scale_ih, Scalar scale_hh, Scalar zero_point_ih, Scalar zero_point_hh) -> Tensor` */
-  quantizedRnnReluCell(input: T, hx: T, wIh: T, wHh: T, bIh: T, bHh: T, packedIh: T, packedHh: T, colOffsetsIh: T, colOffsetsHh: T, scaleIh: Scalar, scaleHh: Scalar, zeroPointIh: Scalar, zeroPointHh: Scalar): T;
+  quantizedRnnReluCell(this: void, input: T, hx: T, wIh: T, wHh: T, bIh: T, bHh: T, packedIh: T, packedHh: T, colOffsetsIh: T, colOffsetsHh: T, scaleIh: Scalar, scaleHh: Scalar, zeroPointIh: Scalar, zeroPointHh: Scalar): T;
   /** `aten::quantized_rnn_tanh_cell(Tensor input, Tensor hx, Tensor w_ih, Tensor w_hh, Tensor b_ih, Tensor b_hh, Tensor packed_ih, Tensor packed_hh, Tensor col_offsets_ih, Tensor col_offsets_hh, Scalar scale_ih, Scalar scale_hh, Scalar zero_point_ih, Scalar zero_point_hh) -> Tensor` */
-  quantizedRnnTanhCell(input: T, hx: T, wIh: T, wHh: T, bIh: T, bHh: T, packedIh: T, packedHh: T, colOffsetsIh: T, colOffsetsHh: T, scaleIh: Scalar, scaleHh: Scalar, zeroPointIh: Scalar, zeroPointHh: Scalar): T;
+  quantizedRnnTanhCell(this: void, input: T, hx: T, wIh: T, wHh: T, bIh: T, bHh: T, packedIh: T, packedHh: T, colOffsetsIh: T, colOffsetsHh: T, scaleIh: Scalar, scaleHh: Scalar, zeroPointIh: Scalar, zeroPointHh: Scalar): T;
   /** `aten::rad2deg(Tensor self) -> Tensor` */
-  rad2deg(self: T, options?: { out?: T | undefined }): T;
+  rad2deg(this: void, self: T, options?: { out?: T | undefined }): T;
   /** `aten::rad2deg_(Tensor(a!) self) -> Tensor(a!)` */
-  rad2deg_(self: T): T;
+  rad2deg_(this: void, self: T): T;
   /** `aten::rand(SymInt[] size, *, ScalarType? dtype=None, Layout? layout=None, Device? device=None, bool? pin_memory=None) -> Tensor` */
-  rand(size: readonly number[], options?: { dtype?: DType | null | undefined; layout?: Layout | null | undefined; device?: Device | null | undefined; pinMemory?: boolean | null | undefined }): T;
+  rand(this: void, size: readonly number[], options?: { dtype?: DType | null | undefined; layout?: Layout | null | undefined; device?: Device | null | undefined; pinMemory?: boolean | null | undefined }): T;
   /** `aten::rand.out(SymInt[] size, *, Tensor(a!) out) -> Tensor(a!)` */
-  rand(size: readonly number[], options: { out: T }): T;
+  rand(this: void, size: readonly number[], options: { out: T }): T;
   /** `aten::rand_like(Tensor self, *, ScalarType? dtype=None, Layout? layout=None, Device? device=None, bool? pin_memory=None, MemoryFormat? memory_format=None) -> Tensor` */
-  randLike(self: T, options?: { dtype?: DType | null | undefined; layout?: Layout | null | undefined; device?: Device | null | undefined; pinMemory?: boolean | null | undefined; memoryFormat?: MemoryFormat | null | undefined }): T;
+  randLike(this: void, self: T, options?: { dtype?: DType | null | undefined; layout?: Layout | null | undefined; device?: Device | null | undefined; pinMemory?: boolean | null | undefined; memoryFormat?: MemoryFormat | null | undefined }): T;
   /** `aten::rand_like.out(Tensor self, *, MemoryFormat? memory_format=None, Tensor(a!) out) -> Tensor(a!)` */
-  randLike(self: T, options: { memoryFormat?: MemoryFormat | null | undefined; out: T }): T;
+  randLike(this: void, self: T, options: { memoryFormat?: MemoryFormat | null | undefined; out: T }): T;
   /** `aten::randint(SymInt high, SymInt[] size, *, ScalarType? dtype=4, Layout? layout=None, Device? device=None, bool? pin_memory=None) -> Tensor` */
-  randint(high: number, size: readonly number[], options?: { dtype?: DType | null | undefined; layout?: Layout | null | undefined; device?: Device | null | undefined; pinMemory?: boolean | null | undefined }): T;
+  randint(this: void, high: number, size: readonly number[], options?: { dtype?: DType | null | undefined; layout?: Layout | null | undefined; device?: Device | null | undefined; pinMemory?: boolean | null | undefined }): T;
   /** `aten::randint.low(SymInt low, SymInt high, SymInt[] size, *, ScalarType? dtype=4, Layout? layout=None, Device? device=None, bool? pin_memory=None) -> Tensor` */
-  randint(low: number, high: number, size: readonly number[], options?: { dtype?: DType | null | undefined; layout?: Layout | null | undefined; device?: Device | null | undefined; pinMemory?: boolean | null | undefined }): T;
+  randint(this: void, low: number, high: number, size: readonly number[], options?: { dtype?: DType | null | undefined; layout?: Layout | null | undefined; device?: Device | null | undefined; pinMemory?: boolean | null | undefined }): T;
   /** `aten::randint.low_out(SymInt low, SymInt high, SymInt[] size, *, Tensor(a!) out) -> Tensor(a!)` */
-  randint(low: number, high: number, size: readonly number[], options: { out: T }): T;
+  randint(this: void, low: number, high: number, size: readonly number[], options: { out: T }): T;
   /** `aten::randint.out(SymInt high, SymInt[] size, *, Tensor(a!) out) -> Tensor(a!)` */
-  randint(high: number, size: readonly number[], options: { out: T }): T;
+  randint(this: void, high: number, size: readonly number[], options: { out: T }): T;
   /** `aten::randint_like(Tensor self, SymInt high, *, ScalarType? dtype=None, Layout? layout=None, Device? device=None, bool? pin_memory=None, MemoryFormat? memory_format=None) -> Tensor` */
-  randintLike(self: T, high: number, options?: { dtype?: DType | null | undefined; layout?: Layout | null | undefined; device?: Device | null | undefined; pinMemory?: boolean | null | undefined; memoryFormat?: MemoryFormat | null | undefined }): T;
+  randintLike(this: void, self: T, high: number, options?: { dtype?: DType | null | undefined; layout?: Layout | null | undefined; device?: Device | null | undefined; pinMemory?: boolean | null | undefined; memoryFormat?: MemoryFormat | null | undefined }): T;
   /** `aten::randint_like.Tensor(Tensor self, Tensor high, *, ScalarType? dtype=None, Layout? layout=None, Device? device=None, bool? pin_memory=None, MemoryFormat? memory_format=None) -> Tensor` */
-  randintLike(self: T, high: T, options?: { dtype?: DType | null | undefined; layout?: Layout | null | undefined; device?: Device | null | undefined; pinMemory?: boolean | null | undefined; memoryFormat?: MemoryFormat | null | undefined }): T;
+  randintLike(this: void, self: T, high: T, options?: { dtype?: DType | null | undefined; layout?: Layout | null | undefined; device?: Device | null | undefined; pinMemory?: boolean | null | undefined; memoryFormat?: MemoryFormat | null | undefined }): T;
   /** `aten::randint_like.low_dtype(Tensor self, SymInt low, SymInt high, *, ScalarType? dtype=None, Layout? layout=None, Device? device=None, bool? pin_memory=None, MemoryFormat? memory_format=None) -> Tensor` */
-  randintLike(self: T, low: number, high: number, options?: { dtype?: DType | null | undefined; layout?: Layout | null | undefined; device?: Device | null | undefined; pinMemory?: boolean | null | undefined; memoryFormat?: MemoryFormat | null | undefined }): T;
+  randintLike(this: void, self: T, low: number, high: number, options?: { dtype?: DType | null | undefined; layout?: Layout | null | undefined; device?: Device | null | undefined; pinMemory?: boolean | null | undefined; memoryFormat?: MemoryFormat | null | undefined }): T;
   /** `aten::randint_like.Tensor_out(Tensor self, Tensor high, *, MemoryFormat? memory_format=None, Tensor(a!) out) -> Tensor(a!)` */
-  randintLike(self: T, high: T, options: { memoryFormat?: MemoryFormat | null | undefined; out: T }): T;
+  randintLike(this: void, self: T, high: T, options: { memoryFormat?: MemoryFormat | null | undefined; out: T }): T;
   /** `aten::randint_like.low_dtype_out(Tensor self, SymInt low, SymInt high, *, MemoryFormat? memory_format=None, Tensor(a!) out) -> Tensor(a!)` */
-  randintLike(self: T, low: number, high: number, options: { memoryFormat?: MemoryFormat | null | undefined; out: T }): T;
+  randintLike(this: void, self: T, low: number, high: number, options: { memoryFormat?: MemoryFormat | null | undefined; out: T }): T;
   /** `aten::randint_like.out(Tensor self, SymInt high, *, MemoryFormat? memory_format=None, Tensor(a!) out) -> Tensor(a!)` */
-  randintLike(self: T, high: number, options: { memoryFormat?: MemoryFormat | null | undefined; out: T }): T;
+  randintLike(this: void, self: T, high: number, options: { memoryFormat?: MemoryFormat | null | undefined; out: T }): T;
   /** `aten::randn(SymInt[] size, *, ScalarType? dtype=None, Layout? layout=None, Device? device=None, bool? pin_memory=None) -> Tensor` */
-  randn(size: readonly number[], options?: { dtype?: DType | null | undefined; layout?: Layout | null | undefined; device?: Device | null | undefined; pinMemory?: boolean | null | undefined }): T;
+  randn(this: void, size: readonly number[], options?: { dtype?: DType | null | undefined; layout?: Layout | null | undefined; device?: Device | null | undefined; pinMemory?: boolean | null | undefined }): T;
   /** `aten::randn.out(SymInt[] size, *, Tensor(a!) out) -> Tensor(a!)` */
-  randn(size: readonly number[], options: { out: T }): T;
+  randn(this: void, size: readonly number[], options: { out: T }): T;
   /** `aten::randn_like(Tensor self, *, ScalarType? dtype=None, Layout? layout=None, Device? device=None, bool? pin_memory=None, MemoryFormat? memory_format=None) -> Tensor` */
-  randnLike(self: T, options?: { dtype?: DType | null | undefined; layout?: Layout | null | undefined; device?: Device | null | undefined; pinMemory?: boolean | null | undefined; memoryFormat?: MemoryFormat | null | undefined }): T;
+  randnLike(this: void, self: T, options?: { dtype?: DType | null | undefined; layout?: Layout | null | undefined; device?: Device | null | undefined; pinMemory?: boolean | null | undefined; memoryFormat?: MemoryFormat | null | undefined }): T;
   /** `aten::randn_like.out(Tensor self, *, MemoryFormat? memory_format=None, Tensor(a!) out) -> Tensor(a!)` */
-  randnLike(self: T, options: { memoryFormat?: MemoryFormat | null | undefined; out: T }): T;
+  randnLike(this: void, self: T, options: { memoryFormat?: MemoryFormat | null | undefined; out: T }): T;
   /** `aten::random(Tensor self, *, Generator? generator=None) -> Tensor` */
-  random(self: T, options?: { out?: T | undefined }): T;
+  random(this: void, self: T, options?: { out?: T | undefined }): T;
   /** `aten::random.from(Tensor self, int from, int? to, *, Generator? generator=None) -> Tensor` */
-  random(self: T, from: number, to: number | null, options?: { out?: T | undefined }): T;
+  random(this: void, self: T, from: number, to: number | null, options?: { out?: T | undefined }): T;
   /** `aten::random.to(Tensor self, int to, *, Generator? generator=None) -> Tensor` */
-  random(self: T, to: number, options?: { out?: T | undefined }): T;
+  random(this: void, self: T, to: number, options?: { out?: T | undefined }): T;
   /** `aten::random_(Tensor(a!) self, *, Generator? generator=None) -> Tensor(a!)` */
-  random_(self: T): T;
+  random_(this: void, self: T): T;
   /** `aten::random_.from(Tensor(a!) self, int from, int? to, *, Generator? generator=None) -> Tensor(a!)` */
-  random_(self: T, from: number, to: number | null): T;
+  random_(this: void, self: T, from: number, to: number | null): T;
   /** `aten::random_.to(Tensor(a!) self, int to, *, Generator? generator=None) -> Tensor(a!)` */
-  random_(self: T, to: number): T;
+  random_(this: void, self: T, to: number): T;
   /** `aten::randperm(SymInt n, *, ScalarType? dtype=4, Layout? layout=None, Device? device=None, bool? pin_memory=None) -> Tensor` */
-  randperm(n: number, options?: { dtype?: DType | null | undefined; layout?: Layout | null | undefined; device?: Device | null | undefined; pinMemory?: boolean | null | undefined }): T;
+  randperm(this: void, n: number, options?: { dtype?: DType | null | undefined; layout?: Layout | null | undefined; device?: Device | null | undefined; pinMemory?: boolean | null | undefined }): T;
   /** `aten::randperm.out(SymInt n, *, Tensor(a!) out) -> Tensor(a!)` */
-  randperm(n: number, options: { out: T }): T;
+  randperm(this: void, n: number, options: { out: T }): T;
   /** `aten::range(Scalar start, Scalar end, *, ScalarType? dtype=None, Layout? layout=None, Device? device=None, bool? pin_memory=None) -> Tensor` */
-  range(start: Scalar, end_: Scalar, options?: { dtype?: DType | null | undefined; layout?: Layout | null | undefined; device?: Device | null | undefined; pinMemory?: boolean | null | undefined }): T;
+  range(this: void, start: Scalar, end_: Scalar, options?: { dtype?: DType | null | undefined; layout?: Layout | null | undefined; device?: Device | null | undefined; pinMemory?: boolean | null | undefined }): T;
   /** `aten::range.step(Scalar start, Scalar end, Scalar step=1, *, ScalarType? dtype=None, Layout? layout=None, Device? device=None, bool? pin_memory=None) -> Tensor` */
-  range(start: Scalar, end_: Scalar, step?: Scalar, options?: { dtype?: DType | null | undefined; layout?: Layout | null | undefined; device?: Device | null | undefined; pinMemory?: boolean | null | undefined }): T;
+  range(this: void, start: Scalar, end_: Scalar, step?: Scalar, options?: { dtype?: DType | null | undefined; layout?: Layout | null | undefined; device?: Device | null | undefined; pinMemory?: boolean | null | undefined }): T;
   /** `aten::range.out(Scalar start, Scalar end, Scalar step=1, *, Tensor(a!) out) -> Tensor(a!)` */
-  range(start: Scalar, end_: Scalar, step: Scalar | undefined, options: { out: T }): T;
+  range(this: void, start: Scalar, end_: Scalar, step: Scalar | undefined, options: { out: T }): T;
   /** `aten::range.out_(Scalar start, Scalar end, *, Tensor(a!) out) -> Tensor(a!)` */
-  range(start: Scalar, end_: Scalar, options: { out: T }): T;
+  range(this: void, start: Scalar, end_: Scalar, options: { out: T }): T;
   /** `aten::ravel(Tensor(a) self) -> Tensor(a)` */
-  ravel(self: T): T;
+  ravel(this: void, self: T): T;
   /** `aten::real(Tensor(a) self) -> Tensor(a)` */
-  real(self: T): T;
+  real(this: void, self: T): T;
   /** `aten::reciprocal(Tensor self) -> Tensor` */
-  reciprocal(self: T, options?: { out?: T | undefined }): T;
+  reciprocal(this: void, self: T, options?: { out?: T | undefined }): T;
   /** `aten::reciprocal_(Tensor(a!) self) -> Tensor(a!)` */
-  reciprocal_(self: T): T;
+  reciprocal_(this: void, self: T): T;
   /** `aten::reflection_pad1d(Tensor self, SymInt[2] padding) -> Tensor` */
-  reflectionPad1d(self: T, padding: number | readonly number[], options?: { out?: T | undefined }): T;
+  reflectionPad1d(this: void, self: T, padding: number | readonly number[], options?: { out?: T | undefined }): T;
   /** `aten::reflection_pad1d_backward(Tensor grad_output, Tensor self, SymInt[2] padding) -> Tensor` */
-  reflectionPad1dBackward(gradOutput: T, self: T, padding: number | readonly number[], options?: { gradInput?: T | undefined }): T;
+  reflectionPad1dBackward(this: void, gradOutput: T, self: T, padding: number | readonly number[], options?: { gradInput?: T | undefined }): T;
   /** `aten::reflection_pad2d(Tensor self, SymInt[4] padding) -> Tensor` */
-  reflectionPad2d(self: T, padding: number | readonly number[], options?: { out?: T | undefined }): T;
+  reflectionPad2d(this: void, self: T, padding: number | readonly number[], options?: { out?: T | undefined }): T;
   /** `aten::reflection_pad2d_backward(Tensor grad_output, Tensor self, SymInt[4] padding) -> Tensor` */
-  reflectionPad2dBackward(gradOutput: T, self: T, padding: number | readonly number[], options?: { gradInput?: T | undefined }): T;
+  reflectionPad2dBackward(this: void, gradOutput: T, self: T, padding: number | readonly number[], options?: { gradInput?: T | undefined }): T;
   /** `aten::reflection_pad3d(Tensor self, SymInt[6] padding) -> Tensor` */
-  reflectionPad3d(self: T, padding: number | readonly number[], options?: { out?: T | undefined }): T;
+  reflectionPad3d(this: void, self: T, padding: number | readonly number[], options?: { out?: T | undefined }): T;
   /** `aten::reflection_pad3d_backward(Tensor grad_output, Tensor self, SymInt[6] padding) -> Tensor` */
-  reflectionPad3dBackward(gradOutput: T, self: T, padding: number | readonly number[], options?: { gradInput?: T | undefined }): T;
+  reflectionPad3dBackward(this: void, gradOutput: T, self: T, padding: number | readonly number[], options?: { gradInput?: T | undefined }): T;
   /** `aten::relu(Tensor self) -> Tensor` */
-  relu(self: T, options?: { out?: T | undefined }): T;
+  relu(this: void, self: T, options?: { out?: T | undefined }): T;
   /** `aten::relu6(Tensor self) -> Tensor` */
-  relu6(self: T): T;
+  relu6(this: void, self: T): T;
   /** `aten::relu6_(Tensor(a!) self) -> Tensor(a!)` */
-  relu6_(self: T): T;
+  relu6_(this: void, self: T): T;
   /** `aten::relu_(Tensor(a!) self) -> Tensor(a!)` */
-  relu_(self: T): T;
+  relu_(this: void, self: T): T;
   /** `aten::remainder.Scalar(Tensor self, Scalar other) -> Tensor` */
-  remainder(self: T, other: Scalar, options?: { out?: T | undefined }): T;
+  remainder(this: void, self: T, other: Scalar, options?: { out?: T | undefined }): T;
   /** `aten::remainder.Scalar_Tensor(Scalar self, Tensor other) -> Tensor` */
-  remainder(self: Scalar, other: T, options?: { out?: T | undefined }): T;
+  remainder(this: void, self: Scalar, other: T, options?: { out?: T | undefined }): T;
   /** `aten::remainder.Tensor(Tensor self, Tensor other) -> Tensor` */
-  remainder(self: T, other: T, options?: { out?: T | undefined }): T;
+  remainder(this: void, self: T, other: T, options?: { out?: T | undefined }): T;
   /** `aten::remainder_.Scalar(Tensor(a!) self, Scalar other) -> Tensor(a!)` */
-  remainder_(self: T, other: Scalar): T;
+  remainder_(this: void, self: T, other: Scalar): T;
   /** `aten::remainder_.Tensor(Tensor(a!) self, Tensor other) -> Tensor(a!)` */
-  remainder_(self: T, other: T): T;
+  remainder_(this: void, self: T, other: T): T;
   /** `aten::renorm(Tensor self, Scalar p, int dim, Scalar maxnorm) -> Tensor` */
-  renorm(self: T, p: Scalar, dim: number, maxnorm: Scalar, options?: { out?: T | undefined }): T;
+  renorm(this: void, self: T, p: Scalar, dim: number, maxnorm: Scalar, options?: { out?: T | undefined }): T;
   /** `aten::renorm_(Tensor(a!) self, Scalar p, int dim, Scalar maxnorm) -> Tensor(a!)` */
-  renorm_(self: T, p: Scalar, dim: number, maxnorm: Scalar): T;
+  renorm_(this: void, self: T, p: Scalar, dim: number, maxnorm: Scalar): T;
   /** `aten::repeat(Tensor self, SymInt[] repeats) -> Tensor` */
-  repeat(self: T, repeats: readonly number[], options?: { out?: T | undefined }): T;
+  repeat(this: void, self: T, repeats: readonly number[], options?: { out?: T | undefined }): T;
   /** `aten::repeat_interleave.Tensor(Tensor repeats, *, SymInt? output_size=None) -> Tensor` */
-  repeatInterleave(repeats: T, options?: { outputSize?: number | null | undefined; out?: T | undefined }): T;
+  repeatInterleave(this: void, repeats: T, options?: { outputSize?: number | null | undefined; out?: T | undefined }): T;
   /** `aten::repeat_interleave.self_Tensor(Tensor self, Tensor repeats, int? dim=None, *, SymInt? output_size=None) -> Tensor` */
-  repeatInterleave(self: T, repeats: T, dim?: number | null, options?: { outputSize?: number | null | undefined }): T;
+  repeatInterleave(this: void, self: T, repeats: T, dim?: number | null, options?: { outputSize?: number | null | undefined }): T;
   /** `aten::repeat_interleave.self_int(Tensor self, SymInt repeats, int? dim=None, *, SymInt? output_size=None) -> Tensor` */
-  repeatInterleave(self: T, repeats: number, dim?: number | null, options?: { outputSize?: number | null | undefined }): T;
+  repeatInterleave(this: void, self: T, repeats: number, dim?: number | null, options?: { outputSize?: number | null | undefined }): T;
   /** `aten::replication_pad1d(Tensor self, SymInt[2] padding) -> Tensor` */
-  replicationPad1d(self: T, padding: number | readonly number[], options?: { out?: T | undefined }): T;
+  replicationPad1d(this: void, self: T, padding: number | readonly number[], options?: { out?: T | undefined }): T;
   /** `aten::replication_pad1d_backward(Tensor grad_output, Tensor self, SymInt[2] padding) -> Tensor` */
-  replicationPad1dBackward(gradOutput: T, self: T, padding: number | readonly number[], options?: { gradInput?: T | undefined }): T;
+  replicationPad1dBackward(this: void, gradOutput: T, self: T, padding: number | readonly number[], options?: { gradInput?: T | undefined }): T;
   /** `aten::replication_pad2d(Tensor self, SymInt[4] padding) -> Tensor` */
-  replicationPad2d(self: T, padding: number | readonly number[], options?: { out?: T | undefined }): T;
+  replicationPad2d(this: void, self: T, padding: number | readonly number[], options?: { out?: T | undefined }): T;
   /** `aten::replication_pad2d_backward(Tensor grad_output, Tensor self, SymInt[4] padding) -> Tensor` */
-  replicationPad2dBackward(gradOutput: T, self: T, padding: number | readonly number[], options?: { gradInput?: T | undefined }): T;
+  replicationPad2dBackward(this: void, gradOutput: T, self: T, padding: number | readonly number[], options?: { gradInput?: T | undefined }): T;
   /** `aten::replication_pad3d(Tensor self, SymInt[6] padding) -> Tensor` */
-  replicationPad3d(self: T, padding: number | readonly number[], options?: { out?: T | undefined }): T;
+  replicationPad3d(this: void, self: T, padding: number | readonly number[], options?: { out?: T | undefined }): T;
   /** `aten::replication_pad3d_backward(Tensor grad_output, Tensor self, SymInt[6] padding) -> Tensor` */
-  replicationPad3dBackward(gradOutput: T, self: T, padding: number | readonly number[], options?: { gradInput?: T | undefined }): T;
+  replicationPad3dBackward(this: void, gradOutput: T, self: T, padding: number | readonly number[], options?: { gradInput?: T | undefined }): T;
   /** `aten::requires_grad_(Tensor(a!) self, bool requires_grad=True) -> Tensor(a!)` */
-  requiresGrad_(self: T, requiresGrad?: boolean): T;
+  requiresGrad_(this: void, self: T, requiresGrad?: boolean): T;
   /** `aten::reshape(Tensor(a) self, SymInt[] shape) -> Tensor(a)` */
-  reshape(self: T, shape: readonly number[]): T;
+  reshape(this: void, self: T, shape: readonly number[]): T;
   /** `aten::reshape_as(Tensor(a) self, Tensor other) -> Tensor(a)` */
-  reshapeAs(self: T, other: T): T;
+  reshapeAs(this: void, self: T, other: T): T;
   /** `aten::resize(Tensor self, SymInt[] size, *, MemoryFormat? memory_format=None) -> Tensor` */
-  resize(self: T, size: readonly number[], options?: { memoryFormat?: MemoryFormat | null | undefined; out?: T | undefined }): T;
+  resize(this: void, self: T, size: readonly number[], options?: { memoryFormat?: MemoryFormat | null | undefined; out?: T | undefined }): T;
   /** `aten::resize_(Tensor(a!) self, SymInt[] size, *, MemoryFormat? memory_format=None) -> Tensor(a!)` */
-  resize_(self: T, size: readonly number[], options?: { memoryFormat?: MemoryFormat | null | undefined }): T;
+  resize_(this: void, self: T, size: readonly number[], options?: { memoryFormat?: MemoryFormat | null | undefined }): T;
   /** `aten::resize_as(Tensor self, Tensor the_template, *, MemoryFormat? memory_format=None) -> Tensor` */
-  resizeAs(self: T, theTemplate: T, options?: { memoryFormat?: MemoryFormat | null | undefined; out?: T | undefined }): T;
+  resizeAs(this: void, self: T, theTemplate: T, options?: { memoryFormat?: MemoryFormat | null | undefined; out?: T | undefined }): T;
   /** `aten::resize_as_(Tensor(a!) self, Tensor the_template, *, MemoryFormat? memory_format=None) -> Tensor(a!)` */
-  resizeAs_(self: T, theTemplate: T, options?: { memoryFormat?: MemoryFormat | null | undefined }): T;
+  resizeAs_(this: void, self: T, theTemplate: T, options?: { memoryFormat?: MemoryFormat | null | undefined }): T;
   /** `aten::resize_as_sparse(Tensor self, Tensor the_template) -> Tensor` */
-  resizeAsSparse(self: T, theTemplate: T, options?: { out?: T | undefined }): T;
+  resizeAsSparse(this: void, self: T, theTemplate: T, options?: { out?: T | undefined }): T;
   /** `aten::resize_as_sparse_(Tensor(a!) self, Tensor the_template) -> Tensor(a!)` */
-  resizeAsSparse_(self: T, theTemplate: T): T;
+  resizeAsSparse_(this: void, self: T, theTemplate: T): T;
   /** `aten::resolve_conj(Tensor(a) self) -> Tensor(a)` */
-  resolveConj(self: T): T;
+  resolveConj(this: void, self: T): T;
   /** `aten::resolve_neg(Tensor(a) self) -> Tensor(a)` */
-  resolveNeg(self: T): T;
+  resolveNeg(this: void, self: T): T;
   /** `aten::result_type.Scalar(Tensor tensor, Scalar other) -> ScalarType` */
-  resultType(tensor: T, other: Scalar): DType;
+  resultType(this: void, tensor: T, other: Scalar): DType;
   /** `aten::result_type.Scalar_Tensor(Scalar scalar, Tensor tensor) -> ScalarType` */
-  resultType(scalar: Scalar, tensor: T): DType;
+  resultType(this: void, scalar: Scalar, tensor: T): DType;
   /** `aten::result_type.Tensor(Tensor tensor, Tensor other) -> ScalarType` */
-  resultType(tensor: T, other: T): DType;
+  resultType(this: void, tensor: T, other: T): DType;
   /** `aten::retain_grad(Tensor(a!) self) -> ()` */
-  retainGrad(self: T): void;
+  retainGrad(this: void, self: T): void;
   /** `aten::retains_grad(Tensor self) -> bool` */
-  retainsGrad(self: T): boolean;
+  retainsGrad(this: void, self: T): boolean;
   /** `aten::rms_norm(Tensor input, SymInt[] normalized_shape, Tensor? weight=None, float? eps=None) -> Tensor` */
-  rmsNorm(input: T, normalizedShape: readonly number[], weight?: T | null, eps?: number | null): T;
+  rmsNorm(this: void, input: T, normalizedShape: readonly number[], weight?: T | null, eps?: number | null): T;
   /** `aten::rnn_relu.data(Tensor data, Tensor batch_sizes, Tensor hx, Tensor[] params, bool has_biases, int num_layers, float dropout, bool train, bool bidirectional) -> (Tensor, Tensor)` */
-  rnnRelu(data: T, batchSizes: T, hx: T, params: readonly T[], hasBiases: boolean, numLayers: number, dropout: number, train: boolean, bidirectional: boolean): [T, T];
+  rnnRelu(this: void, data: T, batchSizes: T, hx: T, params: readonly T[], hasBiases: boolean, numLayers: number, dropout: number, train: boolean, bidirectional: boolean): [T, T];
   /** `aten::rnn_relu.input(Tensor input, Tensor hx, Tensor[] params, bool has_biases, int num_layers, float dropout, bool train, bool bidirectional, bool batch_first) -> (Tensor, Tensor)` */
-  rnnRelu(input: T, hx: T, params: readonly T[], hasBiases: boolean, numLayers: number, dropout: number, train: boolean, bidirectional: boolean, batchFirst: boolean): [T, T];
+  rnnRelu(this: void, input: T, hx: T, params: readonly T[], hasBiases: boolean, numLayers: number, dropout: number, train: boolean, bidirectional: boolean, batchFirst: boolean): [T, T];
   /** `aten::rnn_relu_cell(Tensor input, Tensor hx, Tensor w_ih, Tensor w_hh, Tensor? b_ih=None, Tensor? b_hh=None) -> Tensor` */
-  rnnReluCell(input: T, hx: T, wIh: T, wHh: T, bIh?: T | null, bHh?: T | null): T;
+  rnnReluCell(this: void, input: T, hx: T, wIh: T, wHh: T, bIh?: T | null, bHh?: T | null): T;
   /** `aten::rnn_tanh.data(Tensor data, Tensor batch_sizes, Tensor hx, Tensor[] params, bool has_biases, int num_layers, float dropout, bool train, bool bidirectional) -> (Tensor, Tensor)` */
-  rnnTanh(data: T, batchSizes: T, hx: T, params: readonly T[], hasBiases: boolean, numLayers: number, dropout: number, train: boolean, bidirectional: boolean): [T, T];
+  rnnTanh(this: void, data: T, batchSizes: T, hx: T, params: readonly T[], hasBiases: boolean, numLayers: number, dropout: number, train: boolean, bidirectional: boolean): [T, T];
   /** `aten::rnn_tanh.input(Tensor input, Tensor hx, Tensor[] params, bool has_biases, int num_layers, float dropout, bool train, bool bidirectional, bool batch_first) -> (Tensor, Tensor)` */
-  rnnTanh(input: T, hx: T, params: readonly T[], hasBiases: boolean, numLayers: number, dropout: number, train: boolean, bidirectional: boolean, batchFirst: boolean): [T, T];
+  rnnTanh(this: void, input: T, hx: T, params: readonly T[], hasBiases: boolean, numLayers: number, dropout: number, train: boolean, bidirectional: boolean, batchFirst: boolean): [T, T];
   /** `aten::rnn_tanh_cell(Tensor input, Tensor hx, Tensor w_ih, Tensor w_hh, Tensor? b_ih=None, Tensor? b_hh=None) -> Tensor` */
-  rnnTanhCell(input: T, hx: T, wIh: T, wHh: T, bIh?: T | null, bHh?: T | null): T;
+  rnnTanhCell(this: void, input: T, hx: T, wIh: T, wHh: T, bIh?: T | null, bHh?: T | null): T;
   /** `aten::roll(Tensor self, SymInt[1] shifts, int[1] dims=[]) -> Tensor` */
-  roll(self: T, shifts: number | readonly number[], dims?: number | readonly number[], options?: { out?: T | undefined }): T;
+  roll(this: void, self: T, shifts: number | readonly number[], dims?: number | readonly number[], options?: { out?: T | undefined }): T;
   /** `aten::rot90(Tensor self, int k=1, int[] dims=[0, 1]) -> Tensor` */
-  rot90(self: T, k?: number, dims?: readonly number[], options?: { out?: T | undefined }): T;
+  rot90(this: void, self: T, k?: number, dims?: readonly number[], options?: { out?: T | undefined }): T;
   /** `aten::round(Tensor self) -> Tensor` */
-  round(self: T, options?: { out?: T | undefined }): T;
+  round(this: void, self: T, options?: { out?: T | undefined }): T;
   /** `aten::round.decimals(Tensor self, *, int decimals) -> Tensor` */
-  round(self: T, options: { decimals: number; out?: T | undefined }): T;
+  round(this: void, self: T, options: { decimals: number; out?: T | undefined }): T;
   /** `aten::round_(Tensor(a!) self) -> Tensor(a!)` */
-  round_(self: T): T;
+  round_(this: void, self: T): T;
   /** `aten::round_.decimals(Tensor(a!) self, *, int decimals) -> Tensor(a!)` */
-  round_(self: T, options: { decimals: number }): T;
+  round_(this: void, self: T, options: { decimals: number }): T;
   /** `aten::row_indices(Tensor(a) self) -> Tensor(a)` */
-  rowIndices(self: T): T;
+  rowIndices(this: void, self: T): T;
   /** `aten::row_indices_copy(Tensor self) -> Tensor` */
-  rowIndicesCopy(self: T, options?: { out?: T | undefined }): T;
+  rowIndicesCopy(this: void, self: T, options?: { out?: T | undefined }): T;
   /** `aten::row_stack(Tensor[] tensors) -> Tensor` */
-  rowStack(tensors: readonly T[], options?: { out?: T | undefined }): T;
+  rowStack(this: void, tensors: readonly T[], options?: { out?: T | undefined }): T;
   /** `aten::rrelu_with_noise_backward(Tensor grad_output, Tensor self, Tensor noise, Scalar lower, Scalar upper, bool training, bool self_is_result) -> Tensor` */
-  rreluWithNoiseBackward(gradOutput: T, self: T, noise: T, lower: Scalar, upper: Scalar, training: boolean, selfIsResult: boolean, options?: { out?: T | undefined }): T;
+  rreluWithNoiseBackward(this: void, gradOutput: T, self: T, noise: T, lower: Scalar, upper: Scalar, training: boolean, selfIsResult: boolean, options?: { out?: T | undefined }): T;
   /** `aten::rsqrt(Tensor self) -> Tensor` */
-  rsqrt(self: T, options?: { out?: T | undefined }): T;
+  rsqrt(this: void, self: T, options?: { out?: T | undefined }): T;
   /** `aten::rsqrt_(Tensor(a!) self) -> Tensor(a!)` */
-  rsqrt_(self: T): T;
+  rsqrt_(this: void, self: T): T;
   /** `aten::rsub.Scalar(Tensor self, Scalar other, Scalar alpha=1) -> Tensor` */
-  rsub(self: T, other: Scalar, alpha?: Scalar, options?: { out?: T | undefined }): T;
+  rsub(this: void, self: T, other: Scalar, alpha?: Scalar, options?: { out?: T | undefined }): T;
   /** `aten::rsub.Tensor(Tensor self, Tensor other, *, Scalar alpha=1) -> Tensor` */
-  rsub(self: T, other: T, options?: { alpha?: Scalar | undefined; out?: T | undefined }): T;
+  rsub(this: void, self: T, other: T, options?: { alpha?: Scalar | undefined; out?: T | undefined }): T;
   /** `aten::scalar_tensor(Scalar s, *, ScalarType? dtype=None, Layout? layout=None, Device? device=None, bool? pin_memory=None) -> Tensor` */
-  scalarTensor(s: Scalar, options?: { dtype?: DType | null | undefined; layout?: Layout | null | undefined; device?: Device | null | undefined; pinMemory?: boolean | null | undefined }): T;
+  scalarTensor(this: void, s: Scalar, options?: { dtype?: DType | null | undefined; layout?: Layout | null | undefined; device?: Device | null | undefined; pinMemory?: boolean | null | undefined }): T;
   /** `aten::scalar_tensor.out(Scalar s, *, Tensor(a!) out) -> Tensor(a!)` */
-  scalarTensor(s: Scalar, options: { out: T }): T;
+  scalarTensor(this: void, s: Scalar, options: { out: T }): T;
   /** `aten::scaled_dot_product_attention(Tensor query, Tensor key, Tensor value, Tensor? attn_mask=None, float dropout_p=0., bool is_causal=False, *, float? scale=None, bool enable_gqa=False) -> Tensor` */
-  scaledDotProductAttention(query: T, key: T, value: T, attnMask?: T | null, dropoutP?: number, isCausal?: boolean, options?: { scale?: number | null | undefined; enableGqa?: boolean | undefined }): T;
+  scaledDotProductAttention(this: void, query: T, key: T, value: T, attnMask?: T | null, dropoutP?: number, isCausal?: boolean, options?: { scale?: number | null | undefined; enableGqa?: boolean | undefined }): T;
   /** `aten::scatter.reduce(Tensor self, int dim, Tensor index, Tensor src, *, str reduce) -> Tensor` */
-  scatter(self: T, dim: number, index: T, src: T, options: { reduce: string; out?: T | undefined }): T;
+  scatter(this: void, self: T, dim: number, index: T, src: T, options: { reduce: string; out?: T | undefined }): T;
   /** `aten::scatter.src(Tensor self, int dim, Tensor index, Tensor src) -> Tensor` */
-  scatter(self: T, dim: number, index: T, src: T, options?: { out?: T | undefined }): T;
+  scatter(this: void, self: T, dim: number, index: T, src: T, options?: { out?: T | undefined }): T;
   /** `aten::scatter.value(Tensor self, int dim, Tensor index, Scalar value) -> Tensor` */
-  scatter(self: T, dim: number, index: T, value: Scalar, options?: { out?: T | undefined }): T;
+  scatter(this: void, self: T, dim: number, index: T, value: Scalar, options?: { out?: T | undefined }): T;
   /** `aten::scatter.value_reduce(Tensor self, int dim, Tensor index, Scalar value, *, str reduce) -> Tensor` */
-  scatter(self: T, dim: number, index: T, value: Scalar, options: { reduce: string; out?: T | undefined }): T;
+  scatter(this: void, self: T, dim: number, index: T, value: Scalar, options: { reduce: string; out?: T | undefined }): T;
   /** `aten::scatter_.reduce(Tensor(a!) self, int dim, Tensor index, Tensor src, *, str reduce) -> Tensor(a!)` */
-  scatter_(self: T, dim: number, index: T, src: T, options: { reduce: string }): T;
+  scatter_(this: void, self: T, dim: number, index: T, src: T, options: { reduce: string }): T;
   /** `aten::scatter_.src(Tensor(a!) self, int dim, Tensor index, Tensor src) -> Tensor(a!)` */
-  scatter_(self: T, dim: number, index: T, src: T): T;
+  scatter_(this: void, self: T, dim: number, index: T, src: T): T;
   /** `aten::scatter_.value(Tensor(a!) self, int dim, Tensor index, Scalar value) -> Tensor(a!)` */
-  scatter_(self: T, dim: number, index: T, value: Scalar): T;
+  scatter_(this: void, self: T, dim: number, index: T, value: Scalar): T;
   /** `aten::scatter_.value_reduce(Tensor(a!) self, int dim, Tensor index, Scalar value, *, str reduce) -> Tensor(a!)` */
-  scatter_(self: T, dim: number, index: T, value: Scalar, options: { reduce: string }): T;
+  scatter_(this: void, self: T, dim: number, index: T, value: Scalar, options: { reduce: string }): T;
   /** `aten::scatter_add(Tensor self, int dim, Tensor index, Tensor src) -> Tensor` */
-  scatterAdd(self: T, dim: number, index: T, src: T, options?: { out?: T | undefined }): T;
+  scatterAdd(this: void, self: T, dim: number, index: T, src: T, options?: { out?: T | undefined }): T;
   /** `aten::scatter_add_(Tensor(a!) self, int dim, Tensor index, Tensor src) -> Tensor(a!)` */
-  scatterAdd_(self: T, dim: number, index: T, src: T): T;
+  scatterAdd_(this: void, self: T, dim: number, index: T, src: T): T;
   /** `aten::scatter_reduce.two(Tensor self, int dim, Tensor index, Tensor src, str reduce, *, bool include_self=True) -> Tensor` */
-  scatterReduce(self: T, dim: number, index: T, src: T, reduce: string, options?: { includeSelf?: boolean | undefined; out?: T | undefined }): T;
+  scatterReduce(this: void, self: T, dim: number, index: T, src: T, reduce: string, options?: { includeSelf?: boolean | undefined; out?: T | undefined }): T;
   /** `aten::scatter_reduce_.two(Tensor(a!) self, int dim, Tensor index, Tensor src, str reduce, *, bool include_self=True) -> Tensor(a!)` */
-  scatterReduce_(self: T, dim: number, index: T, src: T, reduce: string, options?: { includeSelf?: boolean | undefined }): T;
+  scatterReduce_(this: void, self: T, dim: number, index: T, src: T, reduce: string, options?: { includeSelf?: boolean | undefined }): T;
   /** `aten::searchsorted.Scalar(Tensor sorted_sequence, Scalar self, *, bool out_int32=False, bool right=False, str? side=None, Tensor? sorter=None) -> Tensor` */
-  searchsorted(sortedSequence: T, self: Scalar, options?: { outInt32?: boolean | undefined; right?: boolean | undefined; side?: string | null | undefined; sorter?: T | null | undefined; out?: T | undefined }): T;
+  searchsorted(this: void, sortedSequence: T, self: Scalar, options?: { outInt32?: boolean | undefined; right?: boolean | undefined; side?: string | null | undefined; sorter?: T | null | undefined; out?: T | undefined }): T;
   /** `aten::searchsorted.Tensor(Tensor sorted_sequence, Tensor self, *, bool out_int32=False, bool right=False, str? side=None, Tensor? sorter=None) -> Tensor` */
-  searchsorted(sortedSequence: T, self: T, options?: { outInt32?: boolean | undefined; right?: boolean | undefined; side?: string | null | undefined; sorter?: T | null | undefined; out?: T | undefined }): T;
+  searchsorted(this: void, sortedSequence: T, self: T, options?: { outInt32?: boolean | undefined; right?: boolean | undefined; side?: string | null | undefined; sorter?: T | null | undefined; out?: T | undefined }): T;
   /** `aten::segment_reduce(Tensor data, str reduce, *, Tensor? lengths=None, Tensor? indices=None, Tensor? offsets=None, int axis=0, bool unsafe=False, Scalar? initial=None) -> Tensor` */
-  segmentReduce(data: T, reduce: string, options?: { lengths?: T | null | undefined; indices?: T | null | undefined; offsets?: T | null | undefined; axis?: number | undefined; unsafe?: boolean | undefined; initial?: Scalar | null | undefined; out?: T | undefined }): T;
+  segmentReduce(this: void, data: T, reduce: string, options?: { lengths?: T | null | undefined; indices?: T | null | undefined; offsets?: T | null | undefined; axis?: number | undefined; unsafe?: boolean | undefined; initial?: Scalar | null | undefined; out?: T | undefined }): T;
   /** `aten::select.int(Tensor(a) self, int dim, SymInt index) -> Tensor(a)` */
-  select(self: T, dim: number, index: number): T;
+  select(this: void, self: T, dim: number, index: number): T;
   /** `aten::select_backward(Tensor grad_output, SymInt[] input_sizes, int dim, SymInt index) -> Tensor` */
-  selectBackward(gradOutput: T, inputSizes: readonly number[], dim: number, index: number, options?: { out?: T | undefined }): T;
+  selectBackward(this: void, gradOutput: T, inputSizes: readonly number[], dim: number, index: number, options?: { out?: T | undefined }): T;
   /** `aten::select_copy.int(Tensor self, int dim, SymInt index) -> Tensor` */
-  selectCopy(self: T, dim: number, index: number, options?: { out?: T | undefined }): T;
+  selectCopy(this: void, self: T, dim: number, index: number, options?: { out?: T | undefined }): T;
   /** `aten::select_scatter(Tensor self, Tensor src, int dim, SymInt index) -> Tensor` */
-  selectScatter(self: T, src: T, dim: number, index: number, options?: { out?: T | undefined }): T;
+  selectScatter(this: void, self: T, src: T, dim: number, index: number, options?: { out?: T | undefined }): T;
   /** `aten::selu(Tensor self) -> Tensor` */
-  selu(self: T): T;
+  selu(this: void, self: T): T;
   /** `aten::selu_(Tensor(a!) self) -> Tensor(a!)` */
-  selu_(self: T): T;
+  selu_(this: void, self: T): T;
   /** `aten::set(Tensor self) -> Tensor` */
-  set(self: T, options?: { out?: T | undefined }): T;
+  set(this: void, self: T, options?: { out?: T | undefined }): T;
   /** `aten::set.source_Tensor(Tensor self, Tensor source) -> Tensor` */
-  set(self: T, source: T, options?: { out?: T | undefined }): T;
+  set(this: void, self: T, source: T, options?: { out?: T | undefined }): T;
   /** `aten::set_(Tensor(a!) self) -> Tensor(a!)` */
-  set_(self: T): T;
+  set_(this: void, self: T): T;
   /** `aten::set_.source_Tensor(Tensor(a!) self, Tensor source) -> Tensor(a!)` */
-  set_(self: T, source: T): T;
+  set_(this: void, self: T, source: T): T;
   /** `aten::set_.source_Tensor_storage_offset(Tensor(a!) self, Tensor source, SymInt storage_offset, SymInt[] size, SymInt[] stride=[]) -> Tensor(a!)` */
-  set_(self: T, source: T, storageOffset: number, size: readonly number[], stride?: readonly number[]): T;
+  set_(this: void, self: T, source: T, storageOffset: number, size: readonly number[], stride?: readonly number[]): T;
   /** `aten::set_data(Tensor(a!) self, Tensor new_data) -> ()` */
-  setData(self: T, newData: T): void;
+  setData(this: void, self: T, newData: T): void;
   /** `aten::sgn(Tensor self) -> Tensor` */
-  sgn(self: T, options?: { out?: T | undefined }): T;
+  sgn(this: void, self: T, options?: { out?: T | undefined }): T;
   /** `aten::sgn_(Tensor(a!) self) -> Tensor(a!)` */
-  sgn_(self: T): T;
+  sgn_(this: void, self: T): T;
   /** `aten::sigmoid(Tensor self) -> Tensor` */
-  sigmoid(self: T, options?: { out?: T | undefined }): T;
+  sigmoid(this: void, self: T, options?: { out?: T | undefined }): T;
   /** `aten::sigmoid_(Tensor(a!) self) -> Tensor(a!)` */
-  sigmoid_(self: T): T;
+  sigmoid_(this: void, self: T): T;
   /** `aten::sigmoid_backward(Tensor grad_output, Tensor output) -> Tensor` */
-  sigmoidBackward(gradOutput: T, output: T, options?: { gradInput?: T | undefined }): T;
+  sigmoidBackward(this: void, gradOutput: T, output: T, options?: { gradInput?: T | undefined }): T;
   /** `aten::sign(Tensor self) -> Tensor` */
-  sign(self: T, options?: { out?: T | undefined }): T;
+  sign(this: void, self: T, options?: { out?: T | undefined }): T;
   /** `aten::sign_(Tensor(a!) self) -> Tensor(a!)` */
-  sign_(self: T): T;
+  sign_(this: void, self: T): T;
   /** `aten::signbit(Tensor self) -> Tensor` */
-  signbit(self: T, options?: { out?: T | undefined }): T;
+  signbit(this: void, self: T, options?: { out?: T | undefined }): T;
   /** `aten::silu(Tensor self) -> Tensor` */
-  silu(self: T, options?: { out?: T | undefined }): T;
+  silu(this: void, self: T, options?: { out?: T | undefined }): T;
   /** `aten::silu_(Tensor(a!) self) -> Tensor(a!)` */
-  silu_(self: T): T;
+  silu_(this: void, self: T): T;
   /** `aten::silu_backward(Tensor grad_output, Tensor self) -> Tensor` */
-  siluBackward(gradOutput: T, self: T, options?: { gradInput?: T | undefined }): T;
+  siluBackward(this: void, gradOutput: T, self: T, options?: { gradInput?: T | undefined }): T;
   /** `aten::sin(Tensor self) -> Tensor` */
-  sin(self: T, options?: { out?: T | undefined }): T;
+  sin(this: void, self: T, options?: { out?: T | undefined }): T;
   /** `aten::sin_(Tensor(a!) self) -> Tensor(a!)` */
-  sin_(self: T): T;
+  sin_(this: void, self: T): T;
   /** `aten::sinc(Tensor self) -> Tensor` */
-  sinc(self: T, options?: { out?: T | undefined }): T;
+  sinc(this: void, self: T, options?: { out?: T | undefined }): T;
   /** `aten::sinc_(Tensor(a!) self) -> Tensor(a!)` */
-  sinc_(self: T): T;
+  sinc_(this: void, self: T): T;
   /** `aten::sinh(Tensor self) -> Tensor` */
-  sinh(self: T, options?: { out?: T | undefined }): T;
+  sinh(this: void, self: T, options?: { out?: T | undefined }): T;
   /** `aten::sinh_(Tensor(a!) self) -> Tensor(a!)` */
-  sinh_(self: T): T;
+  sinh_(this: void, self: T): T;
   /** `aten::size.int(Tensor self, int dim) -> int` */
-  size(self: T, dim: number): number;
+  size(this: void, self: T, dim: number): number;
   /** `aten::slice.Tensor(Tensor(a) self, int dim=0, SymInt? start=None, SymInt? end=None, SymInt step=1) -> Tensor(a)` */
-  slice(self: T, dim?: number, start?: number | null, end_?: number | null, step?: number): T;
+  slice(this: void, self: T, dim?: number, start?: number | null, end_?: number | null, step?: number): T;
   /** `aten::slice_backward(Tensor grad_output, SymInt[] input_sizes, int dim, SymInt start, SymInt end, SymInt step) -> Tensor` */
-  sliceBackward(gradOutput: T, inputSizes: readonly number[], dim: number, start: number, end_: number, step: number, options?: { out?: T | undefined }): T;
+  sliceBackward(this: void, gradOutput: T, inputSizes: readonly number[], dim: number, start: number, end_: number, step: number, options?: { out?: T | undefined }): T;
   /** `aten::slice_copy.Tensor(Tensor self, int dim=0, SymInt? start=None, SymInt? end=None, SymInt step=1) -> Tensor` */
-  sliceCopy(self: T, dim?: number, start?: number | null, end_?: number | null, step?: number, options?: { out?: T | undefined }): T;
+  sliceCopy(this: void, self: T, dim?: number, start?: number | null, end_?: number | null, step?: number, options?: { out?: T | undefined }): T;
   /** `aten::slice_inverse(Tensor(a) self, Tensor src, int dim=0, SymInt? start=None, SymInt? end=None, SymInt step=1) -> Tensor(a)` */
-  sliceInverse(self: T, src: T, dim?: number, start?: number | null, end_?: number | null, step?: number): T;
+  sliceInverse(this: void, self: T, src: T, dim?: number, start?: number | null, end_?: number | null, step?: number): T;
   /** `aten::slice_scatter(Tensor self, Tensor src, int dim=0, SymInt? start=None, SymInt? end=None, SymInt step=1) -> Tensor` */
-  sliceScatter(self: T, src: T, dim?: number, start?: number | null, end_?: number | null, step?: number, options?: { out?: T | undefined }): T;
+  sliceScatter(this: void, self: T, src: T, dim?: number, start?: number | null, end_?: number | null, step?: number, options?: { out?: T | undefined }): T;
   /** `aten::slogdet(Tensor self) -> (Tensor sign, Tensor logabsdet)` */
-  slogdet(self: T, options?: { sign?: T | undefined; logabsdet?: T | undefined }): [sign: T, logabsdet: T];
+  slogdet(this: void, self: T, options?: { sign?: T | undefined; logabsdet?: T | undefined }): [sign: T, logabsdet: T];
   /** `aten::slow_conv3d(Tensor self, Tensor weight, SymInt[3] kernel_size, Tensor? bias=None, SymInt[3] stride=[1, 1, 1], SymInt[3] padding=[0, 0, 0]) -> Tensor` */
-  slowConv3d(self: T, weight: T, kernelSize: number | readonly number[], bias?: T | null, stride?: number | readonly number[], padding?: number | readonly number[], options?: { out?: T | undefined }): T;
+  slowConv3d(this: void, self: T, weight: T, kernelSize: number | readonly number[], bias?: T | null, stride?: number | readonly number[], padding?: number | readonly number[], options?: { out?: T | undefined }): T;
   /** `aten::slow_conv3d_forward(Tensor self, Tensor weight, SymInt[3] kernel_size, Tensor? bias, SymInt[3] stride, SymInt[3] padding) -> Tensor` */
-  slowConv3dForward(self: T, weight: T, kernelSize: number | readonly number[], bias: T | null, stride: number | readonly number[], padding: number | readonly number[], options?: { output?: T | undefined }): T;
+  slowConv3dForward(this: void, self: T, weight: T, kernelSize: number | readonly number[], bias: T | null, stride: number | readonly number[], padding: number | readonly number[], options?: { output?: T | undefined }): T;
   /** `aten::slow_conv_dilated2d(Tensor self, Tensor weight, SymInt[2] kernel_size, Tensor? bias=None, SymInt[2] stride=[1, 1], SymInt[2] padding=[0, 0], SymInt[2] dilation=[1, 1]) -> Tensor` */
-  slowConvDilated2d(self: T, weight: T, kernelSize: number | readonly number[], bias?: T | null, stride?: number | readonly number[], padding?: number | readonly number[], dilation?: number | readonly number[], options?: { out?: T | undefined }): T;
+  slowConvDilated2d(this: void, self: T, weight: T, kernelSize: number | readonly number[], bias?: T | null, stride?: number | readonly number[], padding?: number | readonly number[], dilation?: number | readonly number[], options?: { out?: T | undefined }): T;
   /** `aten::slow_conv_dilated3d(Tensor self, Tensor weight, SymInt[3] kernel_size, Tensor? bias=None, SymInt[3] stride=[1, 1, 1], SymInt[3] padding=[0, 0, 0], SymInt[3] dilation=[1, 1, 1]) -> Tensor` */
-  slowConvDilated3d(self: T, weight: T, kernelSize: number | readonly number[], bias?: T | null, stride?: number | readonly number[], padding?: number | readonly number[], dilation?: number | readonly number[], options?: { out?: T | undefined }): T;
+  slowConvDilated3d(this: void, self: T, weight: T, kernelSize: number | readonly number[], bias?: T | null, stride?: number | readonly number[], padding?: number | readonly number[], dilation?: number | readonly number[], options?: { out?: T | undefined }): T;
   /** `aten::slow_conv_transpose2d(Tensor self, Tensor weight, SymInt[2] kernel_size, Tensor? bias=None, SymInt[2] stride=[1, 1], SymInt[2] padding=[0, 0], SymInt[2] output_padding=[0, 0], SymInt[2] dilation=[1, 1]) -> Tensor` */
-  slowConvTranspose2d(self: T, weight: T, kernelSize: number | readonly number[], bias?: T | null, stride?: number | readonly number[], padding?: number | readonly number[], outputPadding?: number | readonly number[], dilation?: number | readonly number[], options?: { out?: T | undefined }): T;
+  slowConvTranspose2d(this: void, self: T, weight: T, kernelSize: number | readonly number[], bias?: T | null, stride?: number | readonly number[], padding?: number | readonly number[], outputPadding?: number | readonly number[], dilation?: number | readonly number[], options?: { out?: T | undefined }): T;
   /** `aten::slow_conv_transpose3d(Tensor self, Tensor weight, SymInt[3] kernel_size, Tensor? bias=None, SymInt[3] stride=[1, 1, 1], SymInt[3] padding=[0, 0, 0], SymInt[3] output_padding=[0, 0, 0], SymInt[3] dilation=[1, 1, 1]) -> Tensor` */
-  slowConvTranspose3d(self: T, weight: T, kernelSize: number | readonly number[], bias?: T | null, stride?: number | readonly number[], padding?: number | readonly number[], outputPadding?: number | readonly number[], dilation?: number | readonly number[], options?: { out?: T | undefined }): T;
+  slowConvTranspose3d(this: void, self: T, weight: T, kernelSize: number | readonly number[], bias?: T | null, stride?: number | readonly number[], padding?: number | readonly number[], outputPadding?: number | readonly number[], dilation?: number | readonly number[], options?: { out?: T | undefined }): T;
   /** `aten::smm(Tensor self, Tensor mat2) -> Tensor` */
-  smm(self: T, mat2: T): T;
+  smm(this: void, self: T, mat2: T): T;
   /** `aten::smooth_l1_loss(Tensor self, Tensor target, int reduction=1, float beta=1.) -> Tensor` */
-  smoothL1Loss(self: T, target: T, reduction?: number, beta?: number, options?: { out?: T | undefined }): T;
+  smoothL1Loss(this: void, self: T, target: T, reduction?: number, beta?: number, options?: { out?: T | undefined }): T;
   /** `aten::smooth_l1_loss_backward(Tensor grad_output, Tensor self, Tensor target, int reduction, float beta) -> Tensor` */
-  smoothL1LossBackward(gradOutput: T, self: T, target: T, reduction: number, beta: number, options?: { gradInput?: T | undefined }): T;
+  smoothL1LossBackward(this: void, gradOutput: T, self: T, target: T, reduction: number, beta: number, options?: { gradInput?: T | undefined }): T;
   /** `aten::soft_margin_loss(Tensor self, Tensor target, int reduction=1) -> Tensor` */
-  softMarginLoss(self: T, target: T, reduction?: number, options?: { out?: T | undefined }): T;
+  softMarginLoss(this: void, self: T, target: T, reduction?: number, options?: { out?: T | undefined }): T;
   /** `aten::soft_margin_loss_backward(Tensor grad_output, Tensor self, Tensor target, int reduction) -> Tensor` */
-  softMarginLossBackward(gradOutput: T, self: T, target: T, reduction: number, options?: { gradInput?: T | undefined }): T;
+  softMarginLossBackward(this: void, gradOutput: T, self: T, target: T, reduction: number, options?: { gradInput?: T | undefined }): T;
   /** `aten::softmax.int(Tensor self, int dim, ScalarType? dtype=None) -> Tensor` */
-  softmax(self: T, dim: number, dtype?: DType | null, options?: { out?: T | undefined }): T;
+  softmax(this: void, self: T, dim: number, dtype?: DType | null, options?: { out?: T | undefined }): T;
   /** `aten::softplus(Tensor self, Scalar beta=1, Scalar threshold=20) -> Tensor` */
-  softplus(self: T, beta?: Scalar, threshold?: Scalar, options?: { out?: T | undefined }): T;
+  softplus(this: void, self: T, beta?: Scalar, threshold?: Scalar, options?: { out?: T | undefined }): T;
   /** `aten::softplus_backward(Tensor grad_output, Tensor self, Scalar beta, Scalar threshold) -> Tensor` */
-  softplusBackward(gradOutput: T, self: T, beta: Scalar, threshold: Scalar, options?: { gradInput?: T | undefined }): T;
+  softplusBackward(this: void, gradOutput: T, self: T, beta: Scalar, threshold: Scalar, options?: { gradInput?: T | undefined }): T;
   /** `aten::softshrink(Tensor self, Scalar lambd=0.5) -> Tensor` */
-  softshrink(self: T, lambd?: Scalar, options?: { out?: T | undefined }): T;
+  softshrink(this: void, self: T, lambd?: Scalar, options?: { out?: T | undefined }): T;
   /** `aten::softshrink_backward(Tensor grad_output, Tensor self, Scalar lambd) -> Tensor` */
-  softshrinkBackward(gradOutput: T, self: T, lambd: Scalar, options?: { gradInput?: T | undefined }): T;
+  softshrinkBackward(this: void, gradOutput: T, self: T, lambd: Scalar, options?: { gradInput?: T | undefined }): T;
   /** `aten::sort(Tensor self, int dim=-1, bool descending=False) -> (Tensor values, Tensor indices)` */
-  sort(self: T, dim?: number, descending?: boolean, options?: { values?: T | undefined; indices?: T | undefined }): [values: T, indices: T];
+  sort(this: void, self: T, dim?: number, descending?: boolean, options?: { values?: T | undefined; indices?: T | undefined }): [values: T, indices: T];
   /** `aten::sort.stable(Tensor self, *, bool? stable, int dim=-1, bool descending=False) -> (Tensor values, Tensor indices)` */
-  sort(self: T, options: { stable: boolean | null; dim?: number | undefined; descending?: boolean | undefined; values?: T | undefined; indices?: T | undefined }): [values: T, indices: T];
+  sort(this: void, self: T, options: { stable: boolean | null; dim?: number | undefined; descending?: boolean | undefined; values?: T | undefined; indices?: T | undefined }): [values: T, indices: T];
   /** `aten::sparse_bsc_tensor.ccol_row_value(Tensor ccol_indices, Tensor row_indices, Tensor values, *, ScalarType? dtype=None, Layout? layout=None, Device? device=None, bool? pin_memory=False) -> Tensor` */
-  sparseBscTensor(ccolIndices: T, rowIndices: T, values: T, options?: { dtype?: DType | null | undefined; layout?: Layout | null | undefined; device?: Device | null | undefined; pinMemory?: boolean | null | undefined }): T;
+  sparseBscTensor(this: void, ccolIndices: T, rowIndices: T, values: T, options?: { dtype?: DType | null | undefined; layout?: Layout | null | undefined; device?: Device | null | undefined; pinMemory?: boolean | null | undefined }): T;
   /** `aten::sparse_bsc_tensor.ccol_row_value_size(Tensor ccol_indices, Tensor row_indices, Tensor values, int[] size, *, ScalarType? dtype=None, Layout? layout=None, Device? device=None, bool? pin_memory=False) -> Tensor` */
-  sparseBscTensor(ccolIndices: T, rowIndices: T, values: T, size: readonly number[], options?: { dtype?: DType | null | undefined; layout?: Layout | null | undefined; device?: Device | null | undefined; pinMemory?: boolean | null | undefined }): T;
+  sparseBscTensor(this: void, ccolIndices: T, rowIndices: T, values: T, size: readonly number[], options?: { dtype?: DType | null | undefined; layout?: Layout | null | undefined; device?: Device | null | undefined; pinMemory?: boolean | null | undefined }): T;
   /** `aten::sparse_bsr_tensor.crow_col_value(Tensor crow_indices, Tensor col_indices, Tensor values, *, ScalarType? dtype=None, Layout? layout=None, Device? device=None, bool? pin_memory=False) -> Tensor` */
-  sparseBsrTensor(crowIndices: T, colIndices: T, values: T, options?: { dtype?: DType | null | undefined; layout?: Layout | null | undefined; device?: Device | null | undefined; pinMemory?: boolean | null | undefined }): T;
+  sparseBsrTensor(this: void, crowIndices: T, colIndices: T, values: T, options?: { dtype?: DType | null | undefined; layout?: Layout | null | undefined; device?: Device | null | undefined; pinMemory?: boolean | null | undefined }): T;
   /** `aten::sparse_bsr_tensor.crow_col_value_size(Tensor crow_indices, Tensor col_indices, Tensor values, int[] size, *, ScalarType? dtype=None, Layout? layout=None, Device? device=None, bool? pin_memory=False) -> Tensor` */
-  sparseBsrTensor(crowIndices: T, colIndices: T, values: T, size: readonly number[], options?: { dtype?: DType | null | undefined; layout?: Layout | null | undefined; device?: Device | null | undefined; pinMemory?: boolean | null | undefined }): T;
+  sparseBsrTensor(this: void, crowIndices: T, colIndices: T, values: T, size: readonly number[], options?: { dtype?: DType | null | undefined; layout?: Layout | null | undefined; device?: Device | null | undefined; pinMemory?: boolean | null | undefined }): T;
   /** `aten::sparse_compressed_tensor.comp_plain_value(Tensor compressed_indices, Tensor plain_indices, Tensor values, *, ScalarType? dtype=None, Layout? layout=None, Device? device=None, bool? pin_memory=False) -> Tensor` */
-  sparseCompressedTensor(compressedIndices: T, plainIndices: T, values: T, options?: { dtype?: DType | null | undefined; layout?: Layout | null | undefined; device?: Device | null | undefined; pinMemory?: boolean | null | undefined }): T;
+  sparseCompressedTensor(this: void, compressedIndices: T, plainIndices: T, values: T, options?: { dtype?: DType | null | undefined; layout?: Layout | null | undefined; device?: Device | null | undefined; pinMemory?: boolean | null | undefined }): T;
   /** `aten::sparse_compressed_tensor.comp_plain_value_size(Tensor compressed_indices, Tensor plain_indices, Tensor values, SymInt[] size, *, ScalarType? dtype=None, Layout? layout=None, Device? device=None, bool? pin_memory=False) -> Tensor` */
-  sparseCompressedTensor(compressedIndices: T, plainIndices: T, values: T, size: readonly number[], options?: { dtype?: DType | null | undefined; layout?: Layout | null | undefined; device?: Device | null | undefined; pinMemory?: boolean | null | undefined }): T;
+  sparseCompressedTensor(this: void, compressedIndices: T, plainIndices: T, values: T, size: readonly number[], options?: { dtype?: DType | null | undefined; layout?: Layout | null | undefined; device?: Device | null | undefined; pinMemory?: boolean | null | undefined }): T;
   /** `aten::sparse_coo_tensor.indices(Tensor indices, Tensor values, *, ScalarType? dtype=None, Layout? layout=None, Device? device=None, bool? pin_memory=None, bool? is_coalesced=None) -> Tensor` */
-  sparseCooTensor(indices: T, values: T, options?: { dtype?: DType | null | undefined; layout?: Layout | null | undefined; device?: Device | null | undefined; pinMemory?: boolean | null | undefined; isCoalesced?: boolean | null | undefined }): T;
+  sparseCooTensor(this: void, indices: T, values: T, options?: { dtype?: DType | null | undefined; layout?: Layout | null | undefined; device?: Device | null | undefined; pinMemory?: boolean | null | undefined; isCoalesced?: boolean | null | undefined }): T;
   /** `aten::sparse_coo_tensor.indices_size(Tensor indices, Tensor values, int[] size, *, ScalarType? dtype=None, Layout? layout=None, Device? device=None, bool? pin_memory=None, bool? is_coalesced=None) -> Tensor` */
-  sparseCooTensor(indices: T, values: T, size: readonly number[], options?: { dtype?: DType | null | undefined; layout?: Layout | null | undefined; device?: Device | null | undefined; pinMemory?: boolean | null | undefined; isCoalesced?: boolean | null | undefined }): T;
+  sparseCooTensor(this: void, indices: T, values: T, size: readonly number[], options?: { dtype?: DType | null | undefined; layout?: Layout | null | undefined; device?: Device | null | undefined; pinMemory?: boolean | null | undefined; isCoalesced?: boolean | null | undefined }): T;
   /** `aten::sparse_coo_tensor.size(int[] size, *, ScalarType? dtype=None, Layout? layout=None, Device? device=None, bool? pin_memory=False) -> Tensor` */
-  sparseCooTensor(size: readonly number[], options?: { dtype?: DType | null | undefined; layout?: Layout | null | undefined; device?: Device | null | undefined; pinMemory?: boolean | null | undefined }): T;
+  sparseCooTensor(this: void, size: readonly number[], options?: { dtype?: DType | null | undefined; layout?: Layout | null | undefined; device?: Device | null | undefined; pinMemory?: boolean | null | undefined }): T;
   /** `aten::sparse_coo_tensor.size_out(int[] size, *, Tensor(a!) out) -> Tensor(a!)` */
-  sparseCooTensor(size: readonly number[], options: { out: T }): T;
+  sparseCooTensor(this: void, size: readonly number[], options: { out: T }): T;
   /** `aten::sparse_csc_tensor.ccol_row_value(Tensor ccol_indices, Tensor row_indices, Tensor values, *, ScalarType? dtype=None, Layout? layout=None, Device? device=None, bool? pin_memory=False) -> Tensor` */
-  sparseCscTensor(ccolIndices: T, rowIndices: T, values: T, options?: { dtype?: DType | null | undefined; layout?: Layout | null | undefined; device?: Device | null | undefined; pinMemory?: boolean | null | undefined }): T;
+  sparseCscTensor(this: void, ccolIndices: T, rowIndices: T, values: T, options?: { dtype?: DType | null | undefined; layout?: Layout | null | undefined; device?: Device | null | undefined; pinMemory?: boolean | null | undefined }): T;
   /** `aten::sparse_csc_tensor.ccol_row_value_size(Tensor ccol_indices, Tensor row_indices, Tensor values, int[] size, *, ScalarType? dtype=None, Layout? layout=None, Device? device=None, bool? pin_memory=False) -> Tensor` */
-  sparseCscTensor(ccolIndices: T, rowIndices: T, values: T, size: readonly number[], options?: { dtype?: DType | null | undefined; layout?: Layout | null | undefined; device?: Device | null | undefined; pinMemory?: boolean | null | undefined }): T;
+  sparseCscTensor(this: void, ccolIndices: T, rowIndices: T, values: T, size: readonly number[], options?: { dtype?: DType | null | undefined; layout?: Layout | null | undefined; device?: Device | null | undefined; pinMemory?: boolean | null | undefined }): T;
   /** `aten::sparse_csr_tensor.crow_col_value(Tensor crow_indices, Tensor col_indices, Tensor values, *, ScalarType? dtype=None, Layout? layout=None, Device? device=None, bool? pin_memory=False) -> Tensor` */
-  sparseCsrTensor(crowIndices: T, colIndices: T, values: T, options?: { dtype?: DType | null | undefined; layout?: Layout | null | undefined; device?: Device | null | undefined; pinMemory?: boolean | null | undefined }): T;
+  sparseCsrTensor(this: void, crowIndices: T, colIndices: T, values: T, options?: { dtype?: DType | null | undefined; layout?: Layout | null | undefined; device?: Device | null | undefined; pinMemory?: boolean | null | undefined }): T;
   /** `aten::sparse_csr_tensor.crow_col_value_size(Tensor crow_indices, Tensor col_indices, Tensor values, int[] size, *, ScalarType? dtype=None, Layout? layout=None, Device? device=None, bool? pin_memory=False) -> Tensor` */
-  sparseCsrTensor(crowIndices: T, colIndices: T, values: T, size: readonly number[], options?: { dtype?: DType | null | undefined; layout?: Layout | null | undefined; device?: Device | null | undefined; pinMemory?: boolean | null | undefined }): T;
+  sparseCsrTensor(this: void, crowIndices: T, colIndices: T, values: T, size: readonly number[], options?: { dtype?: DType | null | undefined; layout?: Layout | null | undefined; device?: Device | null | undefined; pinMemory?: boolean | null | undefined }): T;
   /** `aten::sparse_dim(Tensor self) -> int` */
-  sparseDim(self: T): number;
+  sparseDim(this: void, self: T): number;
   /** `aten::sparse_mask(Tensor self, Tensor mask) -> Tensor` */
-  sparseMask(self: T, mask: T, options?: { out?: T | undefined }): T;
+  sparseMask(this: void, self: T, mask: T, options?: { out?: T | undefined }): T;
   /** `aten::sparse_resize(Tensor self, int[] size, int sparse_dim, int dense_dim) -> Tensor` */
-  sparseResize(self: T, size: readonly number[], sparseDim: number, denseDim: number, options?: { out?: T | undefined }): T;
+  sparseResize(this: void, self: T, size: readonly number[], sparseDim: number, denseDim: number, options?: { out?: T | undefined }): T;
   /** `aten::sparse_resize_(Tensor(a!) self, int[] size, int sparse_dim, int dense_dim) -> Tensor(a!)` */
-  sparseResize_(self: T, size: readonly number[], sparseDim: number, denseDim: number): T;
+  sparseResize_(this: void, self: T, size: readonly number[], sparseDim: number, denseDim: number): T;
   /** `aten::sparse_resize_and_clear(Tensor self, int[] size, int sparse_dim, int dense_dim) -> Tensor` */
-  sparseResizeAndClear(self: T, size: readonly number[], sparseDim: number, denseDim: number, options?: { out?: T | undefined }): T;
+  sparseResizeAndClear(this: void, self: T, size: readonly number[], sparseDim: number, denseDim: number, options?: { out?: T | undefined }): T;
   /** `aten::sparse_resize_and_clear_(Tensor(a!) self, int[] size, int sparse_dim, int dense_dim) -> Tensor(a!)` */
-  sparseResizeAndClear_(self: T, size: readonly number[], sparseDim: number, denseDim: number): T;
+  sparseResizeAndClear_(this: void, self: T, size: readonly number[], sparseDim: number, denseDim: number): T;
   /** `aten::sparse_sampled_addmm(Tensor self, Tensor mat1, Tensor mat2, *, Scalar beta=1, Scalar alpha=1) -> Tensor` */
-  sparseSampledAddmm(self: T, mat1: T, mat2: T, options?: { beta?: Scalar | undefined; alpha?: Scalar | undefined; out?: T | undefined }): T;
+  sparseSampledAddmm(this: void, self: T, mat1: T, mat2: T, options?: { beta?: Scalar | undefined; alpha?: Scalar | undefined; out?: T | undefined }): T;
   /** `aten::special_airy_ai(Tensor x) -> Tensor` */
-  specialAiryAi(x: T, options?: { out?: T | undefined }): T;
+  specialAiryAi(this: void, x: T, options?: { out?: T | undefined }): T;
   /** `aten::special_bessel_j0(Tensor self) -> Tensor` */
-  specialBesselJ0(self: T, options?: { out?: T | undefined }): T;
+  specialBesselJ0(this: void, self: T, options?: { out?: T | undefined }): T;
   /** `aten::special_bessel_j1(Tensor self) -> Tensor` */
-  specialBesselJ1(self: T, options?: { out?: T | undefined }): T;
+  specialBesselJ1(this: void, self: T, options?: { out?: T | undefined }): T;
   /** `aten::special_bessel_y0(Tensor self) -> Tensor` */
-  specialBesselY0(self: T, options?: { out?: T | undefined }): T;
+  specialBesselY0(this: void, self: T, options?: { out?: T | undefined }): T;
   /** `aten::special_bessel_y1(Tensor self) -> Tensor` */
-  specialBesselY1(self: T, options?: { out?: T | undefined }): T;
+  specialBesselY1(this: void, self: T, options?: { out?: T | undefined }): T;
   /** `aten::special_chebyshev_polynomial_t(Tensor x, Tensor n) -> Tensor` */
-  specialChebyshevPolynomialT(x: T, n: T, options?: { out?: T | undefined }): T;
+  specialChebyshevPolynomialT(this: void, x: T, n: T, options?: { out?: T | undefined }): T;
   /** `aten::special_chebyshev_polynomial_t.n_scalar(Tensor x, Scalar n) -> Tensor` */
-  specialChebyshevPolynomialT(x: T, n: Scalar, options?: { out?: T | undefined }): T;
+  specialChebyshevPolynomialT(this: void, x: T, n: Scalar, options?: { out?: T | undefined }): T;
   /** `aten::special_chebyshev_polynomial_t.x_scalar(Scalar x, Tensor n) -> Tensor` */
-  specialChebyshevPolynomialT(x: Scalar, n: T, options?: { out?: T | undefined }): T;
+  specialChebyshevPolynomialT(this: void, x: Scalar, n: T, options?: { out?: T | undefined }): T;
   /** `aten::special_chebyshev_polynomial_u(Tensor x, Tensor n) -> Tensor` */
-  specialChebyshevPolynomialU(x: T, n: T, options?: { out?: T | undefined }): T;
+  specialChebyshevPolynomialU(this: void, x: T, n: T, options?: { out?: T | undefined }): T;
   /** `aten::special_chebyshev_polynomial_u.n_scalar(Tensor x, Scalar n) -> Tensor` */
-  specialChebyshevPolynomialU(x: T, n: Scalar, options?: { out?: T | undefined }): T;
+  specialChebyshevPolynomialU(this: void, x: T, n: Scalar, options?: { out?: T | undefined }): T;
   /** `aten::special_chebyshev_polynomial_u.x_scalar(Scalar x, Tensor n) -> Tensor` */
-  specialChebyshevPolynomialU(x: Scalar, n: T, options?: { out?: T | undefined }): T;
+  specialChebyshevPolynomialU(this: void, x: Scalar, n: T, options?: { out?: T | undefined }): T;
   /** `aten::special_chebyshev_polynomial_v(Tensor x, Tensor n) -> Tensor` */
-  specialChebyshevPolynomialV(x: T, n: T, options?: { out?: T | undefined }): T;
+  specialChebyshevPolynomialV(this: void, x: T, n: T, options?: { out?: T | undefined }): T;
   /** `aten::special_chebyshev_polynomial_v.n_scalar(Tensor x, Scalar n) -> Tensor` */
-  specialChebyshevPolynomialV(x: T, n: Scalar, options?: { out?: T | undefined }): T;
+  specialChebyshevPolynomialV(this: void, x: T, n: Scalar, options?: { out?: T | undefined }): T;
   /** `aten::special_chebyshev_polynomial_v.x_scalar(Scalar x, Tensor n) -> Tensor` */
-  specialChebyshevPolynomialV(x: Scalar, n: T, options?: { out?: T | undefined }): T;
+  specialChebyshevPolynomialV(this: void, x: Scalar, n: T, options?: { out?: T | undefined }): T;
   /** `aten::special_chebyshev_polynomial_w(Tensor x, Tensor n) -> Tensor` */
-  specialChebyshevPolynomialW(x: T, n: T, options?: { out?: T | undefined }): T;
+  specialChebyshevPolynomialW(this: void, x: T, n: T, options?: { out?: T | undefined }): T;
   /** `aten::special_chebyshev_polynomial_w.n_scalar(Tensor x, Scalar n) -> Tensor` */
-  specialChebyshevPolynomialW(x: T, n: Scalar, options?: { out?: T | undefined }): T;
+  specialChebyshevPolynomialW(this: void, x: T, n: Scalar, options?: { out?: T | undefined }): T;
   /** `aten::special_chebyshev_polynomial_w.x_scalar(Scalar x, Tensor n) -> Tensor` */
-  specialChebyshevPolynomialW(x: Scalar, n: T, options?: { out?: T | undefined }): T;
+  specialChebyshevPolynomialW(this: void, x: Scalar, n: T, options?: { out?: T | undefined }): T;
   /** `aten::special_digamma(Tensor self) -> Tensor` */
-  specialDigamma(self: T, options?: { out?: T | undefined }): T;
+  specialDigamma(this: void, self: T, options?: { out?: T | undefined }): T;
   /** `aten::special_entr(Tensor self) -> Tensor` */
-  specialEntr(self: T, options?: { out?: T | undefined }): T;
+  specialEntr(this: void, self: T, options?: { out?: T | undefined }): T;
   /** `aten::special_erf(Tensor self) -> Tensor` */
-  specialErf(self: T, options?: { out?: T | undefined }): T;
+  specialErf(this: void, self: T, options?: { out?: T | undefined }): T;
   /** `aten::special_erfc(Tensor self) -> Tensor` */
-  specialErfc(self: T, options?: { out?: T | undefined }): T;
+  specialErfc(this: void, self: T, options?: { out?: T | undefined }): T;
   /** `aten::special_erfcx(Tensor self) -> Tensor` */
-  specialErfcx(self: T, options?: { out?: T | undefined }): T;
+  specialErfcx(this: void, self: T, options?: { out?: T | undefined }): T;
   /** `aten::special_erfinv(Tensor self) -> Tensor` */
-  specialErfinv(self: T, options?: { out?: T | undefined }): T;
+  specialErfinv(this: void, self: T, options?: { out?: T | undefined }): T;
   /** `aten::special_exp2(Tensor self) -> Tensor` */
-  specialExp2(self: T, options?: { out?: T | undefined }): T;
+  specialExp2(this: void, self: T, options?: { out?: T | undefined }): T;
   /** `aten::special_expit(Tensor self) -> Tensor` */
-  specialExpit(self: T, options?: { out?: T | undefined }): T;
+  specialExpit(this: void, self: T, options?: { out?: T | undefined }): T;
   /** `aten::special_expm1(Tensor self) -> Tensor` */
-  specialExpm1(self: T, options?: { out?: T | undefined }): T;
+  specialExpm1(this: void, self: T, options?: { out?: T | undefined }): T;
   /** `aten::special_gammainc(Tensor self, Tensor other) -> Tensor` */
-  specialGammainc(self: T, other: T, options?: { out?: T | undefined }): T;
+  specialGammainc(this: void, self: T, other: T, options?: { out?: T | undefined }): T;
   /** `aten::special_gammaincc(Tensor self, Tensor other) -> Tensor` */
-  specialGammaincc(self: T, other: T, options?: { out?: T | undefined }): T;
+  specialGammaincc(this: void, self: T, other: T, options?: { out?: T | undefined }): T;
   /** `aten::special_gammaln(Tensor self) -> Tensor` */
-  specialGammaln(self: T, options?: { out?: T | undefined }): T;
+  specialGammaln(this: void, self: T, options?: { out?: T | undefined }): T;
   /** `aten::special_hermite_polynomial_h(Tensor x, Tensor n) -> Tensor` */
-  specialHermitePolynomialH(x: T, n: T, options?: { out?: T | undefined }): T;
+  specialHermitePolynomialH(this: void, x: T, n: T, options?: { out?: T | undefined }): T;
   /** `aten::special_hermite_polynomial_h.n_scalar(Tensor x, Scalar n) -> Tensor` */
-  specialHermitePolynomialH(x: T, n: Scalar, options?: { out?: T | undefined }): T;
+  specialHermitePolynomialH(this: void, x: T, n: Scalar, options?: { out?: T | undefined }): T;
   /** `aten::special_hermite_polynomial_h.x_scalar(Scalar x, Tensor n) -> Tensor` */
-  specialHermitePolynomialH(x: Scalar, n: T, options?: { out?: T | undefined }): T;
+  specialHermitePolynomialH(this: void, x: Scalar, n: T, options?: { out?: T | undefined }): T;
   /** `aten::special_hermite_polynomial_he(Tensor x, Tensor n) -> Tensor` */
-  specialHermitePolynomialHe(x: T, n: T, options?: { out?: T | undefined }): T;
+  specialHermitePolynomialHe(this: void, x: T, n: T, options?: { out?: T | undefined }): T;
   /** `aten::special_hermite_polynomial_he.n_scalar(Tensor x, Scalar n) -> Tensor` */
-  specialHermitePolynomialHe(x: T, n: Scalar, options?: { out?: T | undefined }): T;
+  specialHermitePolynomialHe(this: void, x: T, n: Scalar, options?: { out?: T | undefined }): T;
   /** `aten::special_hermite_polynomial_he.x_scalar(Scalar x, Tensor n) -> Tensor` */
-  specialHermitePolynomialHe(x: Scalar, n: T, options?: { out?: T | undefined }): T;
+  specialHermitePolynomialHe(this: void, x: Scalar, n: T, options?: { out?: T | undefined }): T;
   /** `aten::special_i0(Tensor self) -> Tensor` */
-  specialI0(self: T, options?: { out?: T | undefined }): T;
+  specialI0(this: void, self: T, options?: { out?: T | undefined }): T;
   /** `aten::special_i0e(Tensor self) -> Tensor` */
-  specialI0e(self: T, options?: { out?: T | undefined }): T;
+  specialI0e(this: void, self: T, options?: { out?: T | undefined }): T;
   /** `aten::special_i1(Tensor self) -> Tensor` */
-  specialI1(self: T, options?: { out?: T | undefined }): T;
+  specialI1(this: void, self: T, options?: { out?: T | undefined }): T;
   /** `aten::special_i1e(Tensor self) -> Tensor` */
-  specialI1e(self: T, options?: { out?: T | undefined }): T;
+  specialI1e(this: void, self: T, options?: { out?: T | undefined }): T;
   /** `aten::special_laguerre_polynomial_l(Tensor x, Tensor n) -> Tensor` */
-  specialLaguerrePolynomialL(x: T, n: T, options?: { out?: T | undefined }): T;
+  specialLaguerrePolynomialL(this: void, x: T, n: T, options?: { out?: T | undefined }): T;
   /** `aten::special_laguerre_polynomial_l.n_scalar(Tensor x, Scalar n) -> Tensor` */
-  specialLaguerrePolynomialL(x: T, n: Scalar, options?: { out?: T | undefined }): T;
+  specialLaguerrePolynomialL(this: void, x: T, n: Scalar, options?: { out?: T | undefined }): T;
   /** `aten::special_laguerre_polynomial_l.x_scalar(Scalar x, Tensor n) -> Tensor` */
-  specialLaguerrePolynomialL(x: Scalar, n: T, options?: { out?: T | undefined }): T;
+  specialLaguerrePolynomialL(this: void, x: Scalar, n: T, options?: { out?: T | undefined }): T;
   /** `aten::special_legendre_polynomial_p(Tensor x, Tensor n) -> Tensor` */
-  specialLegendrePolynomialP(x: T, n: T, options?: { out?: T | undefined }): T;
+  specialLegendrePolynomialP(this: void, x: T, n: T, options?: { out?: T | undefined }): T;
   /** `aten::special_legendre_polynomial_p.n_scalar(Tensor x, Scalar n) -> Tensor` */
-  specialLegendrePolynomialP(x: T, n: Scalar, options?: { out?: T | undefined }): T;
+  specialLegendrePolynomialP(this: void, x: T, n: Scalar, options?: { out?: T | undefined }): T;
   /** `aten::special_legendre_polynomial_p.x_scalar(Scalar x, Tensor n) -> Tensor` */
-  specialLegendrePolynomialP(x: Scalar, n: T, options?: { out?: T | undefined }): T;
+  specialLegendrePolynomialP(this: void, x: Scalar, n: T, options?: { out?: T | undefined }): T;
   /** `aten::special_log1p(Tensor self) -> Tensor` */
-  specialLog1p(self: T, options?: { out?: T | undefined }): T;
+  specialLog1p(this: void, self: T, options?: { out?: T | undefined }): T;
   /** `aten::special_log_ndtr(Tensor self) -> Tensor` */
-  specialLogNdtr(self: T, options?: { out?: T | undefined }): T;
+  specialLogNdtr(this: void, self: T, options?: { out?: T | undefined }): T;
   /** `aten::special_log_softmax(Tensor self, int dim, *, ScalarType? dtype=None) -> Tensor` */
-  specialLogSoftmax(self: T, dim: number, options?: { dtype?: DType | null | undefined }): T;
+  specialLogSoftmax(this: void, self: T, dim: number, options?: { dtype?: DType | null | undefined }): T;
   /** `aten::special_logit(Tensor self, float? eps=None) -> Tensor` */
-  specialLogit(self: T, eps?: number | null, options?: { out?: T | undefined }): T;
+  specialLogit(this: void, self: T, eps?: number | null, options?: { out?: T | undefined }): T;
   /** `aten::special_logsumexp(Tensor self, int[1] dim, bool keepdim=False) -> Tensor` */
-  specialLogsumexp(self: T, dim: number | readonly number[], keepdim?: boolean, options?: { out?: T | undefined }): T;
+  specialLogsumexp(this: void, self: T, dim: number | readonly number[], keepdim?: boolean, options?: { out?: T | undefined }): T;
   /** `aten::special_modified_bessel_i0(Tensor self) -> Tensor` */
-  specialModifiedBesselI0(self: T, options?: { out?: T | undefined }): T;
+  specialModifiedBesselI0(this: void, self: T, options?: { out?: T | undefined }): T;
   /** `aten::special_modified_bessel_i1(Tensor self) -> Tensor` */
-  specialModifiedBesselI1(self: T, options?: { out?: T | undefined }): T;
+  specialModifiedBesselI1(this: void, self: T, options?: { out?: T | undefined }): T;
   /** `aten::special_modified_bessel_k0(Tensor self) -> Tensor` */
-  specialModifiedBesselK0(self: T, options?: { out?: T | undefined }): T;
+  specialModifiedBesselK0(this: void, self: T, options?: { out?: T | undefined }): T;
   /** `aten::special_modified_bessel_k1(Tensor self) -> Tensor` */
-  specialModifiedBesselK1(self: T, options?: { out?: T | undefined }): T;
+  specialModifiedBesselK1(this: void, self: T, options?: { out?: T | undefined }): T;
   /** `aten::special_multigammaln(Tensor self, int p) -> Tensor` */
-  specialMultigammaln(self: T, p: number, options?: { out?: T | undefined }): T;
+  specialMultigammaln(this: void, self: T, p: number, options?: { out?: T | undefined }): T;
   /** `aten::special_ndtr(Tensor self) -> Tensor` */
-  specialNdtr(self: T, options?: { out?: T | undefined }): T;
+  specialNdtr(this: void, self: T, options?: { out?: T | undefined }): T;
   /** `aten::special_ndtri(Tensor self) -> Tensor` */
-  specialNdtri(self: T, options?: { out?: T | undefined }): T;
+  specialNdtri(this: void, self: T, options?: { out?: T | undefined }): T;
   /** `aten::special_polygamma(int n, Tensor self) -> Tensor` */
-  specialPolygamma(n: number, self: T, options?: { out?: T | undefined }): T;
+  specialPolygamma(this: void, n: number, self: T, options?: { out?: T | undefined }): T;
   /** `aten::special_psi(Tensor self) -> Tensor` */
-  specialPsi(self: T, options?: { out?: T | undefined }): T;
+  specialPsi(this: void, self: T, options?: { out?: T | undefined }): T;
   /** `aten::special_round(Tensor self, *, int decimals=0) -> Tensor` */
-  specialRound(self: T, options?: { decimals?: number | undefined; out?: T | undefined }): T;
+  specialRound(this: void, self: T, options?: { decimals?: number | undefined; out?: T | undefined }): T;
   /** `aten::special_scaled_modified_bessel_k0(Tensor x) -> Tensor` */
-  specialScaledModifiedBesselK0(x: T, options?: { out?: T | undefined }): T;
+  specialScaledModifiedBesselK0(this: void, x: T, options?: { out?: T | undefined }): T;
   /** `aten::special_scaled_modified_bessel_k1(Tensor x) -> Tensor` */
-  specialScaledModifiedBesselK1(x: T, options?: { out?: T | undefined }): T;
+  specialScaledModifiedBesselK1(this: void, x: T, options?: { out?: T | undefined }): T;
   /** `aten::special_shifted_chebyshev_polynomial_t(Tensor x, Tensor n) -> Tensor` */
-  specialShiftedChebyshevPolynomialT(x: T, n: T, options?: { out?: T | undefined }): T;
+  specialShiftedChebyshevPolynomialT(this: void, x: T, n: T, options?: { out?: T | undefined }): T;
   /** `aten::special_shifted_chebyshev_polynomial_t.n_scalar(Tensor x, Scalar n) -> Tensor` */
-  specialShiftedChebyshevPolynomialT(x: T, n: Scalar, options?: { out?: T | undefined }): T;
+  specialShiftedChebyshevPolynomialT(this: void, x: T, n: Scalar, options?: { out?: T | undefined }): T;
   /** `aten::special_shifted_chebyshev_polynomial_t.x_scalar(Scalar x, Tensor n) -> Tensor` */
-  specialShiftedChebyshevPolynomialT(x: Scalar, n: T, options?: { out?: T | undefined }): T;
+  specialShiftedChebyshevPolynomialT(this: void, x: Scalar, n: T, options?: { out?: T | undefined }): T;
   /** `aten::special_shifted_chebyshev_polynomial_u(Tensor x, Tensor n) -> Tensor` */
-  specialShiftedChebyshevPolynomialU(x: T, n: T, options?: { out?: T | undefined }): T;
+  specialShiftedChebyshevPolynomialU(this: void, x: T, n: T, options?: { out?: T | undefined }): T;
   /** `aten::special_shifted_chebyshev_polynomial_u.n_scalar(Tensor x, Scalar n) -> Tensor` */
-  specialShiftedChebyshevPolynomialU(x: T, n: Scalar, options?: { out?: T | undefined }): T;
+  specialShiftedChebyshevPolynomialU(this: void, x: T, n: Scalar, options?: { out?: T | undefined }): T;
   /** `aten::special_shifted_chebyshev_polynomial_u.x_scalar(Scalar x, Tensor n) -> Tensor` */
-  specialShiftedChebyshevPolynomialU(x: Scalar, n: T, options?: { out?: T | undefined }): T;
+  specialShiftedChebyshevPolynomialU(this: void, x: Scalar, n: T, options?: { out?: T | undefined }): T;
   /** `aten::special_shifted_chebyshev_polynomial_v(Tensor x, Tensor n) -> Tensor` */
-  specialShiftedChebyshevPolynomialV(x: T, n: T, options?: { out?: T | undefined }): T;
+  specialShiftedChebyshevPolynomialV(this: void, x: T, n: T, options?: { out?: T | undefined }): T;
   /** `aten::special_shifted_chebyshev_polynomial_v.n_scalar(Tensor x, Scalar n) -> Tensor` */
-  specialShiftedChebyshevPolynomialV(x: T, n: Scalar, options?: { out?: T | undefined }): T;
+  specialShiftedChebyshevPolynomialV(this: void, x: T, n: Scalar, options?: { out?: T | undefined }): T;
   /** `aten::special_shifted_chebyshev_polynomial_v.x_scalar(Scalar x, Tensor n) -> Tensor` */
-  specialShiftedChebyshevPolynomialV(x: Scalar, n: T, options?: { out?: T | undefined }): T;
+  specialShiftedChebyshevPolynomialV(this: void, x: Scalar, n: T, options?: { out?: T | undefined }): T;
   /** `aten::special_shifted_chebyshev_polynomial_w(Tensor x, Tensor n) -> Tensor` */
-  specialShiftedChebyshevPolynomialW(x: T, n: T, options?: { out?: T | undefined }): T;
+  specialShiftedChebyshevPolynomialW(this: void, x: T, n: T, options?: { out?: T | undefined }): T;
   /** `aten::special_shifted_chebyshev_polynomial_w.n_scalar(Tensor x, Scalar n) -> Tensor` */
-  specialShiftedChebyshevPolynomialW(x: T, n: Scalar, options?: { out?: T | undefined }): T;
+  specialShiftedChebyshevPolynomialW(this: void, x: T, n: Scalar, options?: { out?: T | undefined }): T;
   /** `aten::special_shifted_chebyshev_polynomial_w.x_scalar(Scalar x, Tensor n) -> Tensor` */
-  specialShiftedChebyshevPolynomialW(x: Scalar, n: T, options?: { out?: T | undefined }): T;
+  specialShiftedChebyshevPolynomialW(this: void, x: Scalar, n: T, options?: { out?: T | undefined }): T;
   /** `aten::special_sinc(Tensor self) -> Tensor` */
-  specialSinc(self: T, options?: { out?: T | undefined }): T;
+  specialSinc(this: void, self: T, options?: { out?: T | undefined }): T;
   /** `aten::special_softmax(Tensor self, int dim, ScalarType? dtype=None) -> Tensor` */
-  specialSoftmax(self: T, dim: number, dtype?: DType | null): T;
+  specialSoftmax(this: void, self: T, dim: number, dtype?: DType | null): T;
   /** `aten::special_spherical_bessel_j0(Tensor x) -> Tensor` */
-  specialSphericalBesselJ0(x: T, options?: { out?: T | undefined }): T;
+  specialSphericalBesselJ0(this: void, x: T, options?: { out?: T | undefined }): T;
   /** `aten::special_xlog1py(Tensor self, Tensor other) -> Tensor` */
-  specialXlog1py(self: T, other: T, options?: { out?: T | undefined }): T;
+  specialXlog1py(this: void, self: T, other: T, options?: { out?: T | undefined }): T;
   /** `aten::special_xlog1py.other_scalar(Tensor self, Scalar other) -> Tensor` */
-  specialXlog1py(self: T, other: Scalar, options?: { out?: T | undefined }): T;
+  specialXlog1py(this: void, self: T, other: Scalar, options?: { out?: T | undefined }): T;
   /** `aten::special_xlog1py.self_scalar(Scalar self, Tensor other) -> Tensor` */
-  specialXlog1py(self: Scalar, other: T, options?: { out?: T | undefined }): T;
+  specialXlog1py(this: void, self: Scalar, other: T, options?: { out?: T | undefined }): T;
   /** `aten::special_xlogy(Tensor self, Tensor other) -> Tensor` */
-  specialXlogy(self: T, other: T, options?: { out?: T | undefined }): T;
+  specialXlogy(this: void, self: T, other: T, options?: { out?: T | undefined }): T;
   /** `aten::special_xlogy.other_scalar(Tensor self, Scalar other) -> Tensor` */
-  specialXlogy(self: T, other: Scalar, options?: { out?: T | undefined }): T;
+  specialXlogy(this: void, self: T, other: Scalar, options?: { out?: T | undefined }): T;
   /** `aten::special_xlogy.self_scalar(Scalar self, Tensor other) -> Tensor` */
-  specialXlogy(self: Scalar, other: T, options?: { out?: T | undefined }): T;
+  specialXlogy(this: void, self: Scalar, other: T, options?: { out?: T | undefined }): T;
   /** `aten::special_zeta(Tensor self, Tensor other) -> Tensor` */
-  specialZeta(self: T, other: T, options?: { out?: T | undefined }): T;
+  specialZeta(this: void, self: T, other: T, options?: { out?: T | undefined }): T;
   /** `aten::special_zeta.other_scalar(Tensor self, Scalar other) -> Tensor` */
-  specialZeta(self: T, other: Scalar, options?: { out?: T | undefined }): T;
+  specialZeta(this: void, self: T, other: Scalar, options?: { out?: T | undefined }): T;
   /** `aten::special_zeta.self_scalar(Scalar self, Tensor other) -> Tensor` */
-  specialZeta(self: Scalar, other: T, options?: { out?: T | undefined }): T;
+  specialZeta(this: void, self: Scalar, other: T, options?: { out?: T | undefined }): T;
   /** `aten::split.Tensor(Tensor(a -> *) self, SymInt split_size, int dim=0) -> Tensor(a)[]` */
-  split(self: T, splitSize: number, dim?: number): T[];
+  split(this: void, self: T, splitSize: number, dim?: number): T[];
   /** `aten::split.sizes(Tensor(a -> *) self, SymInt[] split_size, int dim=0) -> Tensor(a)[]` */
-  split(self: T, splitSize: readonly number[], dim?: number): T[];
+  split(this: void, self: T, splitSize: readonly number[], dim?: number): T[];
   /** `aten::split_copy.Tensor(Tensor self, SymInt split_size, int dim=0) -> Tensor[]` */
-  splitCopy(self: T, splitSize: number, dim?: number): T[];
+  splitCopy(this: void, self: T, splitSize: number, dim?: number): T[];
   /** `aten::split_copy.Tensor_out(Tensor self, SymInt split_size, int dim=0, *, Tensor(a!)[] out) -> ()` */
-  splitCopy(self: T, splitSize: number, dim: number | undefined, options: { out: readonly T[] }): void;
+  splitCopy(this: void, self: T, splitSize: number, dim: number | undefined, options: { out: readonly T[] }): void;
   /** `aten::split_with_sizes(Tensor(a -> *) self, SymInt[] split_sizes, int dim=0) -> Tensor(a)[]` */
-  splitWithSizes(self: T, splitSizes: readonly number[], dim?: number): T[];
+  splitWithSizes(this: void, self: T, splitSizes: readonly number[], dim?: number): T[];
   /** `aten::split_with_sizes_copy(Tensor self, SymInt[] split_sizes, int dim=0) -> Tensor[]` */
-  splitWithSizesCopy(self: T, splitSizes: readonly number[], dim?: number): T[];
+  splitWithSizesCopy(this: void, self: T, splitSizes: readonly number[], dim?: number): T[];
   /** `aten::split_with_sizes_copy.out(Tensor self, SymInt[] split_sizes, int dim=0, *, Tensor(a!)[] out) -> ()` */
-  splitWithSizesCopy(self: T, splitSizes: readonly number[], dim: number | undefined, options: { out: readonly T[] }): void;
+  splitWithSizesCopy(this: void, self: T, splitSizes: readonly number[], dim: number | undefined, options: { out: readonly T[] }): void;
   /** `aten::sqrt(Tensor self) -> Tensor` */
-  sqrt(self: T, options?: { out?: T | undefined }): T;
+  sqrt(this: void, self: T, options?: { out?: T | undefined }): T;
   /** `aten::sqrt_(Tensor(a!) self) -> Tensor(a!)` */
-  sqrt_(self: T): T;
+  sqrt_(this: void, self: T): T;
   /** `aten::square(Tensor self) -> Tensor` */
-  square(self: T, options?: { out?: T | undefined }): T;
+  square(this: void, self: T, options?: { out?: T | undefined }): T;
   /** `aten::square_(Tensor(a!) self) -> Tensor(a!)` */
-  square_(self: T): T;
+  square_(this: void, self: T): T;
   /** `aten::squeeze(Tensor(a) self) -> Tensor(a)` */
-  squeeze(self: T): T;
+  squeeze(this: void, self: T): T;
   /** `aten::squeeze.dim(Tensor(a) self, int dim) -> Tensor(a)` */
-  squeeze(self: T, dim: number): T;
+  squeeze(this: void, self: T, dim: number): T;
   /** `aten::squeeze.dims(Tensor(a) self, int[] dim) -> Tensor(a)` */
-  squeeze(self: T, dim: readonly number[]): T;
+  squeeze(this: void, self: T, dim: readonly number[]): T;
   /** `aten::squeeze_(Tensor(a!) self) -> Tensor(a!)` */
-  squeeze_(self: T): T;
+  squeeze_(this: void, self: T): T;
   /** `aten::squeeze_.dim(Tensor(a!) self, int dim) -> Tensor(a!)` */
-  squeeze_(self: T, dim: number): T;
+  squeeze_(this: void, self: T, dim: number): T;
   /** `aten::squeeze_.dims(Tensor(a!) self, int[] dim) -> Tensor(a!)` */
-  squeeze_(self: T, dim: readonly number[]): T;
+  squeeze_(this: void, self: T, dim: readonly number[]): T;
   /** `aten::squeeze_copy(Tensor self) -> Tensor` */
-  squeezeCopy(self: T, options?: { out?: T | undefined }): T;
+  squeezeCopy(this: void, self: T, options?: { out?: T | undefined }): T;
   /** `aten::squeeze_copy.dim(Tensor self, int dim) -> Tensor` */
-  squeezeCopy(self: T, dim: number, options?: { out?: T | undefined }): T;
+  squeezeCopy(this: void, self: T, dim: number, options?: { out?: T | undefined }): T;
   /** `aten::squeeze_copy.dims(Tensor self, int[] dim) -> Tensor` */
-  squeezeCopy(self: T, dim: readonly number[], options?: { out?: T | undefined }): T;
+  squeezeCopy(this: void, self: T, dim: readonly number[], options?: { out?: T | undefined }): T;
   /** `aten::sspaddmm(Tensor self, Tensor mat1, Tensor mat2, *, Scalar beta=1, Scalar alpha=1) -> Tensor` */
-  sspaddmm(self: T, mat1: T, mat2: T, options?: { beta?: Scalar | undefined; alpha?: Scalar | undefined; out?: T | undefined }): T;
+  sspaddmm(this: void, self: T, mat1: T, mat2: T, options?: { beta?: Scalar | undefined; alpha?: Scalar | undefined; out?: T | undefined }): T;
   /** `aten::stack(Tensor[] tensors, int dim=0) -> Tensor` */
-  stack(tensors: readonly T[], dim?: number, options?: { out?: T | undefined }): T;
+  stack(this: void, tensors: readonly T[], dim?: number, options?: { out?: T | undefined }): T;
   /** `aten::std(Tensor self, bool unbiased=True) -> Tensor` */
-  std(self: T, unbiased?: boolean): T;
+  std(this: void, self: T, unbiased?: boolean): T;
   /** `aten::std.correction(Tensor self, int[1]? dim=None, *, Scalar? correction=None, bool keepdim=False) -> Tensor` */
-  std(self: T, dim?: number | readonly number[] | null, options?: { correction?: Scalar | null | undefined; keepdim?: boolean | undefined; out?: T | undefined }): T;
+  std(this: void, self: T, dim?: number | readonly number[] | null, options?: { correction?: Scalar | null | undefined; keepdim?: boolean | undefined; out?: T | undefined }): T;
   /** `aten::std.dim(Tensor self, int[1]? dim, bool unbiased=True, bool keepdim=False) -> Tensor` */
-  std(self: T, dim: number | readonly number[] | null, unbiased?: boolean, keepdim?: boolean, options?: { out?: T | undefined }): T;
+  std(this: void, self: T, dim: number | readonly number[] | null, unbiased?: boolean, keepdim?: boolean, options?: { out?: T | undefined }): T;
   /** `aten::std_mean(Tensor self, bool unbiased=True) -> (Tensor, Tensor)` */
-  stdMean(self: T, unbiased?: boolean): [T, T];
+  stdMean(this: void, self: T, unbiased?: boolean): [T, T];
   /** `aten::std_mean.correction(Tensor self, int[1]? dim=None, *, Scalar? correction=None, bool keepdim=False) -> (Tensor, Tensor)` */
-  stdMean(self: T, dim?: number | readonly number[] | null, options?: { correction?: Scalar | null | undefined; keepdim?: boolean | undefined; out0?: T | undefined; out1?: T | undefined }): [T, T];
+  stdMean(this: void, self: T, dim?: number | readonly number[] | null, options?: { correction?: Scalar | null | undefined; keepdim?: boolean | undefined; out0?: T | undefined; out1?: T | undefined }): [T, T];
   /** `aten::std_mean.dim(Tensor self, int[1]? dim, bool unbiased=True, bool keepdim=False) -> (Tensor, Tensor)` */
-  stdMean(self: T, dim: number | readonly number[] | null, unbiased?: boolean, keepdim?: boolean): [T, T];
+  stdMean(this: void, self: T, dim: number | readonly number[] | null, unbiased?: boolean, keepdim?: boolean): [T, T];
   /** `aten::stft(Tensor self, int n_fft, int? hop_length=None, int? win_length=None, Tensor? window=None, bool normalized=False, bool? onesided=None, bool? return_complex=None, bool? align_to_window=None) -> Tensor` */
-  stft(self: T, nFft: number, hopLength?: number | null, winLength?: number | null, window?: T | null, normalized?: boolean, onesided?: boolean | null, returnComplex?: boolean | null, alignToWindow?: boolean | null): T;
+  stft(this: void, self: T, nFft: number, hopLength?: number | null, winLength?: number | null, window?: T | null, normalized?: boolean, onesided?: boolean | null, returnComplex?: boolean | null, alignToWindow?: boolean | null): T;
   /** `aten::stft.center(Tensor self, int n_fft, int? hop_length=None, int? win_length=None, Tensor? window=None, bool center=True, str pad_mode="reflect", bool normalized=False, bool? onesided=None, bool? return_complex=None, bool? align_to_window=None) -> Tensor` */
-  stft(self: T, nFft: number, hopLength?: number | null, winLength?: number | null, window?: T | null, center?: boolean, padMode?: string, normalized?: boolean, onesided?: boolean | null, returnComplex?: boolean | null, alignToWindow?: boolean | null): T;
+  stft(this: void, self: T, nFft: number, hopLength?: number | null, winLength?: number | null, window?: T | null, center?: boolean, padMode?: string, normalized?: boolean, onesided?: boolean | null, returnComplex?: boolean | null, alignToWindow?: boolean | null): T;
   /** `aten::storage_offset(Tensor self) -> int` */
-  storageOffset(self: T): number;
+  storageOffset(this: void, self: T): number;
   /** `aten::stride.int(Tensor self, int dim) -> int` */
-  stride(self: T, dim: number): number;
+  stride(this: void, self: T, dim: number): number;
   /** `aten::sub.Scalar(Tensor self, Scalar other, Scalar alpha=1) -> Tensor` */
-  sub(self: T, other: Scalar, alpha?: Scalar, options?: { out?: T | undefined }): T;
+  sub(this: void, self: T, other: Scalar, alpha?: Scalar, options?: { out?: T | undefined }): T;
   /** `aten::sub.Tensor(Tensor self, Tensor other, *, Scalar alpha=1) -> Tensor` */
-  sub(self: T, other: T, options?: { alpha?: Scalar | undefined; out?: T | undefined }): T;
+  sub(this: void, self: T, other: T, options?: { alpha?: Scalar | undefined; out?: T | undefined }): T;
   /** `aten::sub_.Scalar(Tensor(a!) self, Scalar other, Scalar alpha=1) -> Tensor(a!)` */
-  sub_(self: T, other: Scalar, alpha?: Scalar): T;
+  sub_(this: void, self: T, other: Scalar, alpha?: Scalar): T;
   /** `aten::sub_.Tensor(Tensor(a!) self, Tensor other, *, Scalar alpha=1) -> Tensor(a!)` */
-  sub_(self: T, other: T, options?: { alpha?: Scalar | undefined }): T;
+  sub_(this: void, self: T, other: T, options?: { alpha?: Scalar | undefined }): T;
   /** `aten::subtract.Scalar(Tensor self, Scalar other, Scalar alpha=1) -> Tensor` */
-  subtract(self: T, other: Scalar, alpha?: Scalar): T;
+  subtract(this: void, self: T, other: Scalar, alpha?: Scalar): T;
   /** `aten::subtract.Tensor(Tensor self, Tensor other, *, Scalar alpha=1) -> Tensor` */
-  subtract(self: T, other: T, options?: { alpha?: Scalar | undefined; out?: T | undefined }): T;
+  subtract(this: void, self: T, other: T, options?: { alpha?: Scalar | undefined; out?: T | undefined }): T;
   /** `aten::subtract_.Scalar(Tensor(a!) self, Scalar other, Scalar alpha=1) -> Tensor(a!)` */
-  subtract_(self: T, other: Scalar, alpha?: Scalar): T;
+  subtract_(this: void, self: T, other: Scalar, alpha?: Scalar): T;
   /** `aten::subtract_.Tensor(Tensor(a!) self, Tensor other, *, Scalar alpha=1) -> Tensor(a!)` */
-  subtract_(self: T, other: T, options?: { alpha?: Scalar | undefined }): T;
+  subtract_(this: void, self: T, other: T, options?: { alpha?: Scalar | undefined }): T;
   /** `aten::sum(Tensor self, *, ScalarType? dtype=None) -> Tensor` */
-  sum(self: T, options?: { dtype?: DType | null | undefined; out?: T | undefined }): T;
+  sum(this: void, self: T, options?: { dtype?: DType | null | undefined; out?: T | undefined }): T;
   /** `aten::sum.dim_IntList(Tensor self, int[1]? dim, bool keepdim=False, *, ScalarType? dtype=None) -> Tensor` */
-  sum(self: T, dim: number | readonly number[] | null, keepdim?: boolean, options?: { dtype?: DType | null | undefined; out?: T | undefined }): T;
+  sum(this: void, self: T, dim: number | readonly number[] | null, keepdim?: boolean, options?: { dtype?: DType | null | undefined; out?: T | undefined }): T;
   /** `aten::sum_to_size(Tensor self, SymInt[] size) -> Tensor` */
-  sumToSize(self: T, size: readonly number[]): T;
+  sumToSize(this: void, self: T, size: readonly number[]): T;
   /** `aten::svd(Tensor self, bool some=True, bool compute_uv=True) -> (Tensor U, Tensor S, Tensor V)` */
-  svd(self: T, some?: boolean, computeUv?: boolean, options?: { U?: T | undefined; S?: T | undefined; V?: T | undefined }): [U: T, S: T, V: T];
+  svd(this: void, self: T, some?: boolean, computeUv?: boolean, options?: { U?: T | undefined; S?: T | undefined; V?: T | undefined }): [U: T, S: T, V: T];
   /** `aten::swapaxes(Tensor(a) self, int axis0, int axis1) -> Tensor(a)` */
-  swapaxes(self: T, axis0: number, axis1: number): T;
+  swapaxes(this: void, self: T, axis0: number, axis1: number): T;
   /** `aten::swapaxes_(Tensor(a!) self, int axis0, int axis1) -> Tensor(a!)` */
-  swapaxes_(self: T, axis0: number, axis1: number): T;
+  swapaxes_(this: void, self: T, axis0: number, axis1: number): T;
   /** `aten::swapdims(Tensor(a) self, int dim0, int dim1) -> Tensor(a)` */
-  swapdims(self: T, dim0: number, dim1: number): T;
+  swapdims(this: void, self: T, dim0: number, dim1: number): T;
   /** `aten::swapdims_(Tensor(a!) self, int dim0, int dim1) -> Tensor(a!)` */
-  swapdims_(self: T, dim0: number, dim1: number): T;
+  swapdims_(this: void, self: T, dim0: number, dim1: number): T;
   /** `aten::sym_is_contiguous(Tensor self, MemoryFormat memory_format=0) -> SymBool` */
-  symIsContiguous(self: T, memoryFormat?: MemoryFormat): boolean;
+  symIsContiguous(this: void, self: T, memoryFormat?: MemoryFormat): boolean;
   /** `aten::sym_numel(Tensor self) -> SymInt` */
-  symNumel(self: T): number;
+  symNumel(this: void, self: T): number;
   /** `aten::sym_size.int(Tensor self, int dim) -> SymInt` */
-  symSize(self: T, dim: number): number;
+  symSize(this: void, self: T, dim: number): number;
   /** `aten::sym_storage_offset(Tensor self) -> SymInt` */
-  symStorageOffset(self: T): number;
+  symStorageOffset(this: void, self: T): number;
   /** `aten::sym_stride.int(Tensor self, int dim) -> SymInt` */
-  symStride(self: T, dim: number): number;
+  symStride(this: void, self: T, dim: number): number;
   /** `aten::t(Tensor(a) self) -> Tensor(a)` */
-  t(self: T): T;
+  t(this: void, self: T): T;
   /** `aten::t_(Tensor(a!) self) -> Tensor(a!)` */
-  t_(self: T): T;
+  t_(this: void, self: T): T;
   /** `aten::t_copy(Tensor self) -> Tensor` */
-  tCopy(self: T, options?: { out?: T | undefined }): T;
+  tCopy(this: void, self: T, options?: { out?: T | undefined }): T;
   /** `aten::take(Tensor self, Tensor index) -> Tensor` */
-  take(self: T, index: T, options?: { out?: T | undefined }): T;
+  take(this: void, self: T, index: T, options?: { out?: T | undefined }): T;
   /** `aten::take_along_dim(Tensor self, Tensor indices, int? dim=None) -> Tensor` */
-  takeAlongDim(self: T, indices: T, dim?: number | null, options?: { out?: T | undefined }): T;
+  takeAlongDim(this: void, self: T, indices: T, dim?: number | null, options?: { out?: T | undefined }): T;
   /** `aten::tan(Tensor self) -> Tensor` */
-  tan(self: T, options?: { out?: T | undefined }): T;
+  tan(this: void, self: T, options?: { out?: T | undefined }): T;
   /** `aten::tan_(Tensor(a!) self) -> Tensor(a!)` */
-  tan_(self: T): T;
+  tan_(this: void, self: T): T;
   /** `aten::tanh(Tensor self) -> Tensor` */
-  tanh(self: T, options?: { out?: T | undefined }): T;
+  tanh(this: void, self: T, options?: { out?: T | undefined }): T;
   /** `aten::tanh_(Tensor(a!) self) -> Tensor(a!)` */
-  tanh_(self: T): T;
+  tanh_(this: void, self: T): T;
   /** `aten::tanh_backward(Tensor grad_output, Tensor output) -> Tensor` */
-  tanhBackward(gradOutput: T, output: T, options?: { gradInput?: T | undefined }): T;
+  tanhBackward(this: void, gradOutput: T, output: T, options?: { gradInput?: T | undefined }): T;
   /** `aten::tensor_split.indices(Tensor(a -> *) self, SymInt[] indices, int dim=0) -> Tensor(a)[]` */
-  tensorSplit(self: T, indices: readonly number[], dim?: number): T[];
+  tensorSplit(this: void, self: T, indices: readonly number[], dim?: number): T[];
   /** `aten::tensor_split.sections(Tensor(a -> *) self, SymInt sections, int dim=0) -> Tensor(a)[]` */
-  tensorSplit(self: T, sections: number, dim?: number): T[];
+  tensorSplit(this: void, self: T, sections: number, dim?: number): T[];
   /** `aten::tensor_split.tensor_indices_or_sections(Tensor(a -> *) self, Tensor tensor_indices_or_sections, int dim=0) -> Tensor(a)[]` */
-  tensorSplit(self: T, tensorIndicesOrSections: T, dim?: number): T[];
+  tensorSplit(this: void, self: T, tensorIndicesOrSections: T, dim?: number): T[];
   /** `aten::tensordot(Tensor self, Tensor other, int[] dims_self, int[] dims_other) -> Tensor` */
-  tensordot(self: T, other: T, dimsSelf: readonly number[], dimsOther: readonly number[], options?: { out?: T | undefined }): T;
+  tensordot(this: void, self: T, other: T, dimsSelf: readonly number[], dimsOther: readonly number[], options?: { out?: T | undefined }): T;
   /** `aten::thnn_conv2d(Tensor self, Tensor weight, SymInt[2] kernel_size, Tensor? bias=None, SymInt[2] stride=[1, 1], SymInt[2] padding=[0, 0]) -> Tensor` */
-  thnnConv2d(self: T, weight: T, kernelSize: number | readonly number[], bias?: T | null, stride?: number | readonly number[], padding?: number | readonly number[], options?: { out?: T | undefined }): T;
+  thnnConv2d(this: void, self: T, weight: T, kernelSize: number | readonly number[], bias?: T | null, stride?: number | readonly number[], padding?: number | readonly number[], options?: { out?: T | undefined }): T;
   /** `aten::threshold(Tensor self, Scalar threshold, Scalar value) -> Tensor` */
-  threshold(self: T, threshold: Scalar, value: Scalar, options?: { out?: T | undefined }): T;
+  threshold(this: void, self: T, threshold: Scalar, value: Scalar, options?: { out?: T | undefined }): T;
   /** `aten::threshold_(Tensor(a!) self, Scalar threshold, Scalar value) -> Tensor(a!)` */
-  threshold_(self: T, threshold: Scalar, value: Scalar): T;
+  threshold_(this: void, self: T, threshold: Scalar, value: Scalar): T;
   /** `aten::threshold_backward(Tensor grad_output, Tensor self, Scalar threshold) -> Tensor` */
-  thresholdBackward(gradOutput: T, self: T, threshold: Scalar, options?: { gradInput?: T | undefined }): T;
+  thresholdBackward(this: void, gradOutput: T, self: T, threshold: Scalar, options?: { gradInput?: T | undefined }): T;
   /** `aten::tile(Tensor self, SymInt[] dims) -> Tensor` */
-  tile(self: T, dims: readonly number[]): T;
+  tile(this: void, self: T, dims: readonly number[]): T;
   /** `aten::to.device(Tensor(a) self, Device device, ScalarType dtype, bool non_blocking=False, bool copy=False, MemoryFormat? memory_format=None) -> Tensor(a)` */
-  to(self: T, device: Device, dtype: DType, nonBlocking?: boolean, copy?: boolean, memoryFormat?: MemoryFormat | null): T;
+  to(this: void, self: T, device: Device, dtype: DType, nonBlocking?: boolean, copy?: boolean, memoryFormat?: MemoryFormat | null): T;
   /** `aten::to.dtype(Tensor(a) self, ScalarType dtype, bool non_blocking=False, bool copy=False, MemoryFormat? memory_format=None) -> Tensor(a)` */
-  to(self: T, dtype: DType, nonBlocking?: boolean, copy?: boolean, memoryFormat?: MemoryFormat | null): T;
+  to(this: void, self: T, dtype: DType, nonBlocking?: boolean, copy?: boolean, memoryFormat?: MemoryFormat | null): T;
   /** `aten::to.dtype_layout(Tensor(a) self, *, ScalarType? dtype=None, Layout? layout=None, Device? device=None, bool? pin_memory=None, bool non_blocking=False, bool copy=False, MemoryFormat? memory_format=None) -> Tensor(a)` */
-  to(self: T, options?: { dtype?: DType | null | undefined; layout?: Layout | null | undefined; device?: Device | null | undefined; pinMemory?: boolean | null | undefined; nonBlocking?: boolean | undefined; copy?: boolean | undefined; memoryFormat?: MemoryFormat | null | undefined }): T;
+  to(this: void, self: T, options?: { dtype?: DType | null | undefined; layout?: Layout | null | undefined; device?: Device | null | undefined; pinMemory?: boolean | null | undefined; nonBlocking?: boolean | undefined; copy?: boolean | undefined; memoryFormat?: MemoryFormat | null | undefined }): T;
   /** `aten::to.other(Tensor(a) self, Tensor other, bool non_blocking=False, bool copy=False, MemoryFormat? memory_format=None) -> Tensor(a)` */
-  to(self: T, other: T, nonBlocking?: boolean, copy?: boolean, memoryFormat?: MemoryFormat | null): T;
+  to(this: void, self: T, other: T, nonBlocking?: boolean, copy?: boolean, memoryFormat?: MemoryFormat | null): T;
   /** `aten::to_dense(Tensor self, ScalarType? dtype=None, *, bool? masked_grad=None) -> Tensor` */
-  toDense(self: T, dtype?: DType | null, options?: { maskedGrad?: boolean | null | undefined }): T;
+  toDense(this: void, self: T, dtype?: DType | null, options?: { maskedGrad?: boolean | null | undefined }): T;
   /** `aten::to_dense_backward(Tensor grad, Tensor input, bool? masked_grad=None) -> Tensor` */
-  toDenseBackward(grad: T, input: T, maskedGrad?: boolean | null): T;
+  toDenseBackward(this: void, grad: T, input: T, maskedGrad?: boolean | null): T;
   /** `aten::to_mkldnn(Tensor self, ScalarType? dtype=None) -> Tensor` */
-  toMkldnn(self: T, dtype?: DType | null, options?: { out?: T | undefined }): T;
+  toMkldnn(this: void, self: T, dtype?: DType | null, options?: { out?: T | undefined }): T;
   /** `aten::to_mkldnn_backward(Tensor grad, Tensor input) -> Tensor` */
-  toMkldnnBackward(grad: T, input: T): T;
+  toMkldnnBackward(this: void, grad: T, input: T): T;
   /** `aten::to_padded_tensor(Tensor self, float padding, SymInt[]? output_size=None) -> Tensor` */
-  toPaddedTensor(self: T, padding: number, outputSize?: readonly number[] | null, options?: { out?: T | undefined }): T;
+  toPaddedTensor(this: void, self: T, padding: number, outputSize?: readonly number[] | null, options?: { out?: T | undefined }): T;
   /** `aten::to_sparse(Tensor self, *, Layout? layout=None, int[2]? blocksize=None, int? dense_dim=None) -> Tensor` */
-  toSparse(self: T, options?: { layout?: Layout | null | undefined; blocksize?: number | readonly number[] | null | undefined; denseDim?: number | null | undefined }): T;
+  toSparse(this: void, self: T, options?: { layout?: Layout | null | undefined; blocksize?: number | readonly number[] | null | undefined; denseDim?: number | null | undefined }): T;
   /** `aten::to_sparse.sparse_dim(Tensor self, int sparse_dim) -> Tensor` */
-  toSparse(self: T, sparseDim: number): T;
+  toSparse(this: void, self: T, sparseDim: number): T;
   /** `aten::to_sparse_bsc(Tensor self, int[2] blocksize, int? dense_dim=None) -> Tensor` */
-  toSparseBsc(self: T, blocksize: number | readonly number[], denseDim?: number | null): T;
+  toSparseBsc(this: void, self: T, blocksize: number | readonly number[], denseDim?: number | null): T;
   /** `aten::to_sparse_bsr(Tensor self, int[2] blocksize, int? dense_dim=None) -> Tensor` */
-  toSparseBsr(self: T, blocksize: number | readonly number[], denseDim?: number | null): T;
+  toSparseBsr(this: void, self: T, blocksize: number | readonly number[], denseDim?: number | null): T;
   /** `aten::to_sparse_csc(Tensor self, int? dense_dim=None) -> Tensor` */
-  toSparseCsc(self: T, denseDim?: number | null): T;
+  toSparseCsc(this: void, self: T, denseDim?: number | null): T;
   /** `aten::to_sparse_csr(Tensor self, int? dense_dim=None) -> Tensor` */
-  toSparseCsr(self: T, denseDim?: number | null): T;
+  toSparseCsr(this: void, self: T, denseDim?: number | null): T;
   /** `aten::topk(Tensor self, SymInt k, int dim=-1, bool largest=True, bool sorted=True) -> (Tensor values, Tensor indices)` */
-  topk(self: T, k: number, dim?: number, largest?: boolean, sorted?: boolean, options?: { values?: T | undefined; indices?: T | undefined }): [values: T, indices: T];
+  topk(this: void, self: T, k: number, dim?: number, largest?: boolean, sorted?: boolean, options?: { values?: T | undefined; indices?: T | undefined }): [values: T, indices: T];
   /** `aten::trace(Tensor self) -> Tensor` */
-  trace(self: T, options?: { out?: T | undefined }): T;
+  trace(this: void, self: T, options?: { out?: T | undefined }): T;
   /** `aten::trace_backward(Tensor grad, SymInt[] sizes) -> Tensor` */
-  traceBackward(grad: T, sizes: readonly number[]): T;
+  traceBackward(this: void, grad: T, sizes: readonly number[]): T;
   /** `aten::transpose.int(Tensor(a) self, int dim0, int dim1) -> Tensor(a)` */
-  transpose(self: T, dim0: number, dim1: number): T;
+  transpose(this: void, self: T, dim0: number, dim1: number): T;
   /** `aten::transpose_(Tensor(a!) self, int dim0, int dim1) -> Tensor(a!)` */
-  transpose_(self: T, dim0: number, dim1: number): T;
+  transpose_(this: void, self: T, dim0: number, dim1: number): T;
   /** `aten::transpose_copy.int(Tensor self, int dim0, int dim1) -> Tensor` */
-  transposeCopy(self: T, dim0: number, dim1: number, options?: { out?: T | undefined }): T;
+  transposeCopy(this: void, self: T, dim0: number, dim1: number, options?: { out?: T | undefined }): T;
   /** `aten::trapezoid.dx(Tensor y, *, Scalar dx=1, int dim=-1) -> Tensor` */
-  trapezoid(y: T, options?: { dx?: Scalar | undefined; dim?: number | undefined }): T;
+  trapezoid(this: void, y: T, options?: { dx?: Scalar | undefined; dim?: number | undefined }): T;
   /** `aten::trapezoid.x(Tensor y, Tensor x, *, int dim=-1) -> Tensor` */
-  trapezoid(y: T, x: T, options?: { dim?: number | undefined }): T;
+  trapezoid(this: void, y: T, x: T, options?: { dim?: number | undefined }): T;
   /** `aten::trapz.dx(Tensor y, *, float dx=1., int dim=-1) -> Tensor` */
-  trapz(y: T, options?: { dx?: number | undefined; dim?: number | undefined }): T;
+  trapz(this: void, y: T, options?: { dx?: number | undefined; dim?: number | undefined }): T;
   /** `aten::trapz.x(Tensor y, Tensor x, *, int dim=-1) -> Tensor` */
-  trapz(y: T, x: T, options?: { dim?: number | undefined }): T;
+  trapz(this: void, y: T, x: T, options?: { dim?: number | undefined }): T;
   /** `aten::triangular_solve(Tensor self, Tensor A, bool upper=True, bool transpose=False, bool unitriangular=False) -> (Tensor solution, Tensor cloned_coefficient)` */
-  triangularSolve(self: T, A: T, upper?: boolean, transpose?: boolean, unitriangular?: boolean, options?: { X?: T | undefined; M?: T | undefined }): [solution: T, clonedCoefficient: T];
+  triangularSolve(this: void, self: T, A: T, upper?: boolean, transpose?: boolean, unitriangular?: boolean, options?: { X?: T | undefined; M?: T | undefined }): [solution: T, clonedCoefficient: T];
   /** `aten::tril(Tensor self, SymInt diagonal=0) -> Tensor` */
-  tril(self: T, diagonal?: number, options?: { out?: T | undefined }): T;
+  tril(this: void, self: T, diagonal?: number, options?: { out?: T | undefined }): T;
   /** `aten::tril_(Tensor(a!) self, SymInt diagonal=0) -> Tensor(a!)` */
-  tril_(self: T, diagonal?: number): T;
+  tril_(this: void, self: T, diagonal?: number): T;
   /** `aten::tril_indices(int row, int col, int offset=0, *, ScalarType? dtype=4, Layout? layout=None, Device? device=None, bool? pin_memory=None) -> Tensor` */
-  trilIndices(row: number, col: number, offset?: number, options?: { dtype?: DType | null | undefined; layout?: Layout | null | undefined; device?: Device | null | undefined; pinMemory?: boolean | null | undefined }): T;
+  trilIndices(this: void, row: number, col: number, offset?: number, options?: { dtype?: DType | null | undefined; layout?: Layout | null | undefined; device?: Device | null | undefined; pinMemory?: boolean | null | undefined }): T;
   /** `aten::tril_indices.out(int row, int col, int offset=0, *, Tensor(a!) out) -> Tensor(a!)` */
-  trilIndices(row: number, col: number, offset: number | undefined, options: { out: T }): T;
+  trilIndices(this: void, row: number, col: number, offset: number | undefined, options: { out: T }): T;
   /** `aten::triplet_margin_loss(Tensor anchor, Tensor positive, Tensor negative, float margin=1., float p=2., float eps=9.9999999999999995e-07, bool swap=False, int reduction=1) -> Tensor` */
-  tripletMarginLoss(anchor: T, positive: T, negative: T, margin?: number, p?: number, eps?: number, swap?: boolean, reduction?: number): T;
+  tripletMarginLoss(this: void, anchor: T, positive: T, negative: T, margin?: number, p?: number, eps?: number, swap?: boolean, reduction?: number): T;
   /** `aten::triu(Tensor self, SymInt diagonal=0) -> Tensor` */
-  triu(self: T, diagonal?: number, options?: { out?: T | undefined }): T;
+  triu(this: void, self: T, diagonal?: number, options?: { out?: T | undefined }): T;
   /** `aten::triu_(Tensor(a!) self, SymInt diagonal=0) -> Tensor(a!)` */
-  triu_(self: T, diagonal?: number): T;
+  triu_(this: void, self: T, diagonal?: number): T;
   /** `aten::triu_indices(int row, int col, int offset=0, *, ScalarType? dtype=4, Layout? layout=None, Device? device=None, bool? pin_memory=None) -> Tensor` */
-  triuIndices(row: number, col: number, offset?: number, options?: { dtype?: DType | null | undefined; layout?: Layout | null | undefined; device?: Device | null | undefined; pinMemory?: boolean | null | undefined }): T;
+  triuIndices(this: void, row: number, col: number, offset?: number, options?: { dtype?: DType | null | undefined; layout?: Layout | null | undefined; device?: Device | null | undefined; pinMemory?: boolean | null | undefined }): T;
   /** `aten::triu_indices.out(int row, int col, int offset=0, *, Tensor(a!) out) -> Tensor(a!)` */
-  triuIndices(row: number, col: number, offset: number | undefined, options: { out: T }): T;
+  triuIndices(this: void, row: number, col: number, offset: number | undefined, options: { out: T }): T;
   /** `aten::true_divide.Scalar(Tensor self, Scalar other) -> Tensor` */
-  trueDivide(self: T, other: Scalar): T;
+  trueDivide(this: void, self: T, other: Scalar): T;
   /** `aten::true_divide.Tensor(Tensor self, Tensor other) -> Tensor` */
-  trueDivide(self: T, other: T, options?: { out?: T | undefined }): T;
+  trueDivide(this: void, self: T, other: T, options?: { out?: T | undefined }): T;
   /** `aten::true_divide_.Scalar(Tensor(a!) self, Scalar other) -> Tensor(a!)` */
-  trueDivide_(self: T, other: Scalar): T;
+  trueDivide_(this: void, self: T, other: Scalar): T;
   /** `aten::true_divide_.Tensor(Tensor(a!) self, Tensor other) -> Tensor(a!)` */
-  trueDivide_(self: T, other: T): T;
+  trueDivide_(this: void, self: T, other: T): T;
   /** `aten::trunc(Tensor self) -> Tensor` */
-  trunc(self: T, options?: { out?: T | undefined }): T;
+  trunc(this: void, self: T, options?: { out?: T | undefined }): T;
   /** `aten::trunc_(Tensor(a!) self) -> Tensor(a!)` */
-  trunc_(self: T): T;
+  trunc_(this: void, self: T): T;
   /** `aten::type_as(Tensor self, Tensor other) -> Tensor` */
-  typeAs(self: T, other: T): T;
+  typeAs(this: void, self: T, other: T): T;
   /** `aten::unbind.int(Tensor(a -> *) self, int dim=0) -> Tensor(a)[]` */
-  unbind(self: T, dim?: number): T[];
+  unbind(this: void, self: T, dim?: number): T[];
   /** `aten::unbind_copy.int(Tensor self, int dim=0) -> Tensor[]` */
-  unbindCopy(self: T, dim?: number): T[];
+  unbindCopy(this: void, self: T, dim?: number): T[];
   /** `aten::unbind_copy.int_out(Tensor self, int dim=0, *, Tensor(a!)[] out) -> ()` */
-  unbindCopy(self: T, dim: number | undefined, options: { out: readonly T[] }): void;
+  unbindCopy(this: void, self: T, dim: number | undefined, options: { out: readonly T[] }): void;
   /** `aten::unflatten.int(Tensor(a) self, int dim, SymInt[] sizes) -> Tensor(a)` */
-  unflatten(self: T, dim: number, sizes: readonly number[]): T;
+  unflatten(this: void, self: T, dim: number, sizes: readonly number[]): T;
   /** `aten::unflatten_dense_tensors(Tensor flat, Tensor[] tensors) -> Tensor[]` */
-  unflattenDenseTensors(flat: T, tensors: readonly T[]): T[];
+  unflattenDenseTensors(this: void, flat: T, tensors: readonly T[]): T[];
   /** `aten::unfold(Tensor(a) self, int dimension, int size, int step) -> Tensor(a)` */
-  unfold(self: T, dimension: number, size: number, step: number): T;
+  unfold(this: void, self: T, dimension: number, size: number, step: number): T;
   /** `aten::unfold_backward(Tensor grad_in, SymInt[] input_sizes, int dim, int size, int step) -> Tensor` */
-  unfoldBackward(gradIn: T, inputSizes: readonly number[], dim: number, size: number, step: number, options?: { out?: T | undefined }): T;
+  unfoldBackward(this: void, gradIn: T, inputSizes: readonly number[], dim: number, size: number, step: number, options?: { out?: T | undefined }): T;
   /** `aten::unfold_copy(Tensor self, int dimension, int size, int step) -> Tensor` */
-  unfoldCopy(self: T, dimension: number, size: number, step: number, options?: { out?: T | undefined }): T;
+  unfoldCopy(this: void, self: T, dimension: number, size: number, step: number, options?: { out?: T | undefined }): T;
   /** `aten::uniform(Tensor self, float from=0., float to=1., *, Generator? generator=None) -> Tensor` */
-  uniform(self: T, from?: number, to?: number, options?: { out?: T | undefined }): T;
+  uniform(this: void, self: T, from?: number, to?: number, options?: { out?: T | undefined }): T;
   /** `aten::uniform_(Tensor(a!) self, float from=0., float to=1., *, Generator? generator=None) -> Tensor(a!)` */
-  uniform_(self: T, from?: number, to?: number): T;
+  uniform_(this: void, self: T, from?: number, to?: number): T;
   /** `aten::unique_consecutive(Tensor self, bool return_inverse=False, bool return_counts=False, int? dim=None) -> (Tensor, Tensor, Tensor)` */
-  uniqueConsecutive(self: T, returnInverse?: boolean, returnCounts?: boolean, dim?: number | null, options?: { out0?: T | undefined; out1?: T | undefined; out2?: T | undefined }): [T, T, T];
+  uniqueConsecutive(this: void, self: T, returnInverse?: boolean, returnCounts?: boolean, dim?: number | null, options?: { out0?: T | undefined; out1?: T | undefined; out2?: T | undefined }): [T, T, T];
   /** `aten::unique_dim(Tensor self, int dim, bool sorted=True, bool return_inverse=False, bool return_counts=False) -> (Tensor, Tensor, Tensor)` */
-  uniqueDim(self: T, dim: number, sorted?: boolean, returnInverse?: boolean, returnCounts?: boolean, options?: { out0?: T | undefined; out1?: T | undefined; out2?: T | undefined }): [T, T, T];
+  uniqueDim(this: void, self: T, dim: number, sorted?: boolean, returnInverse?: boolean, returnCounts?: boolean, options?: { out0?: T | undefined; out1?: T | undefined; out2?: T | undefined }): [T, T, T];
   /** `aten::unique_dim_consecutive(Tensor self, int dim, bool return_inverse=False, bool return_counts=False) -> (Tensor, Tensor, Tensor)` */
-  uniqueDimConsecutive(self: T, dim: number, returnInverse?: boolean, returnCounts?: boolean, options?: { out0?: T | undefined; out1?: T | undefined; out2?: T | undefined }): [T, T, T];
+  uniqueDimConsecutive(this: void, self: T, dim: number, returnInverse?: boolean, returnCounts?: boolean, options?: { out0?: T | undefined; out1?: T | undefined; out2?: T | undefined }): [T, T, T];
   /** `aten::unsafe_chunk(Tensor self, int chunks, int dim=0) -> Tensor[]` */
-  unsafeChunk(self: T, chunks: number, dim?: number): T[];
+  unsafeChunk(this: void, self: T, chunks: number, dim?: number): T[];
   /** `aten::unsafe_split.Tensor(Tensor self, SymInt split_size, int dim=0) -> Tensor[]` */
-  unsafeSplit(self: T, splitSize: number, dim?: number): T[];
+  unsafeSplit(this: void, self: T, splitSize: number, dim?: number): T[];
   /** `aten::unsafe_split.Tensor_out(Tensor self, SymInt split_size, int dim=0, *, Tensor(a!)[] out) -> ()` */
-  unsafeSplit(self: T, splitSize: number, dim: number | undefined, options: { out: readonly T[] }): void;
+  unsafeSplit(this: void, self: T, splitSize: number, dim: number | undefined, options: { out: readonly T[] }): void;
   /** `aten::unsafe_split_with_sizes(Tensor self, SymInt[] split_sizes, int dim=0) -> Tensor[]` */
-  unsafeSplitWithSizes(self: T, splitSizes: readonly number[], dim?: number): T[];
+  unsafeSplitWithSizes(this: void, self: T, splitSizes: readonly number[], dim?: number): T[];
   /** `aten::unsafe_split_with_sizes.out(Tensor self, SymInt[] split_sizes, int dim=0, *, Tensor(a!)[] out) -> ()` */
-  unsafeSplitWithSizes(self: T, splitSizes: readonly number[], dim: number | undefined, options: { out: readonly T[] }): void;
+  unsafeSplitWithSizes(this: void, self: T, splitSizes: readonly number[], dim: number | undefined, options: { out: readonly T[] }): void;
   /** `aten::unsqueeze(Tensor(a) self, int dim) -> Tensor(a)` */
-  unsqueeze(self: T, dim: number): T;
+  unsqueeze(this: void, self: T, dim: number): T;
   /** `aten::unsqueeze_(Tensor(a!) self, int dim) -> Tensor(a!)` */
-  unsqueeze_(self: T, dim: number): T;
+  unsqueeze_(this: void, self: T, dim: number): T;
   /** `aten::unsqueeze_copy(Tensor self, int dim) -> Tensor` */
-  unsqueezeCopy(self: T, dim: number, options?: { out?: T | undefined }): T;
+  unsqueezeCopy(this: void, self: T, dim: number, options?: { out?: T | undefined }): T;
   /** `aten::upsample_bicubic2d(Tensor self, SymInt[2] output_size, bool align_corners, float? scales_h=None, float? scales_w=None) -> Tensor` */
-  upsampleBicubic2d(self: T, outputSize: number | readonly number[], alignCorners: boolean, scalesH?: number | null, scalesW?: number | null, options?: { out?: T | undefined }): T;
+  upsampleBicubic2d(this: void, self: T, outputSize: number | readonly number[], alignCorners: boolean, scalesH?: number | null, scalesW?: number | null, options?: { out?: T | undefined }): T;
   /** `aten::upsample_bicubic2d.vec(Tensor input, SymInt[]? output_size, bool align_corners, float[]? scale_factors) -> Tensor` */
-  upsampleBicubic2d(input: T, outputSize: readonly number[] | null, alignCorners: boolean, scaleFactors: readonly number[] | null): T;
+  upsampleBicubic2d(this: void, input: T, outputSize: readonly number[] | null, alignCorners: boolean, scaleFactors: readonly number[] | null): T;
   /** `aten::upsample_bicubic2d_backward(Tensor grad_output, SymInt[2] output_size, SymInt[4] input_size, bool align_corners, float? scales_h=None, float? scales_w=None) -> Tensor` */
-  upsampleBicubic2dBackward(gradOutput: T, outputSize: number | readonly number[], inputSize: number | readonly number[], alignCorners: boolean, scalesH?: number | null, scalesW?: number | null, options?: { gradInput?: T | undefined }): T;
+  upsampleBicubic2dBackward(this: void, gradOutput: T, outputSize: number | readonly number[], inputSize: number | readonly number[], alignCorners: boolean, scalesH?: number | null, scalesW?: number | null, options?: { gradInput?: T | undefined }): T;
   /** `aten::upsample_bilinear2d(Tensor self, SymInt[2] output_size, bool align_corners, float? scales_h=None, float? scales_w=None) -> Tensor` */
-  upsampleBilinear2d(self: T, outputSize: number | readonly number[], alignCorners: boolean, scalesH?: number | null, scalesW?: number | null, options?: { out?: T | undefined }): T;
+  upsampleBilinear2d(this: void, self: T, outputSize: number | readonly number[], alignCorners: boolean, scalesH?: number | null, scalesW?: number | null, options?: { out?: T | undefined }): T;
   /** `aten::upsample_bilinear2d.vec(Tensor input, SymInt[]? output_size, bool align_corners, float[]? scale_factors) -> Tensor` */
-  upsampleBilinear2d(input: T, outputSize: readonly number[] | null, alignCorners: boolean, scaleFactors: readonly number[] | null, options?: { out?: T | undefined }): T;
+  upsampleBilinear2d(this: void, input: T, outputSize: readonly number[] | null, alignCorners: boolean, scaleFactors: readonly number[] | null, options?: { out?: T | undefined }): T;
   /** `aten::upsample_bilinear2d_backward(Tensor grad_output, SymInt[2] output_size, SymInt[4] input_size, bool align_corners, float? scales_h=None, float? scales_w=None) -> Tensor` */
-  upsampleBilinear2dBackward(gradOutput: T, outputSize: number | readonly number[], inputSize: number | readonly number[], alignCorners: boolean, scalesH?: number | null, scalesW?: number | null, options?: { gradInput?: T | undefined }): T;
+  upsampleBilinear2dBackward(this: void, gradOutput: T, outputSize: number | readonly number[], inputSize: number | readonly number[], alignCorners: boolean, scalesH?: number | null, scalesW?: number | null, options?: { gradInput?: T | undefined }): T;
   /** `aten::upsample_linear1d(Tensor self, SymInt[1] output_size, bool align_corners, float? scales=None) -> Tensor` */
-  upsampleLinear1d(self: T, outputSize: number | readonly number[], alignCorners: boolean, scales?: number | null, options?: { out?: T | undefined }): T;
+  upsampleLinear1d(this: void, self: T, outputSize: number | readonly number[], alignCorners: boolean, scales?: number | null, options?: { out?: T | undefined }): T;
   /** `aten::upsample_linear1d.vec(Tensor input, SymInt[]? output_size, bool align_corners, float[]? scale_factors) -> Tensor` */
-  upsampleLinear1d(input: T, outputSize: readonly number[] | null, alignCorners: boolean, scaleFactors: readonly number[] | null): T;
+  upsampleLinear1d(this: void, input: T, outputSize: readonly number[] | null, alignCorners: boolean, scaleFactors: readonly number[] | null): T;
   /** `aten::upsample_linear1d_backward(Tensor grad_output, SymInt[1] output_size, SymInt[3] input_size, bool align_corners, float? scales=None) -> Tensor` */
-  upsampleLinear1dBackward(gradOutput: T, outputSize: number | readonly number[], inputSize: number | readonly number[], alignCorners: boolean, scales?: number | null, options?: { gradInput?: T | undefined }): T;
+  upsampleLinear1dBackward(this: void, gradOutput: T, outputSize: number | readonly number[], inputSize: number | readonly number[], alignCorners: boolean, scales?: number | null, options?: { gradInput?: T | undefined }): T;
   /** `aten::upsample_nearest1d(Tensor self, SymInt[1] output_size, float? scales=None) -> Tensor` */
-  upsampleNearest1d(self: T, outputSize: number | readonly number[], scales?: number | null, options?: { out?: T | undefined }): T;
+  upsampleNearest1d(this: void, self: T, outputSize: number | readonly number[], scales?: number | null, options?: { out?: T | undefined }): T;
   /** `aten::upsample_nearest1d.vec(Tensor input, SymInt[]? output_size, float[]? scale_factors) -> Tensor` */
-  upsampleNearest1d(input: T, outputSize: readonly number[] | null, scaleFactors: readonly number[] | null): T;
+  upsampleNearest1d(this: void, input: T, outputSize: readonly number[] | null, scaleFactors: readonly number[] | null): T;
   /** `aten::upsample_nearest1d_backward(Tensor grad_output, SymInt[1] output_size, SymInt[3] input_size, float? scales=None) -> Tensor` */
-  upsampleNearest1dBackward(gradOutput: T, outputSize: number | readonly number[], inputSize: number | readonly number[], scales?: number | null, options?: { gradInput?: T | undefined }): T;
+  upsampleNearest1dBackward(this: void, gradOutput: T, outputSize: number | readonly number[], inputSize: number | readonly number[], scales?: number | null, options?: { gradInput?: T | undefined }): T;
   /** `aten::upsample_nearest2d(Tensor self, SymInt[2] output_size, float? scales_h=None, float? scales_w=None) -> Tensor` */
-  upsampleNearest2d(self: T, outputSize: number | readonly number[], scalesH?: number | null, scalesW?: number | null, options?: { out?: T | undefined }): T;
+  upsampleNearest2d(this: void, self: T, outputSize: number | readonly number[], scalesH?: number | null, scalesW?: number | null, options?: { out?: T | undefined }): T;
   /** `aten::upsample_nearest2d.vec(Tensor input, SymInt[]? output_size, float[]? scale_factors) -> Tensor` */
-  upsampleNearest2d(input: T, outputSize: readonly number[] | null, scaleFactors: readonly number[] | null, options?: { out?: T | undefined }): T;
+  upsampleNearest2d(this: void, input: T, outputSize: readonly number[] | null, scaleFactors: readonly number[] | null, options?: { out?: T | undefined }): T;
   /** `aten::upsample_nearest2d_backward(Tensor grad_output, SymInt[2] output_size, SymInt[4] input_size, float? scales_h=None, float? scales_w=None) -> Tensor` */
-  upsampleNearest2dBackward(gradOutput: T, outputSize: number | readonly number[], inputSize: number | readonly number[], scalesH?: number | null, scalesW?: number | null, options?: { gradInput?: T | undefined }): T;
+  upsampleNearest2dBackward(this: void, gradOutput: T, outputSize: number | readonly number[], inputSize: number | readonly number[], scalesH?: number | null, scalesW?: number | null, options?: { gradInput?: T | undefined }): T;
   /** `aten::upsample_nearest3d(Tensor self, SymInt[3] output_size, float? scales_d=None, float? scales_h=None, float? scales_w=None) -> Tensor` */
-  upsampleNearest3d(self: T, outputSize: number | readonly number[], scalesD?: number | null, scalesH?: number | null, scalesW?: number | null, options?: { out?: T | undefined }): T;
+  upsampleNearest3d(this: void, self: T, outputSize: number | readonly number[], scalesD?: number | null, scalesH?: number | null, scalesW?: number | null, options?: { out?: T | undefined }): T;
   /** `aten::upsample_nearest3d.vec(Tensor input, SymInt[]? output_size, float[]? scale_factors) -> Tensor` */
-  upsampleNearest3d(input: T, outputSize: readonly number[] | null, scaleFactors: readonly number[] | null): T;
+  upsampleNearest3d(this: void, input: T, outputSize: readonly number[] | null, scaleFactors: readonly number[] | null): T;
   /** `aten::upsample_nearest3d_backward(Tensor grad_output, SymInt[3] output_size, SymInt[5] input_size, float? scales_d=None, float? scales_h=None, float? scales_w=None) -> Tensor` */
-  upsampleNearest3dBackward(gradOutput: T, outputSize: number | readonly number[], inputSize: number | readonly number[], scalesD?: number | null, scalesH?: number | null, scalesW?: number | null, options?: { gradInput?: T | undefined }): T;
+  upsampleNearest3dBackward(this: void, gradOutput: T, outputSize: number | readonly number[], inputSize: number | readonly number[], scalesD?: number | null, scalesH?: number | null, scalesW?: number | null, options?: { gradInput?: T | undefined }): T;
   /** `aten::upsample_trilinear3d(Tensor self, SymInt[3] output_size, bool align_corners, float? scales_d=None, float? scales_h=None, float? scales_w=None) -> Tensor` */
-  upsampleTrilinear3d(self: T, outputSize: number | readonly number[], alignCorners: boolean, scalesD?: number | null, scalesH?: number | null, scalesW?: number | null, options?: { out?: T | undefined }): T;
+  upsampleTrilinear3d(this: void, self: T, outputSize: number | readonly number[], alignCorners: boolean, scalesD?: number | null, scalesH?: number | null, scalesW?: number | null, options?: { out?: T | undefined }): T;
   /** `aten::upsample_trilinear3d.vec(Tensor input, SymInt[]? output_size, bool align_corners, float[]? scale_factors) -> Tensor` */
-  upsampleTrilinear3d(input: T, outputSize: readonly number[] | null, alignCorners: boolean, scaleFactors: readonly number[] | null): T;
+  upsampleTrilinear3d(this: void, input: T, outputSize: readonly number[] | null, alignCorners: boolean, scaleFactors: readonly number[] | null): T;
   /** `aten::upsample_trilinear3d_backward(Tensor grad_output, SymInt[3] output_size, SymInt[5] input_size, bool align_corners, float? scales_d=None, float? scales_h=None, float? scales_w=None) -> Tensor` */
-  upsampleTrilinear3dBackward(gradOutput: T, outputSize: number | readonly number[], inputSize: number | readonly number[], alignCorners: boolean, scalesD?: number | null, scalesH?: number | null, scalesW?: number | null, options?: { gradInput?: T | undefined }): T;
+  upsampleTrilinear3dBackward(this: void, gradOutput: T, outputSize: number | readonly number[], inputSize: number | readonly number[], alignCorners: boolean, scalesD?: number | null, scalesH?: number | null, scalesW?: number | null, options?: { gradInput?: T | undefined }): T;
   /** `aten::value_selecting_reduction_backward(Tensor grad, int dim, Tensor indices, SymInt[] sizes, bool keepdim) -> Tensor` */
-  valueSelectingReductionBackward(grad: T, dim: number, indices: T, sizes: readonly number[], keepdim: boolean): T;
+  valueSelectingReductionBackward(this: void, grad: T, dim: number, indices: T, sizes: readonly number[], keepdim: boolean): T;
   /** `aten::values(Tensor(a) self) -> Tensor(a)` */
-  values(self: T): T;
+  values(this: void, self: T): T;
   /** `aten::values_copy(Tensor self) -> Tensor` */
-  valuesCopy(self: T, options?: { out?: T | undefined }): T;
+  valuesCopy(this: void, self: T, options?: { out?: T | undefined }): T;
   /** `aten::vander(Tensor x, int? N=None, bool increasing=False) -> Tensor` */
-  vander(x: T, N?: number | null, increasing?: boolean): T;
+  vander(this: void, x: T, N?: number | null, increasing?: boolean): T;
   /** `aten::var(Tensor self, bool unbiased=True) -> Tensor` */
-  var(self: T, unbiased?: boolean): T;
+  var(this: void, self: T, unbiased?: boolean): T;
   /** `aten::var.correction(Tensor self, int[1]? dim=None, *, Scalar? correction=None, bool keepdim=False) -> Tensor` */
-  var(self: T, dim?: number | readonly number[] | null, options?: { correction?: Scalar | null | undefined; keepdim?: boolean | undefined; out?: T | undefined }): T;
+  var(this: void, self: T, dim?: number | readonly number[] | null, options?: { correction?: Scalar | null | undefined; keepdim?: boolean | undefined; out?: T | undefined }): T;
   /** `aten::var.dim(Tensor self, int[1]? dim, bool unbiased=True, bool keepdim=False) -> Tensor` */
-  var(self: T, dim: number | readonly number[] | null, unbiased?: boolean, keepdim?: boolean, options?: { out?: T | undefined }): T;
+  var(this: void, self: T, dim: number | readonly number[] | null, unbiased?: boolean, keepdim?: boolean, options?: { out?: T | undefined }): T;
   /** `aten::var_mean(Tensor self, bool unbiased=True) -> (Tensor, Tensor)` */
-  varMean(self: T, unbiased?: boolean): [T, T];
+  varMean(this: void, self: T, unbiased?: boolean): [T, T];
   /** `aten::var_mean.correction(Tensor self, int[1]? dim=None, *, Scalar? correction=None, bool keepdim=False) -> (Tensor, Tensor)` */
-  varMean(self: T, dim?: number | readonly number[] | null, options?: { correction?: Scalar | null | undefined; keepdim?: boolean | undefined; out0?: T | undefined; out1?: T | undefined }): [T, T];
+  varMean(this: void, self: T, dim?: number | readonly number[] | null, options?: { correction?: Scalar | null | undefined; keepdim?: boolean | undefined; out0?: T | undefined; out1?: T | undefined }): [T, T];
   /** `aten::var_mean.dim(Tensor self, int[1]? dim, bool unbiased=True, bool keepdim=False) -> (Tensor, Tensor)` */
-  varMean(self: T, dim: number | readonly number[] | null, unbiased?: boolean, keepdim?: boolean): [T, T];
+  varMean(this: void, self: T, dim: number | readonly number[] | null, unbiased?: boolean, keepdim?: boolean): [T, T];
   /** `aten::vdot(Tensor self, Tensor other) -> Tensor` */
-  vdot(self: T, other: T, options?: { out?: T | undefined }): T;
+  vdot(this: void, self: T, other: T, options?: { out?: T | undefined }): T;
   /** `aten::view(Tensor(a) self, SymInt[] size) -> Tensor(a)` */
-  view(self: T, size: readonly number[]): T;
+  view(this: void, self: T, size: readonly number[]): T;
   /** `aten::view.dtype(Tensor(a) self, ScalarType dtype) -> Tensor(a)` */
-  view(self: T, dtype: DType): T;
+  view(this: void, self: T, dtype: DType): T;
   /** `aten::view_as(Tensor(a) self, Tensor other) -> Tensor(a)` */
-  viewAs(self: T, other: T): T;
+  viewAs(this: void, self: T, other: T): T;
   /** `aten::view_as_complex(Tensor(a) self) -> Tensor(a)` */
-  viewAsComplex(self: T): T;
+  viewAsComplex(this: void, self: T): T;
   /** `aten::view_as_complex_copy(Tensor self) -> Tensor` */
-  viewAsComplexCopy(self: T, options?: { out?: T | undefined }): T;
+  viewAsComplexCopy(this: void, self: T, options?: { out?: T | undefined }): T;
   /** `aten::view_as_real(Tensor(a) self) -> Tensor(a)` */
-  viewAsReal(self: T): T;
+  viewAsReal(this: void, self: T): T;
   /** `aten::view_as_real_copy(Tensor self) -> Tensor` */
-  viewAsRealCopy(self: T, options?: { out?: T | undefined }): T;
+  viewAsRealCopy(this: void, self: T, options?: { out?: T | undefined }): T;
   /** `aten::view_copy(Tensor self, SymInt[] size) -> Tensor` */
-  viewCopy(self: T, size: readonly number[], options?: { out?: T | undefined }): T;
+  viewCopy(this: void, self: T, size: readonly number[], options?: { out?: T | undefined }): T;
   /** `aten::view_copy.dtype(Tensor self, ScalarType dtype) -> Tensor` */
-  viewCopy(self: T, dtype: DType, options?: { out?: T | undefined }): T;
+  viewCopy(this: void, self: T, dtype: DType, options?: { out?: T | undefined }): T;
   /** `aten::vsplit.array(Tensor(a -> *) self, int[] indices) -> Tensor(a)[]` */
-  vsplit(self: T, indices: readonly number[]): T[];
+  vsplit(this: void, self: T, indices: readonly number[]): T[];
   /** `aten::vsplit.int(Tensor(a -> *) self, int sections) -> Tensor(a)[]` */
-  vsplit(self: T, sections: number): T[];
+  vsplit(this: void, self: T, sections: number): T[];
   /** `aten::vstack(Tensor[] tensors) -> Tensor` */
-  vstack(tensors: readonly T[], options?: { out?: T | undefined }): T;
+  vstack(this: void, tensors: readonly T[], options?: { out?: T | undefined }): T;
   /** `aten::where(Tensor condition) -> Tensor[]` */
-  where(condition: T): T[];
+  where(this: void, condition: T): T[];
   /** `aten::where.Scalar(Tensor condition, Scalar self, Scalar other) -> Tensor` */
-  where(condition: T, self: Scalar, other: Scalar): T;
+  where(this: void, condition: T, self: Scalar, other: Scalar): T;
   /** `aten::where.ScalarOther(Tensor condition, Tensor self, Scalar other) -> Tensor` */
-  where(condition: T, self: T, other: Scalar): T;
+  where(this: void, condition: T, self: T, other: Scalar): T;
   /** `aten::where.ScalarSelf(Tensor condition, Scalar self, Tensor other) -> Tensor` */
-  where(condition: T, self: Scalar, other: T): T;
+  where(this: void, condition: T, self: Scalar, other: T): T;
   /** `aten::where.self(Tensor condition, Tensor self, Tensor other) -> Tensor` */
-  where(condition: T, self: T, other: T, options?: { out?: T | undefined }): T;
+  where(this: void, condition: T, self: T, other: T, options?: { out?: T | undefined }): T;
   /** `aten::xlogy.Scalar_Other(Tensor self, Scalar other) -> Tensor` */
-  xlogy(self: T, other: Scalar, options?: { out?: T | undefined }): T;
+  xlogy(this: void, self: T, other: Scalar, options?: { out?: T | undefined }): T;
   /** `aten::xlogy.Scalar_Self(Scalar self, Tensor other) -> Tensor` */
-  xlogy(self: Scalar, other: T, options?: { out?: T | undefined }): T;
+  xlogy(this: void, self: Scalar, other: T, options?: { out?: T | undefined }): T;
   /** `aten::xlogy.Tensor(Tensor self, Tensor other) -> Tensor` */
-  xlogy(self: T, other: T, options?: { out?: T | undefined }): T;
+  xlogy(this: void, self: T, other: T, options?: { out?: T | undefined }): T;
   /** `aten::xlogy_.Scalar_Other(Tensor(a!) self, Scalar other) -> Tensor(a!)` */
-  xlogy_(self: T, other: Scalar): T;
+  xlogy_(this: void, self: T, other: Scalar): T;
   /** `aten::xlogy_.Tensor(Tensor(a!) self, Tensor other) -> Tensor(a!)` */
-  xlogy_(self: T, other: T): T;
+  xlogy_(this: void, self: T, other: T): T;
   /** `aten::zero(Tensor self) -> Tensor` */
-  zero(self: T, options?: { out?: T | undefined }): T;
+  zero(this: void, self: T, options?: { out?: T | undefined }): T;
   /** `aten::zero_(Tensor(a!) self) -> Tensor(a!)` */
-  zero_(self: T): T;
+  zero_(this: void, self: T): T;
   /** `aten::zeros(SymInt[] size, *, ScalarType? dtype=None, Layout? layout=None, Device? device=None, bool? pin_memory=None) -> Tensor` */
-  zeros(size: readonly number[], options?: { dtype?: DType | null | undefined; layout?: Layout | null | undefined; device?: Device | null | undefined; pinMemory?: boolean | null | undefined }): T;
+  zeros(this: void, size: readonly number[], options?: { dtype?: DType | null | undefined; layout?: Layout | null | undefined; device?: Device | null | undefined; pinMemory?: boolean | null | undefined }): T;
   /** `aten::zeros.out(SymInt[] size, *, Tensor(a!) out) -> Tensor(a!)` */
-  zeros(size: readonly number[], options: { out: T }): T;
+  zeros(this: void, size: readonly number[], options: { out: T }): T;
   /** `aten::zeros_like(Tensor self, *, ScalarType? dtype=None, Layout? layout=None, Device? device=None, bool? pin_memory=None, MemoryFormat? memory_format=None) -> Tensor` */
-  zerosLike(self: T, options?: { dtype?: DType | null | undefined; layout?: Layout | null | undefined; device?: Device | null | undefined; pinMemory?: boolean | null | undefined; memoryFormat?: MemoryFormat | null | undefined }): T;
+  zerosLike(this: void, self: T, options?: { dtype?: DType | null | undefined; layout?: Layout | null | undefined; device?: Device | null | undefined; pinMemory?: boolean | null | undefined; memoryFormat?: MemoryFormat | null | undefined }): T;
   /** `aten::zeros_like.out(Tensor self, *, MemoryFormat? memory_format=None, Tensor(a!) out) -> Tensor(a!)` */
-  zerosLike(self: T, options: { memoryFormat?: MemoryFormat | null | undefined; out: T }): T;
+  zerosLike(this: void, self: T, options: { memoryFormat?: MemoryFormat | null | undefined; out: T }): T;
 }
 
 /** Operators whose first argument is the tensor itself. */

@@ -12,14 +12,7 @@ export type NativeFunction = (this: unknown, ...args: unknown[]) => unknown;
 
 /** Numeric array that can hold a tensor's elements. */
 export type TypedArray =
-  | Float32Array
-  | Float64Array
-  | Int8Array
-  | Int16Array
-  | Int32Array
-  | BigInt64Array
-  | Uint8Array
-  | Uint16Array;
+  Float32Array | Float64Array | Int8Array | Int16Array | Int32Array | BigInt64Array | Uint8Array | Uint16Array;
 
 /** One argument or result of an operator's schema. */
 export interface SchemaArgument {
@@ -111,17 +104,35 @@ export interface NativeAddon {
   setGrad(tensor: Handle, grad: Handle | null): void;
   retainGrad(tensor: Handle): void;
   /** `grads` holds a tensor or null (ones for scalars) per output; `inputs` empty means all leaves. */
-  backward(outputs: readonly Handle[], grads: readonly (Handle | null)[], retainGraph: boolean, createGraph: boolean, inputs: readonly Handle[]): void;
-  gradients(outputs: readonly Handle[], inputs: readonly Handle[], grads: readonly (Handle | null)[], retainGraph: boolean, createGraph: boolean, allowUnused: boolean): (Handle | null)[];
+  backward(
+    outputs: readonly Handle[],
+    grads: readonly (Handle | null)[],
+    retainGraph: boolean,
+    createGraph: boolean,
+    inputs: readonly Handle[],
+  ): void;
+  gradients(
+    outputs: readonly Handle[],
+    inputs: readonly Handle[],
+    grads: readonly (Handle | null)[],
+    retainGraph: boolean,
+    createGraph: boolean,
+    allowUnused: boolean,
+  ): (Handle | null)[];
   /** Registers `hook` on the gradient of `tensor`; returns an id for `removeHook`. */
-  registerHook(tensor: Handle, hook: (grad: Handle) => Handle | undefined | void): number;
+  registerHook(tensor: Handle, hook: (grad: Handle) => Handle | undefined): number;
   removeHook(tensor: Handle, id: number): void;
   /**
    * Connects `outputs` (computed without a graph) to `inputs` by a node whose backward calls
    * `backward(gradOutputs: (Handle | null)[]) => (Handle | null)[]` with one gradient per input. Returns the outputs as
    * seen by autograd. `name` appears in gradFn.
    */
-  customFunction(name: string, inputs: readonly Handle[], outputs: readonly Handle[], backward: (gradOutputs: (Handle | null)[]) => (Handle | null)[]): Handle[];
+  customFunction(
+    name: string,
+    inputs: readonly Handle[],
+    outputs: readonly Handle[],
+    backward: (gradOutputs: (Handle | null)[]) => (Handle | null)[],
+  ): Handle[];
 
   // ---- modes (thread-local; the caller restores them in `finally`) ----------------------------------------------
   gradMode(): boolean;
@@ -145,7 +156,13 @@ export interface NativeAddon {
   mapFile(path: string): MappedFile;
   mapSize(file: MappedFile): number;
   /** A tensor over the mapping's bytes, without copying; checks range and, unless it must copy, alignment. */
-  tensorFromMap(file: MappedFile, byteOffset: number, shape: readonly number[], dtype: string, strides?: readonly number[]): Handle;
+  tensorFromMap(
+    file: MappedFile,
+    byteOffset: number,
+    shape: readonly number[],
+    dtype: string,
+    strides?: readonly number[],
+  ): Handle;
   /** A copy of the mapping's bytes. */
   mapBytes(file: MappedFile, byteOffset: number, length: number): Uint8Array;
   unmapFile(file: MappedFile): void;

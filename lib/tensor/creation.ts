@@ -127,7 +127,7 @@ export function tensor(data: Nested | TypedArray, options?: TensorOptions & { sh
   if (native.isTensor(data)) {
     throw new TypeError(`${where}: data is a Tensor already; use clone() for a copy or to() for another dtype`);
   }
-  const { values, shape: nestedShape } = flatten(data as Nested, where);
+  const { values, shape: nestedShape } = flatten(data, where);
   const { dtype, device } = resolve(options, where, inferDType(values, defaultDType()), ['shape']);
   const shape = options?.shape === undefined ? nestedShape : assertShape(options.shape, where);
   if (numelOf(shape) !== values.length) {
@@ -184,7 +184,7 @@ export function arange(...args: (number | TensorOptions | undefined)[]): Tensor 
   if (!numbers.every(Number.isFinite))
     throw new RangeError(`${where}: arguments must be finite; got ${describe(numbers)}`);
   if (step === 0) throw new RangeError(`${where}: step must not be 0`);
-  return finish(aten.arange(start as number, end as number, step as number, resolved), options);
+  return finish(aten.arange(start, end as number, step as number, resolved), options);
 }
 
 /** `steps` numbers from `start` to `end`, both included, at equal distances. Default dtype float32. */

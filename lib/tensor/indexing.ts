@@ -73,7 +73,7 @@ function select(view: Tensor, dim: number, position: number, where: string): Ten
 
 /** Applies indices from left to right, as PyTorch does. */
 function apply(self: Tensor, given: readonly Index[], where: string): Selection {
-  const indices = given.map((index) => (Array.isArray(index) ? indexTensor(index, where) : (index as Index)));
+  const indices = given.map((index) => (Array.isArray(index) ? indexTensor(index, where) : index));
   const used = indices.reduce<number>((sum, index) => sum + consumed(index), 0);
   const ndim = self.ndim;
   if (used > ndim) {

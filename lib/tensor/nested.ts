@@ -90,7 +90,7 @@ export function nest<E>(elements: ArrayLike<E>, shape: readonly number[]): E | N
     depth === shape.length
       ? (elements[next++] as E)
       : Array.from({ length: shape[depth] as number }, () => build(depth + 1));
-  return build(0) as E | NestedResult<E>[];
+  return build(0);
 }
 
 /** What `tolist` gives: an element, or arrays of arrays of elements. */

@@ -60,6 +60,7 @@ export function operator(name: string): NativeFunction {
  * arguments choose; `'aten::add.'` means the overload without a name.
  * @throws TypeError for an unknown operator or arguments that fit no overload, TorchError when LibTorch refuses
  */
+// eslint-disable-next-line @typescript-eslint/no-unnecessary-type-parameters -- the caller knows the operator
 export function call<R = Tensor>(name: string, ...args: unknown[]): R {
   return operator(name)(...args) as R;
 }

@@ -49,9 +49,13 @@ export function scope<R>(fn: () => R): R {
   }
 }
 
-/** Takes a tensor out of every scope: from now on only `dispose` or the collector frees it. Returns the same tensor. */
+/**
+ * Takes a tensor out of every scope: from now on only `dispose` or the collector frees it. Returns the same tensor.
+ * @throws TypeError for a freed tensor
+ */
 export function keep<T extends Tensor>(tensor: T): T {
   native.keep(assertTensor(tensor, 'keep', 'tensor'));
+  if (native.isFreed(tensor)) throw new TypeError('keep: the tensor was freed; keep it before its scope closes');
   return tensor;
 }
 

@@ -12,6 +12,7 @@ import { nest } from './nested.js';
 import type { NestedResult } from './nested.js';
 import { aten, camelCase } from './ops.js';
 import { format } from './print.js';
+import { scope } from './scope.js';
 
 /** What `Tensor.to` can change. */
 export interface ToOptions {
@@ -28,7 +29,7 @@ export interface ToOptions {
 export type Element = number | bigint | boolean;
 
 /** Every ATen operator whose first argument is the tensor itself is a method. */
-// eslint-disable-next-line @typescript-eslint/no-unsafe-declaration-merging -- the methods are installed below
+// eslint-disable-next-line @typescript-eslint/no-unsafe-declaration-merging, @typescript-eslint/no-empty-object-type -- installed below
 export interface Tensor extends TensorMethods<Tensor> {}
 
 /**
@@ -199,8 +200,8 @@ export class Tensor {
     const shape = native.shape(this);
     const { kind } = dtypeInfo(this.dtype);
     if (kind === 'complex') return nest(this.data() as Float64Array, [...shape, 2]);
-    const half = kind === 'float' && this.dtype !== 'float64';
-    const data = half ? native.toTypedArray(this.detach().to('float32')) : native.toTypedArray(this);
+    const half = this.dtype === 'float16' || this.dtype === 'bfloat16';
+    const data = half ? scope(() => native.toTypedArray(this.detach().to('float32'))) : native.toTypedArray(this);
     if (kind === 'bool') return nest(Array.from(data as Uint8Array, Boolean), shape);
     if (data instanceof BigInt64Array) return nest(Array.from(data, exact), shape);
     return nest(data as Float32Array, shape);
@@ -213,7 +214,7 @@ export class Tensor {
    */
   data(): TypedArray {
     if (dtypeInfo(this.dtype).kind !== 'complex') return native.toTypedArray(this);
-    return native.toTypedArray(aten.viewAsReal(this.detach().resolveConj()));
+    return scope(() => native.toTypedArray(aten.viewAsReal(this.detach().resolveConj())));
   }
 
   /** Makes this tensor hold the elements, shape, dtype and device of `source` from now on. */
@@ -287,6 +288,7 @@ export class Tensor {
    * Calls `hook` with the gradient of this tensor whenever it is computed; a tensor that it returns replaces it.
    * @returns a function that removes the hook
    */
+  // eslint-disable-next-line @typescript-eslint/no-invalid-void-type -- a hook that only looks returns nothing
   registerHook(hook: (grad: Tensor) => Tensor | void): () => void {
     if (typeof hook !== 'function') throw new TypeError(`registerHook: expected a function; got ${describe(hook)}`);
     const id = native.registerHook(this, (grad) => hook(grad as Tensor) ?? undefined);
