@@ -10,7 +10,7 @@ import {
   DropPath,
   Dropout,
   GELU,
-  Identity,
+  type Identity,
   init,
   LayerNorm,
   LayerScale,
@@ -22,7 +22,7 @@ import {
 import { aten, empty, noGrad, type Tensor } from '../tensor/index.js';
 import type { KeyMap } from '../checkpoint/index.js';
 import { Backbone, type FeatureLevel, type Preprocessing } from './backbone.js';
-import { BlockList, classifierSite, convSite, dropPathRateAt, identitySite } from './blocks.js';
+import { BlockList, classifierSite, dropPathRateAt, identitySite } from './blocks.js';
 import { sizePair } from './family.js';
 import { resamplePosEmbed } from './pos_embed.js';
 import type { vitOptions } from './vit_variants.js';

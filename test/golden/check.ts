@@ -28,7 +28,7 @@ const ZERO_GRADIENT = 1e-4;
 /** Elements as numbers, whatever the dtype; a float16 or bfloat16 tensor is read through float32. */
 function numbers(tensor: Tensor): ArrayLike<number | bigint> {
   const readable = tensor.dtype === 'float16' || tensor.dtype === 'bfloat16' ? tensor.to('float32') : tensor;
-  return readable.detach().data() as ArrayLike<number | bigint>;
+  return readable.detach().data();
 }
 
 function norm(tensor: Tensor): number {
@@ -319,7 +319,7 @@ export function checkCounts(row: CountsRow): Verdict {
       const expected = row[figure];
       if (typeof expected !== 'number' || (row.num_classes === null && figure === 'trainable_parameters')) continue;
       if (ours[figure] !== expected)
-        report.problems.push(`${figure}: ours ${String(ours[figure])}, golden ${expected}`);
+        report.problems.push(`${figure}: ours ${JSON.stringify(ours[figure])}, golden ${expected}`);
     }
     comparePerTask(row, ours['per_task_trainable'], report);
   });

@@ -59,9 +59,7 @@ describe('published models', () => {
 describe('wrong names and options', () => {
   test('an unknown model is answered with the nearest', () => {
     expect(() => createModel('resent50')).toThrow(
-      new RangeError(
-        "there is no model 'resent50'; did you mean resnet50 or resnet50d?; listModels() names all",
-      ),
+      new RangeError("there is no model 'resent50'; did you mean resnet50 or resnet50d?; listModels() names all"),
     );
     expect(() => createModel('vit_small')).toThrow(/vit_small_patch/);
     expect(() => createModel('toString')).toThrow(RangeError);
