@@ -42,7 +42,7 @@ function candidates(root: string): { files: string[]; missing: string[] } {
  *
  * @throws Error that lists every place tried, why each failed, and what helps.
  */
-export function loadAddon(root: string = packageRoot()): NativeAddon {
+export function loadAddon(root: string = packageRoot): NativeAddon {
   const { files, missing } = candidates(root);
   const failures: string[] = [];
   for (const file of files) {
