@@ -1,0 +1,281 @@
+/**
+ * Conv-Adapter: a small convolutional bottleneck beside the convolutions of a frozen network. Chen et al., CVPR 2024
+ * Workshop on Prompting in Vision, arXiv 2208.07463; official code Hhhhhhao/Conv-Adapter, commit 97e1fc8.
+ */
+import { z } from 'zod';
+import { BatchNorm2d, type Context, Conv2d, GELU, init, Linear, Module, Parameter, ReLU, type Role, SiLU, type Site } from '../nn/index.js';
+import { aten, ones, randn, type Tensor, zeros } from '../tensor/index.js';
+import { affine, defineMethod, parallel, sequential, type AffineForm, type Rule } from './core/index.js';
+
+/** How the convolutions of an adapter start; the official code gives adapters the start of their backbone's own. */
+type Start = 'fan_out' | 'trunc_normal' | 'default' | 'zero';
+
+export interface ConvAdapterOptions {
+  readonly inChannels: number;
+  readonly outChannels: number;
+  /** Channels of the bottleneck; inChannels must be divisible by it. */
+  readonly width: number;
+  readonly kernel: readonly [number, number];
+  readonly stride?: readonly [number, number];
+  readonly padding?: readonly [number, number];
+  /** Default `relu`. */
+  readonly activation?: string;
+  /** Default `fan_out`. */
+  readonly start?: Start;
+}
+
+function activationOf(name: string): Module {
+  if (name === 'relu') return new ReLU();
+  if (name === 'gelu') return new GELU();
+  if (name === 'silu') return new SiLU();
+  throw new RangeError(`knows the activations relu, gelu and silu, not '${name}'`);
+}
+
+/**
+ * A(u) = se * conv2(act(conv1 u)): conv1 is k x k with `width` groups, conv2 is 1x1, `se` is a learned scale per output
+ * channel that starts at 1. [B, in, H, W] to [B, out, H', W'].
+ */
+export class ConvAdapter extends Module {
+  readonly se: Parameter;
+  readonly conv1: Conv2d;
+  readonly conv2: Conv2d;
+  readonly act: Module;
+
+  constructor(options: ConvAdapterOptions) {
+    super();
+    const { inChannels, outChannels, width, kernel, stride = [1, 1], padding = [0, 0] } = options;
+    if (width < 1 || inChannels % width !== 0) {
+      throw new RangeError(
+        `${inChannels} channels do not divide into a bottleneck of ${width}; take a reduction that divides ${inChannels}`,
+      );
+    }
+    this.se = new Parameter(ones([1, outChannels, 1, 1]));
+    this.conv1 = new Conv2d(inChannels, width, { kernelSize: kernel, stride, padding, groups: width });
+    this.conv2 = new Conv2d(width, outChannels, { kernelSize: 1 });
+    this.act = activationOf(options.activation ?? 'relu');
+    startConvolutions([this.conv1, this.conv2], options.start ?? 'fan_out');
+  }
+
+  forward(u: Tensor, ctx: Context): Tensor {
+    return this.conv2.run(this.act.run(this.conv1.run(u, ctx), ctx), ctx).mul(this.se);
+  }
+}
+
+function startConvolutions(convolutions: readonly Conv2d[], start: Start): void {
+  if (start === 'default') return;
+  for (const { weight, bias, outChannels, kernelSize } of convolutions) {
+    if (start === 'trunc_normal') init.truncNormal_(weight, { std: 0.02 });
+    // Fan-out here is that of the official code: it is not divided by the groups.
+    else init.normal_(weight, 0, Math.sqrt(2 / (outChannels * kernelSize[0] * kernelSize[1])));
+    if (bias) init.zeros_(bias);
+  }
+  const last = convolutions.at(-1);
+  if (start === 'zero' && last) init.zeros_(last.weight);
+}
+
+/** A(x) = se * fc2(ReLU(fc1 x)) on vectors or tokens [..., in] to [..., out]. */
+export class LinearAdapter extends Module {
+  readonly se: Parameter;
+  readonly fc1: Linear;
+  readonly fc2: Linear;
+  readonly act: Module;
+
+  constructor(inFeatures: number, outFeatures: number, width: number, activation = 'relu') {
+    super();
+    this.se = new Parameter(ones([1, outFeatures]));
+    this.fc1 = new Linear(inFeatures, width);
+    this.fc2 = new Linear(width, outFeatures);
+    this.act = activationOf(activation);
+  }
+
+  forward(x: Tensor, ctx: Context): Tensor {
+    return this.fc2.run(this.act.run(this.fc1.run(x, ctx), ctx), ctx).mul(this.se);
+  }
+}
+
+/**
+ * The earlier design that the official file keeps: 1x1, norm, act; k x k in `groups`, norm; 1x1, norm, act; times a
+ * constant.
+ */
+export class ConvAdapterDesign1 extends Module {
+  readonly conv1: Conv2d;
+  readonly norm1: BatchNorm2d;
+  readonly conv2: Conv2d;
+  readonly norm2: BatchNorm2d;
+  readonly conv3: Conv2d;
+  readonly norm3: BatchNorm2d;
+  readonly act: Module;
+
+  constructor(options: ConvAdapterOptions & { readonly groups: number; readonly scale: number }) {
+    super();
+    const { inChannels, outChannels, width, kernel, stride = [1, 1], padding = [0, 0], groups } = options;
+    this.conv1 = new Conv2d(inChannels, width, { kernelSize: 1 });
+    this.norm1 = new BatchNorm2d(width);
+    this.conv2 = new Conv2d(width, width, { kernelSize: kernel, stride, padding, groups });
+    this.norm2 = new BatchNorm2d(width);
+    this.conv3 = new Conv2d(width, outChannels, { kernelSize: 1 });
+    this.norm3 = new BatchNorm2d(outChannels);
+    this.act = activationOf(options.activation ?? 'relu');
+    this.#scale = options.scale;
+  }
+
+  readonly #scale: number;
+
+  forward(u: Tensor, ctx: Context): Tensor {
+    const a = this.act.run(this.norm1.run(this.conv1.run(u, ctx), ctx), ctx);
+    const b = this.norm2.run(this.conv2.run(a, ctx), ctx);
+    return this.act.run(this.norm3.run(this.conv3.run(b, ctx), ctx), ctx).mul(this.#scale);
+  }
+}
+
+/** x + P: a learned border of `size` pixels on images of exactly `imageSize`, shared by the batch. */
+export class PaddingPrompt extends Module {
+  readonly pad_up: Parameter;
+  readonly pad_down: Parameter;
+  readonly pad_left: Parameter;
+  readonly pad_right: Parameter;
+
+  constructor(
+    readonly imageSize: number,
+    readonly size: number,
+    channels = 3,
+  ) {
+    super();
+    const inner = imageSize - 2 * size;
+    if (size < 1 || inner < 1) {
+      throw new RangeError(`a border of ${size} leaves nothing of a ${imageSize} pixel image; at most ${Math.floor((imageSize - 1) / 2)}`);
+    }
+    const border = (height: number, width: number): Parameter => new Parameter(randn([1, channels, height, width]));
+    this.pad_up = border(size, imageSize);
+    this.pad_down = border(size, imageSize);
+    this.pad_left = border(inner, size);
+    this.pad_right = border(inner, size);
+  }
+
+  forward(x: Tensor): Tensor {
+    const [, channels = 3, height, width] = x.shape;
+    if (height !== this.imageSize || width !== this.imageSize) {
+      throw new RangeError(
+        `the padding prompt is for images of ${this.imageSize} x ${this.imageSize}, given ${height} x ${width}`,
+      );
+    }
+    const inner = this.imageSize - 2 * this.size;
+    const hole = zeros([1, channels, inner, inner], { device: x.device, dtype: this.pad_up.dtype });
+    const middle = aten.cat([this.pad_left, hole, this.pad_right], 3);
+    return x.add(aten.cat([this.pad_up, middle, this.pad_down], 2));
+  }
+}
+
+/** A learned summand per channel that starts at 0: the bias that a convolution was built without. */
+export class ChannelBias extends Module implements AffineForm {
+  readonly bias: Parameter;
+
+  constructor(channels: number) {
+    super();
+    this.bias = new Parameter(zeros([channels]));
+  }
+
+  factorAndSummand(): { factor: null; summand: Tensor } {
+    return { factor: null, summand: this.bias };
+  }
+
+  forward(x: Tensor): Tensor {
+    return x.add(this.bias);
+  }
+}
+
+/** Where A sits for each scheme: the stretch of the block that it adapts, and whether it reads its input or output. */
+const SCHEMES = {
+  conv_par: { role: 'spatial', compose: parallel() },
+  conv_seq: { role: 'spatial', compose: sequential() },
+  res_par: { role: 'residual', compose: parallel() },
+  res_seq: { role: 'residual', compose: sequential() },
+} as const satisfies Record<string, { role: Role; compose: Rule['compose'] }>;
+
+/** Official start by the backbone's activation: Kaiming over fan-out beside ReLU, truncated normal beside GELU. */
+function officialStart(site: Site): Start {
+  return site.activation === 'gelu' ? 'trunc_normal' : 'fan_out';
+}
+
+function adapterForm(site: Site, scheme: keyof typeof SCHEMES, reduction: number, start: Start | 'official'): Module {
+  const readsOutput = scheme.endsWith('seq');
+  const inChannels = readsOutput ? site.out : site.in;
+  const width = Math.floor(inChannels / reduction);
+  if (width < 1) {
+    throw new RangeError(`a reduction of ${reduction} leaves none of ${inChannels} channels; at most ${inChannels}`);
+  }
+  return new ConvAdapter({
+    inChannels,
+    outChannels: site.out,
+    width,
+    kernel: site.kernel ?? [3, 3],
+    stride: readsOutput ? [1, 1] : (site.stride ?? [1, 1]),
+    padding: site.padding ?? [1, 1],
+    activation: site.activation ?? 'relu',
+    start: start === 'official' ? officialStart(site) : start,
+  });
+}
+
+/** What the official code calls methods: which grafts there are, and which backbone parameters train besides the head. */
+const VARIANTS = {
+  conv_adapt: { adapters: true, trains: null },
+  conv_adapt_norm: { adapters: true, trains: /bn|gn|norm|before_head/ },
+  conv_adapt_bias: { adapters: true, trains: /bias/ },
+  norm: { adapters: false, trains: /bn|gn|norm|before_head/ },
+  bias: { adapters: false, trains: /bias/ },
+  prompt: { adapters: false, trains: null },
+} as const;
+
+/**
+ * Conv-Adapter, its four schemes and the comparison methods of its code.
+ *
+ * The published start does not make the adapted model equal to the backbone: nothing is zero at first. `init: 'zero'`
+ * does; it is also what makes training stable when BatchNorm's statistics stay frozen.
+ */
+export const convAdapter = defineMethod({
+  id: 'conv_adapter',
+  summary: 'a depth-wise separable bottleneck beside every spatial convolution',
+  paper: 'Chen et al., Conv-Adapter, CVPR 2024 Workshop on Prompting in Vision, arXiv 2208.07463',
+  options: z.strictObject({
+    /** Compression γ: the bottleneck has floor(channels / γ) channels. */
+    reduction: z.number().min(1).default(8),
+    /** What is adapted, and whether in parallel or in sequence. */
+    scheme: z.enum(['conv_par', 'conv_seq', 'res_par', 'res_seq']).default('conv_par'),
+    /** Which of the official code's methods. */
+    variant: z.enum(['conv_adapt', 'conv_adapt_norm', 'conv_adapt_bias', 'norm', 'bias', 'prompt']).default('conv_adapt'),
+    /** `official`: as the backbone's own convolutions start; `zero`: the adapted model starts as the backbone. */
+    init: z.enum(['official', 'zero', 'default', 'fan_out', 'trunc_normal']).default('official'),
+    /** Sets a new, trained BatchNorm after the last stage, as the official ResNet does. */
+    finalNorm: z.boolean().default(false),
+    /** Border of the `prompt` variant, in pixels. */
+    promptSize: z.int().positive().default(10),
+    /** Side of the images, for the `prompt` variant. */
+    imageSize: z.int().positive().default(224),
+  }),
+  rules: ({ reduction, scheme, variant, init: start, finalNorm, promptSize, imageSize }) => {
+    const rules: Rule[] = [];
+    const { role, compose } = SCHEMES[scheme];
+    if (VARIANTS[variant].adapters) {
+      rules.push({ id: 'adapter', at: { role }, compose, form: (site) => adapterForm(site, scheme, reduction, start) });
+    }
+    if (variant === 'bias') {
+      const at = { role: 'conv', inBlock: true, except: '**.downsample.**' };
+      rules.push({ id: 'bias', at, compose: affine(), form: (site) => new ChannelBias(site.out) });
+    }
+    if (variant === 'prompt') {
+      const form = (site: Site): Module => new PaddingPrompt(imageSize, promptSize, site.in);
+      rules.push({ id: 'prompt', at: { role: 'input' }, compose: sequential({ residual: false }), form });
+    }
+    if (finalNorm) {
+      const form = (site: Site): Module => new BatchNorm2d(site.out);
+      rules.push({ id: 'norm', at: { role: 'features' }, compose: sequential({ residual: false }), form });
+    }
+    return rules;
+  },
+  trains: ({ variant }) => {
+    const { trains } = VARIANTS[variant];
+    return ({ name }) => trains !== null && trains.test(name);
+  },
+  bnStats: 'update',
+  officialNames: { adapter: 'tuning_module', prompt: 'tuning_module', norm: 'norm' },
+});

@@ -1,0 +1,199 @@
+/** One adapter in one model: what it consists of, whether it is active, and how it leaves. */
+import type { Backbone } from '../../models/index.js';
+import type { Parameter } from '../../nn/index.js';
+import type { Tensor } from '../../tensor/index.js';
+import { saveAdapter, type SaveOptions } from './folder.js';
+import type { Graft } from './grafts.js';
+import { Head, type HeadOptions } from './head.js';
+import type { AdapterHost, Overlay, Resident } from './host.js';
+import { mergeAdapter, unmergeAdapter, type MergeOptions, type MergeRecord, type MergeReport } from './merge.js';
+import type { Method } from './method.js';
+import { summarize, type AdapterSummary } from './summary.js';
+
+/** See `GraftOptions.head`. */
+export type HeadChoice = 'train' | 'frozen' | HeadOptions;
+
+interface AdapterParts {
+  readonly model: Backbone;
+  readonly host: AdapterHost<Adapter>;
+  readonly name: string;
+  readonly method: Method;
+  readonly options: Readonly<Record<string, unknown>>;
+  readonly head: HeadChoice;
+  readonly grafts: readonly Graft[];
+  readonly overlays: readonly Overlay[];
+}
+
+/**
+ * An adapter that has been set into a model. Made by `graft` or `loadAdapter`.
+ *
+ * ```ts
+ * const adapter = graft(model, 'conv_adapter', { reduction: 4 }, { name: 'signs', head: { classes: 10 } });
+ * console.log(adapter.summary().percent);
+ * adapter.disable(); // the backbone alone, bit for bit
+ * ```
+ */
+export class Adapter implements Resident {
+  readonly model: Backbone;
+  readonly name: string;
+  readonly method: Method;
+  /** The method's options, defaults filled in. */
+  readonly options: Readonly<Record<string, unknown>>;
+  readonly head: HeadChoice;
+  readonly grafts: readonly Graft[];
+  readonly overlays: readonly Overlay[];
+  readonly #host: AdapterHost<Adapter>;
+  #merge: MergeRecord | null = null;
+  #removed = false;
+
+  constructor(parts: AdapterParts) {
+    this.model = parts.model;
+    this.name = parts.name;
+    this.method = parts.method;
+    this.options = parts.options;
+    this.head = parts.head;
+    this.grafts = parts.grafts;
+    this.overlays = parts.overlays;
+    this.#host = parts.host;
+  }
+
+  /** What training does to BatchNorm's running statistics unless the user says otherwise. */
+  get bnStats(): 'frozen' | 'update' {
+    return this.method.bnStats ?? 'frozen';
+  }
+
+  get isActive(): boolean {
+    return this.#host.active.includes(this);
+  }
+
+  get isMerged(): boolean {
+    return this.#merge !== null;
+  }
+
+  // ---- what it consists of --------------------------------------------------------------------------------------
+
+  /**
+   * The trainable parameters: `<site path>.<rule>.<parameter>` for grafts and head, `backbone.<name>` for parameters of
+   * the backbone that the adapter trains.
+   */
+  namedParameters(): [string, Parameter][] {
+    const named: [string, Parameter][] = [];
+    for (const graft of this.grafts) {
+      const prefix = graftPrefix(graft);
+      if (graft.scale) named.push([`${prefix}.scale`, graft.scale]);
+      for (const [leaf, parameter] of graft.form.namedParameters()) named.push([`${prefix}.${leaf}`, parameter]);
+    }
+    for (const { name, target, trains } of this.overlays) {
+      if (trains) named.push([`backbone.${name}`, target as Parameter]);
+    }
+    return named;
+  }
+
+  /** The trainable parameters. */
+  parameters(): Parameter[] {
+    return this.namedParameters().map(([, parameter]) => parameter);
+  }
+
+  /** Buffers of the grafts, such as the running statistics of a norm that the method adds. */
+  namedBuffers(): [string, Tensor][] {
+    return this.grafts.flatMap((graft) =>
+      graft.form.namedBuffers().map(([leaf, buffer]): [string, Tensor] => [`${graftPrefix(graft)}.${leaf}`, buffer]),
+    );
+  }
+
+  /** The classifier that the adapter brings, or null. */
+  get headModule(): Head | null {
+    const form = this.grafts.find(({ rule, form }) => rule === 'head' && form instanceof Head)?.form;
+    return form instanceof Head ? form : null;
+  }
+
+  /** The adapter's present value of an overlaid backbone tensor. */
+  valueOf(overlay: Overlay): Tensor {
+    return this.#host.valueOf(overlay);
+  }
+
+  /** The backbone's own value of one of its tensors. */
+  originalOf(overlay: Overlay): Tensor {
+    return this.#host.originalOf(overlay.target);
+  }
+
+  /** Parameters by group and by site, and their share of the model. */
+  summary(): AdapterSummary {
+    return summarize(this);
+  }
+
+  // ---- whether it is active -------------------------------------------------------------------------------------
+
+  /** Makes this the only active adapter. */
+  activate(): this {
+    this.#mustLive();
+    this.#host.activate([this]);
+    return this;
+  }
+
+  /** Makes this active beside those that are. @throws RangeError when two would train the same parameter or bring a head each */
+  enable(): this {
+    this.#mustLive();
+    if (!this.isActive) this.#host.activate([...this.#host.active, this]);
+    return this;
+  }
+
+  /** Takes this out of forward passes; the model is what it was, bit for bit. */
+  disable(): this {
+    this.#mustLive();
+    if (this.isMerged) throw new Error(`adapter '${this.name}' is merged; call unmerge() before disable()`);
+    if (this.isActive) this.#host.activate(this.#host.active.filter((other) => other !== this));
+    return this;
+  }
+
+  /** Takes the adapter out of the model for good; the model is what it was, bit for bit. */
+  remove(): void {
+    this.#mustLive();
+    if (this.isMerged) this.unmerge();
+    this.#host.remove(this);
+    this.#removed = true;
+  }
+
+  #mustLive(): void {
+    if (this.#removed) throw new Error(`adapter '${this.name}' has been removed from its model`);
+  }
+
+  /** Writes an adapter folder: everything that training changed, the method, and what `options` adds. */
+  save(path: string, options: SaveOptions = {}): void {
+    this.#mustLive();
+    saveAdapter(this, path, options);
+  }
+
+  // ---- merging --------------------------------------------------------------------------------------------------
+
+  /**
+   * Folds the adapter into the backbone's weights, in place, so that the model runs as a plain backbone. Computed in
+   * float64 whatever the dtype.
+   *
+   * @param options.probe an input; the report then says by how much the output changed
+   * @param options.partial true: grafts that cannot be folded stay beside the model and are listed; default false: they
+   *   are an error and nothing changes
+   * @throws RangeError that names the grafts that cannot be folded, and why
+   */
+  merge(options: MergeOptions = {}): MergeReport {
+    this.#mustLive();
+    if (this.#merge) throw new Error(`adapter '${this.name}' is merged already`);
+    if (!this.isActive) throw new Error(`adapter '${this.name}' is not active; call activate() before merge()`);
+    const { record, report } = mergeAdapter(this, options);
+    this.#merge = record;
+    return report;
+  }
+
+  /** Undoes `merge`: the backbone's weights are what they were, bit for bit, and the grafts compute again. */
+  unmerge(): this {
+    if (!this.#merge) throw new Error(`adapter '${this.name}' is not merged`);
+    unmergeAdapter(this, this.#merge);
+    this.#merge = null;
+    return this;
+  }
+}
+
+/** Where the parameters of a graft stand in the adapter's tree. */
+export function graftPrefix(graft: Graft): string {
+  return `${graft.site.path}.${graft.rule}`;
+}

@@ -1,0 +1,165 @@
+/**
+ * How a graft's output is combined with what the backbone computes: the "composition" column of the unified view's
+ * table (He et al., ICLR 2022, arXiv 2110.04366, table 1), as data.
+ */
+import { aten, type Tensor } from '../../tensor/index.js';
+import { type Context, Conv2d, Linear, type Module, Parameter, type Site } from '../../nn/index.js';
+import { full, ones } from '../../tensor/index.js';
+
+/** Factor of a graft's output: a number, a learned scalar, or one learned factor per channel (both start at 1). */
+export type Scale = number | 'learned' | 'learned_per_channel';
+
+/** With f the site, g the form, s the scale; every rule states one of these. */
+export type Composition =
+  /** y = f(x) + s g(x) */
+  | { readonly kind: 'parallel'; readonly scale: Scale }
+  /** y = f(x) + s g(f(x)), or y = g(f(x)) without the residual */
+  | { readonly kind: 'sequential'; readonly residual: boolean; readonly scale: Scale }
+  /** y = f(g(x)) */
+  | { readonly kind: 'before' }
+  /** W -> W + s D for the weight W of a linear layer or convolution; computed as f(x) + s (D applied to x) */
+  | { readonly kind: 'delta'; readonly scale: number }
+  /** y = a * f(x) + b per channel */
+  | { readonly kind: 'affine' }
+  /** y = g(x): the site's own computation is left out */
+  | { readonly kind: 'replace' };
+
+/** y = f(x) + s g(x). */
+export const parallel = (scale: Scale = 1): Composition => ({ kind: 'parallel', scale });
+/** y = f(x) + s g(f(x)); with `residual: false`, y = g(f(x)). */
+export const sequential = (options: { residual?: boolean; scale?: Scale } = {}): Composition => ({
+  kind: 'sequential',
+  residual: options.residual ?? true,
+  scale: options.scale ?? 1,
+});
+/** y = f(g(x)). */
+export const before = (): Composition => ({ kind: 'before' });
+/** W -> W + s D. */
+export const delta = (scale = 1): Composition => ({ kind: 'delta', scale });
+/** y = a * f(x) + b. */
+export const affine = (): Composition => ({ kind: 'affine' });
+/** y = g(x). */
+export const replace = (): Composition => ({ kind: 'replace' });
+
+/** A form whose effect is a change of the site's weight. */
+export interface DeltaForm extends Module {
+  /** The increment D, in the shape of the weight (of the slice's rows, for a slice). */
+  delta(): Tensor;
+  /** base + s (D applied to x), where that can be had in fewer passes than the sum of both; `base` is not used again. */
+  addTo?(base: Tensor, x: Tensor, scale: number, ctx: Context): Tensor;
+}
+
+/** A form that is a factor and a summand per channel; either may be absent. */
+export interface AffineForm extends Module {
+  factorAndSummand(): { factor: Tensor | null; summand: Tensor | null };
+}
+
+export function isDeltaForm(form: Module): form is DeltaForm {
+  return 'delta' in form && typeof form.delta === 'function';
+}
+
+export function isAffineForm(form: Module): form is AffineForm {
+  return 'factorAndSummand' in form && typeof form.factorAndSummand === 'function';
+}
+
+/** Dimension of the channels in the features at a site. */
+export function channelDim(site: Site): number {
+  return site.layout === 'map' ? 1 : -1;
+}
+
+/** A learned scale's parameter, or null for a fixed one. */
+export function scaleParameter(composition: Composition, site: Site): Parameter | null {
+  if (composition.kind !== 'parallel' && composition.kind !== 'sequential') return null;
+  if (composition.scale === 'learned') return new Parameter(full([1], 1));
+  if (composition.scale !== 'learned_per_channel') return null;
+  const channels = site.slice?.length ?? site.out;
+  return new Parameter(ones(site.layout === 'map' ? [1, channels, 1, 1] : [channels]));
+}
+
+/** What the rest of this file needs of a graft. */
+export interface Part {
+  readonly site: Site;
+  readonly composition: Composition;
+  readonly form: Module;
+  readonly scale: Parameter | null;
+}
+
+function addScaled(y: Tensor, g: Tensor, scale: Scale, learned: Parameter | null): Tensor {
+  if (learned) return aten.addcmul(y, g, learned);
+  return scale === 1 || typeof scale !== 'number' ? aten.add(y, g) : aten.add(y, g, { alpha: scale });
+}
+
+/** The site's output y (or its slice) with one graft applied; x is the site's input. `before` and `replace` act earlier. */
+function combine({ site, composition, form, scale }: Part, x: Tensor, y: Tensor, ctx: Context): Tensor {
+  switch (composition.kind) {
+    case 'parallel':
+      return addScaled(y, form.run(x, ctx), composition.scale, scale);
+    case 'sequential':
+      return composition.residual
+        ? addScaled(y, form.run(y, ctx), composition.scale, scale)
+        : form.run(y, ctx);
+    case 'delta':
+      if (isDeltaForm(form) && form.addTo) return form.addTo(y, x, composition.scale, ctx);
+      return addScaled(y, form.run(x, ctx), composition.scale, null);
+    case 'affine': {
+      const { factor, summand } = (form as AffineForm).factorAndSummand();
+      const dim = channelDim(site);
+      if (factor && summand) return scaleShift(y, factor, summand, dim);
+      const spread = (v: Tensor): Tensor => (dim === 1 ? v.view([-1, ...Array<number>(y.ndim - 2).fill(1)]) : v);
+      if (factor) return aten.mul(y, spread(factor));
+      return summand ? aten.add(y, spread(summand)) : y;
+    }
+    case 'before':
+    case 'replace':
+      return y;
+  }
+}
+
+/** y * factor + summand along `dim`. */
+function scaleShift(y: Tensor, factor: Tensor, summand: Tensor, dim: number): Tensor {
+  if (dim === -1) return aten.addcmul(summand, y, factor);
+  const shape = [-1, ...Array<number>(y.ndim - 2).fill(1)];
+  return aten.addcmul(summand.view(shape), y, factor.view(shape));
+}
+
+/** Runs `module` with `parts`, in their order: inputs first, then the module or its replacement, then outputs. */
+export function runWithGrafts(module: Module, parts: readonly Part[], x: Tensor, ctx: Context): Tensor {
+  let input = x;
+  let replacement: Part | undefined;
+  for (const part of parts) {
+    if (part.composition.kind === 'before') input = part.form.run(input, ctx);
+    if (part.composition.kind === 'replace') replacement = part;
+  }
+  let y = replacement ? replacement.form.run(input, ctx) : module.forward(input, ctx);
+  for (const part of parts) {
+    const slice = part.site.slice;
+    if (!slice) {
+      y = combine(part, input, y, ctx);
+      continue;
+    }
+    const dim = channelDim(part.site);
+    const end = slice.start + slice.length;
+    const total = y.shape.at(dim) ?? 0;
+    const pieces = [combine(part, input, y.narrow(dim, slice.start, slice.length), ctx)];
+    if (slice.start > 0) pieces.unshift(y.narrow(dim, 0, slice.start));
+    if (end < total) pieces.push(y.narrow(dim, end, total - end));
+    y = aten.cat(pieces, dim);
+  }
+  return y;
+}
+
+/** Why a composition cannot stand at a site, or null when it can. */
+export function misfit(composition: Composition, form: Module, site: Site): string | null {
+  const name = site.module.constructor.name;
+  if (composition.kind === 'delta') {
+    if (!isDeltaForm(form)) return `${form.constructor.name} states no weight increment`;
+    if (!(site.module instanceof Linear || site.module instanceof Conv2d)) {
+      return `a weight increment needs a linear layer or a convolution, and this is a ${name}`;
+    }
+  }
+  if (composition.kind === 'affine' && !isAffineForm(form)) return `${form.constructor.name} is not an affine map`;
+  if (composition.kind === 'sequential' && site.slice && !composition.residual) return null;
+  if (composition.kind === 'replace' && site.slice) return 'a slice cannot be replaced by itself';
+  if (composition.kind === 'before' && site.slice) return 'all slices of a layer share its input';
+  return null;
+}

@@ -1,0 +1,146 @@
+/**
+ * An adapter on disk: a folder with `adapter_config.json`, which rebuilds the method, and `adapter_model.safetensors`,
+ * which holds everything that training changed: grafts, head, trained backbone parameters, moved running statistics.
+ */
+import { mkdirSync, readFileSync } from 'node:fs';
+import { join } from 'node:path';
+import { z } from 'zod';
+import { readSafetensors, writeAtomically, writeSafetensors } from '../../checkpoint/index.js';
+import { noGrad, type Tensor } from '../../tensor/index.js';
+import type { Adapter } from './adapter.js';
+import { ownFingerprint } from './fingerprint.js';
+
+export const CONFIG_FILE = 'adapter_config.json';
+export const TENSORS_FILE = 'adapter_model.safetensors';
+
+const head = z.union([
+  z.enum(['train', 'frozen']),
+  z.strictObject({
+    classes: z.int().positive(),
+    dropout: z.number().min(0).max(1).optional(),
+    init: z.enum(['default', 'trunc_normal', 'zero']).optional(),
+  }),
+]);
+
+const config = z.object({
+  format: z.literal('torchgraft'),
+  version: z.literal(1),
+  method: z.string(),
+  options: z.record(z.string(), z.unknown()),
+  head,
+  backbone: z.object({ name: z.string(), fingerprint: z.string() }),
+  classNames: z.array(z.string()).nullable(),
+  preprocessing: z.unknown(),
+});
+
+/** What `adapter_config.json` holds. */
+export type AdapterConfig = z.output<typeof config>;
+
+/** What goes into the folder beside the adapter. */
+export interface SaveOptions {
+  /** Names of the classes, in the order of the logits. */
+  readonly classNames?: readonly string[];
+  /** How images are prepared: any JSON value; `lib/data` writes and reads its transforms. */
+  readonly preprocessing?: unknown;
+}
+
+/** An adapter folder, read but not yet set into a model. */
+export interface AdapterFolder {
+  readonly path: string;
+  readonly config: AdapterConfig;
+  readonly classNames: readonly string[] | null;
+  readonly preprocessing: unknown;
+  readonly tensors: ReadonlyMap<string, Tensor>;
+}
+
+/** Everything that training changed, by name: see `Adapter.namedParameters`; moved statistics as `buffers.<name>`. */
+export function adapterState(adapter: Adapter): Map<string, Tensor> {
+  const state = new Map<string, Tensor>();
+  for (const graft of adapter.namedParameters()) if (!graft[0].startsWith('backbone.')) state.set(graft[0], graft[1]);
+  for (const [name, buffer] of adapter.namedBuffers()) state.set(name, buffer);
+  for (const overlay of adapter.overlays) {
+    const value = adapter.valueOf(overlay);
+    if (overlay.trains) state.set(`backbone.${overlay.name}`, value);
+    else if (!value.equal(adapter.originalOf(overlay))) state.set(`buffers.${overlay.name}`, value);
+  }
+  return state;
+}
+
+/** Writes the folder; each file is replaced as a whole or not at all. */
+export function saveAdapter(adapter: Adapter, path: string, options: SaveOptions = {}): void {
+  const { model, method } = adapter;
+  if (adapter.isMerged) throw new Error(`adapter '${adapter.name}' is merged; call unmerge() before saving it`);
+  const content: AdapterConfig = {
+    format: 'torchgraft',
+    version: 1,
+    method: method.id,
+    options: adapter.options,
+    head: adapter.head,
+    backbone: { name: model.name, fingerprint: ownFingerprint(model) },
+    classNames: options.classNames ? [...options.classNames] : null,
+    preprocessing: options.preprocessing ?? null,
+  };
+  mkdirSync(path, { recursive: true });
+  const state = noGrad(() => new Map(Array.from(adapterState(adapter), ([name, t]) => [name, t.detach()])));
+  writeSafetensors(join(path, TENSORS_FILE), state, { format: 'torchgraft', method: method.id });
+  writeAtomically(join(path, CONFIG_FILE), (sink) => {
+    sink.write(Buffer.from(`${JSON.stringify(content, null, 2)}\n`));
+  });
+}
+
+/** Reads a folder without a model. @throws Error that names the file and what is wrong with it */
+export function readAdapterFolder(path: string): AdapterFolder {
+  const file = join(path, CONFIG_FILE);
+  let text: string;
+  try {
+    text = readFileSync(file, 'utf8');
+  } catch {
+    throw new Error(`${path} is no adapter folder: ${CONFIG_FILE} is missing or cannot be read`);
+  }
+  let json: unknown;
+  try {
+    json = JSON.parse(text);
+  } catch (error) {
+    throw new Error(`${file} is not JSON: ${(error as Error).message}`);
+  }
+  const parsed = config.safeParse(json);
+  if (!parsed.success) {
+    const [issue] = parsed.error.issues;
+    throw new Error(`${file}: ${issue?.path.join('.') ?? ''}: ${issue?.message ?? 'is malformed'}`);
+  }
+  const { tensors } = readSafetensors(join(path, TENSORS_FILE));
+  const { classNames, preprocessing } = parsed.data;
+  return { path, config: parsed.data, classNames, preprocessing, tensors };
+}
+
+/** Copies a saved state into an adapter, strictly: no missing name, no unexpected one, no other shape. */
+export function loadAdapterState(adapter: Adapter, tensors: ReadonlyMap<string, Tensor>, from: string): void {
+  const targets = new Map<string, Tensor>();
+  for (const [name, parameter] of adapter.namedParameters()) {
+    if (!name.startsWith('backbone.')) targets.set(name, parameter);
+  }
+  for (const [name, buffer] of adapter.namedBuffers()) targets.set(name, buffer);
+  const optional = new Set<string>();
+  for (const overlay of adapter.overlays) {
+    const name = `${overlay.trains ? 'backbone' : 'buffers'}.${overlay.name}`;
+    targets.set(name, adapter.valueOf(overlay));
+    if (!overlay.trains) optional.add(name);
+  }
+  const missing = [...targets.keys()].filter((name) => !tensors.has(name) && !optional.has(name));
+  const unexpected = [...tensors.keys()].filter((name) => !targets.has(name));
+  const shapes = [...tensors].flatMap(([name, t]) => {
+    const target = targets.get(name);
+    return target && target.shape.join() !== t.shape.join()
+      ? [`${name} is [${t.shape.join(', ')}], expected [${target.shape.join(', ')}]`]
+      : [];
+  });
+  const problems = [...missing.map((n) => `missing ${n}`), ...unexpected.map((n) => `unexpected ${n}`), ...shapes];
+  if (problems.length > 0) {
+    const rest = problems.length > 8 ? `; and ${problems.length - 8} more` : '';
+    throw new Error(`the adapter in ${from} does not fit its own config: ${problems.slice(0, 8).join('; ')}${rest}`);
+  }
+  noGrad(() => {
+    for (const [name, t] of tensors) targets.get(name)?.copy_(t);
+  });
+  adapter.headModule?.markTrained();
+}

@@ -1,0 +1,184 @@
+/**
+ * Setting an adapter into a model, in phases: find the sites, build every part, and only then touch the model. Whatever
+ * fails before the last phase leaves the model as it was.
+ */
+import type { z } from 'zod';
+import { BatchNorm2d, Linear, Conv2d, type Module, type Site } from '../../nn/index.js';
+import type { Backbone } from '../../models/index.js';
+import { parseOptions } from '../../models/index.js';
+import { getRngState, keep, manualSeed, setRngState, withDefaults } from '../../tensor/index.js';
+import { Adapter, type HeadChoice } from './adapter.js';
+import { misfit, replace, scaleParameter, type Composition } from './compose.js';
+import type { Graft } from './grafts.js';
+import { Head } from './head.js';
+import { AdapterHost, type Overlay } from './host.js';
+import type { Method, Rule } from './method.js';
+import { nothingMatched, selectSites } from './select.js';
+import { warn } from './warn.js';
+
+/** How an adapter is set in; what does not depend on the method. */
+export interface GraftOptions {
+  /** Name in the model. Default `default`. */
+  readonly name?: string;
+  /**
+   * `{ classes }`: the adapter brings a new classifier of its own; `train` (default): the backbone's classifier is
+   * trained, its own values coming back when the adapter leaves; `frozen`: it stays as it is.
+   */
+  readonly head?: HeadChoice;
+  /** Seed of the initial values; the generator is put back afterwards. Default: whatever comes next from it. */
+  readonly seed?: number;
+  /** `only` (default): the new adapter is the only active one; `also`: beside those active now; `no`: not yet. */
+  readonly activate?: 'only' | 'also' | 'no';
+}
+
+const HEAD_RULE: Rule = {
+  id: 'head',
+  at: { role: 'classifier' },
+  compose: replace(),
+  form: () => {
+    throw new Error('the head is built by the engine');
+  },
+};
+
+/** Sets `method` into `model`. See `graft` in `lib/adapters/registry.ts` for the public form. */
+export function graftMethod<S extends z.ZodObject>(
+  model: Backbone,
+  method: Method<S>,
+  options: unknown,
+  settings: GraftOptions = {},
+): Adapter {
+  const { name = 'default', head = 'train', seed, activate = 'only' } = settings;
+  const host = AdapterHost.of<Adapter>(model);
+  if (host.adapters.has(name)) {
+    throw new RangeError(`the model has an adapter '${name}' already; remove it or choose another name`);
+  }
+  const parsed = parseOptions(method.options, options ?? {}, method.id);
+
+  // Find: every rule must mean something here.
+  const sites = model.sites();
+  const rules = method.rules(parsed);
+  const wanted: { rule: Rule; site: Site }[] = [];
+  for (const rule of rules) {
+    const found = selectSites(rule, sites);
+    if (found.length === 0 && rule.optional !== true) throw nothingMatched(method.id, rule, model.name, sites);
+    for (const site of found) wanted.push({ rule, site });
+  }
+
+  // Build: forms, head and the adapter's own values of backbone tensors, nothing of which the model sees yet.
+  const { grafts, overlays } = seeded(seed, () =>
+    likeModel(model, () => {
+      const built = wanted.map(({ rule, site }) => build(method.id, rule, site));
+      if (typeof head === 'object') built.push(buildHead(method.id, sites, model.name, head));
+      return { grafts: built, overlays: makeOverlays(model, method.trains?.(parsed), head) };
+    }),
+  );
+  if (grafts.length === 0 && !overlays.some(({ trains }) => trains)) {
+    throw new RangeError(`${method.id}: nothing would be trained; choose a head other than 'frozen'`);
+  }
+  for (const graft of grafts) graft.form.train(model.training);
+  warnAboutSize(method.id, grafts);
+
+  // Set in.
+  const adapter = new Adapter({ model, host, name, method, options: parsed, head, grafts, overlays });
+  host.add(adapter);
+  if (activate !== 'no') {
+    try {
+      host.activate(activate === 'only' ? [adapter] : [...host.active, adapter]);
+    } catch (error) {
+      host.remove(adapter);
+      throw error;
+    }
+  }
+  return adapter;
+}
+
+function seeded<T>(seed: number | undefined, make: () => T): T {
+  if (seed === undefined) return make();
+  const state = getRngState();
+  try {
+    manualSeed(seed);
+    return make();
+  } finally {
+    setRngState(state);
+  }
+}
+
+/** New parts are made where the model is and in its dtype. */
+function likeModel<T>(model: Module, make: () => T): T {
+  const [first] = model.parameters();
+  return first ? withDefaults({ device: first.device, dtype: first.dtype }, make) : make();
+}
+
+function build(method: string, rule: Rule, site: Site): Graft {
+  let form: Module;
+  try {
+    form = rule.form(site);
+  } catch (error) {
+    if (error instanceof RangeError) throw new RangeError(`${method} at ${site.path}: ${error.message}`);
+    throw error;
+  }
+  const problem = misfit(rule.compose, form, site);
+  if (problem !== null) throw new RangeError(`${method}: rule '${rule.id}' cannot stand at ${site.path}: ${problem}`);
+  return newGraft(site, rule.id, rule.compose, form);
+}
+
+function newGraft(site: Site, rule: string, composition: Composition, form: Module): Graft {
+  const scale = scaleParameter(composition, site);
+  return { site, rule, composition, form, scale, active: false, merged: false };
+}
+
+function buildHead(method: string, sites: readonly Site[], model: string, options: Exclude<HeadChoice, string>): Graft {
+  const { classes } = options;
+  if (!Number.isInteger(classes) || classes < 1) {
+    throw new RangeError(`${method}: head.classes must be a positive integer, got ${classes}`);
+  }
+  const [site] = selectSites(HEAD_RULE, sites);
+  if (!site) throw nothingMatched(method, HEAD_RULE, model, sites);
+  return newGraft(site, HEAD_RULE.id, HEAD_RULE.compose, new Head(site.in, options));
+}
+
+/** The adapter's own copies of backbone parameters that it trains and of running statistics that training may move. */
+function makeOverlays(
+  model: Backbone,
+  trains: ((parameter: { name: string; parameter: Overlay['target']; module: Module }) => boolean) | undefined,
+  head: HeadChoice,
+): Overlay[] {
+  const overlays: Overlay[] = [];
+  for (const [path, module] of model.namedModules()) {
+    const prefix = path === '' ? '' : `${path}.`;
+    const inClassifier = path === model.classifier || path.startsWith(`${model.classifier}.`);
+    const own = new Set<unknown>(Object.values(module));
+    for (const [leaf, parameter] of module.namedParameters()) {
+      if (!own.has(parameter)) continue;
+      const name = prefix + leaf;
+      const wanted = inClassifier ? head === 'train' : trains?.({ name, parameter, module }) === true;
+      if (wanted) overlays.push({ name, target: parameter, trains: true, value: keep(parameter.detach().clone()) });
+    }
+    if (!(module instanceof BatchNorm2d)) continue;
+    for (const [leaf, buffer] of module.namedBuffers()) {
+      overlays.push({ name: prefix + leaf, target: buffer, trains: false, value: keep(buffer.detach().clone()) });
+    }
+  }
+  return overlays;
+}
+
+/** Number of weights of the layer or stretch that a site stands for, or null where it computes nothing by itself. */
+function layerSize({ module, in: channels, out, kernel, groups = 1 }: Site): number | null {
+  if (module instanceof Linear || module instanceof Conv2d) return module.weight.numel();
+  return kernel ? (out * channels * kernel[0] * kernel[1]) / groups : null;
+}
+
+function warnAboutSize(method: string, grafts: readonly Graft[]): void {
+  const larger = grafts.filter(({ site, form, rule, composition }) => {
+    const size = layerSize(site);
+    if (size === null || rule === HEAD_RULE.id || composition.kind === 'affine') return false;
+    return form.parameters().reduce((sum, p) => sum + p.numel(), 0) > size;
+  });
+  const [first] = larger;
+  if (!first) return;
+  const rest = larger.length > 1 ? ` and ${larger.length - 1} other sites` : '';
+  warn(
+    'GRAFT_LARGER_THAN_LAYER',
+    `${method}: the graft at ${first.site.path}${rest} has more parameters than the layer that it adapts; a smaller rank or width would do`,
+  );
+}

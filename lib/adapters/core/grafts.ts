@@ -1,0 +1,57 @@
+/** What sits beside one module: the grafts of all adapters, those that are active in front. */
+import type { Context, GraftSet, Module, Parameter, Site } from '../../nn/index.js';
+import type { Tensor } from '../../tensor/index.js';
+import { runWithGrafts, type Composition, type Part } from './compose.js';
+
+/** One form at one site, belonging to one adapter. */
+export interface Graft extends Part {
+  readonly site: Site;
+  readonly rule: string;
+  readonly composition: Composition;
+  readonly form: Module;
+  readonly scale: Parameter | null;
+  /** Whether it takes part in forward passes. Changed only by the host, which then calls `refresh`. */
+  active: boolean;
+  /** Whether merging has folded it into the site's weights: it stays known but computes nothing. */
+  merged: boolean;
+}
+
+/** The grafts beside one module. */
+export class Grafts implements GraftSet {
+  #all: readonly Graft[] = [];
+  #active: readonly Graft[] = [];
+
+  get isEmpty(): boolean {
+    return this.#all.length === 0;
+  }
+
+  add(graft: Graft): void {
+    this.#all = [...this.#all, graft];
+    this.refresh();
+  }
+
+  remove(graft: Graft): void {
+    this.#all = this.#all.filter((other) => other !== graft);
+    this.refresh();
+  }
+
+  /** Takes notice of changed `active` and `merged` flags. */
+  refresh(): void {
+    this.#active = this.#all.filter((graft) => graft.active && !graft.merged);
+  }
+
+  apply(module: Module, x: Tensor, ctx: Context): Tensor {
+    return this.#active.length === 0 ? module.forward(x, ctx) : runWithGrafts(module, this.#active, x, ctx);
+  }
+
+  *parameters(): Iterable<Parameter> {
+    for (const graft of this.#active) {
+      yield* graft.form.parameters();
+      if (graft.scale) yield graft.scale;
+    }
+  }
+
+  *modules(): Iterable<Module> {
+    for (const graft of this.#all) yield graft.form;
+  }
+}

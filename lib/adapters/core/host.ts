@@ -1,0 +1,162 @@
+/**
+ * What adapters share on one model: which are there, which are active, and the backbone's own values of tensors that
+ * adapters overlay. All changes of a model's adapters go through its host, so that the model can always be put back.
+ */
+import { type Buffer, Module, type Parameter } from '../../nn/index.js';
+import { keep, type Tensor } from '../../tensor/index.js';
+import { Grafts, type Graft } from './grafts.js';
+
+/** A backbone tensor of which an adapter has its own value: a trained norm or bias, moved running statistics. */
+export interface Overlay {
+  /** As in the backbone's state dict. */
+  readonly name: string;
+  readonly target: Parameter | Buffer;
+  readonly trains: boolean;
+  /** The adapter's value while it is not active; while it is, the target holds it. */
+  value: Tensor;
+}
+
+/** What the host knows of an adapter. */
+export interface Resident {
+  readonly name: string;
+  readonly grafts: readonly Graft[];
+  readonly overlays: readonly Overlay[];
+}
+
+const hosts = new WeakMap<Module, AdapterHost<Resident>>();
+
+/** The adapters of one model. */
+export class AdapterHost<A extends Resident = Resident> {
+  readonly #adapters = new Map<string, A>();
+  #active: readonly A[] = [];
+  /** The backbone's own values of overlaid tensors, and which adapter's value stands there now. */
+  readonly #originals = new Map<Parameter | Buffer, Tensor>();
+  readonly #occupied = new Map<Parameter | Buffer, Overlay>();
+  #requiredGrad: readonly (readonly [Parameter, boolean])[] = [];
+
+  private constructor(readonly model: Module) {}
+
+  /** The host of a model, made at the first call. */
+  static of<A extends Resident>(model: Module): AdapterHost<A> {
+    let host = hosts.get(model);
+    if (!host) hosts.set(model, (host = new AdapterHost<Resident>(model)));
+    return host as unknown as AdapterHost<A>;
+  }
+
+  get adapters(): ReadonlyMap<string, A> {
+    return this.#adapters;
+  }
+
+  get active(): readonly A[] {
+    return this.#active;
+  }
+
+  /** Puts a new adapter's grafts in their places, inactive. The backbone is frozen from the first adapter on. */
+  add(adapter: A): void {
+    if (this.#adapters.size === 0) {
+      this.#requiredGrad = this.model.parameters().map((p) => [p, p.requiresGrad] as const);
+      this.model.freeze();
+    }
+    this.#adapters.set(adapter.name, adapter);
+    for (const graft of adapter.grafts) {
+      const module = graft.site.module;
+      if (!(module.grafts instanceof Grafts)) module.grafts = new Grafts();
+      (module.grafts as Grafts).add(graft);
+    }
+  }
+
+  /** Takes an adapter out: everything is as if it had never been there. */
+  remove(adapter: A): void {
+    this.activate(this.#active.filter((other) => other !== adapter));
+    for (const graft of adapter.grafts) {
+      const { module } = graft.site;
+      if (!(module.grafts instanceof Grafts)) continue;
+      module.grafts.remove(graft);
+      if (module.grafts.isEmpty) module.grafts = undefined;
+    }
+    this.#adapters.delete(adapter.name);
+    if (this.#adapters.size === 0) {
+      for (const [parameter, required] of this.#requiredGrad) parameter.requiresGrad = required;
+      this.#requiredGrad = [];
+    }
+  }
+
+  /**
+   * Makes exactly these adapters active. Where several have their own value of a running statistic, the last that moved
+   * it wins; two that train the same parameter cannot be active together.
+   */
+  activate(adapters: readonly A[]): void {
+    this.#checkConflicts(adapters);
+    for (const adapter of this.#active) this.#leave(adapter);
+    this.#active = adapters;
+    for (const adapter of adapters) this.#enter(adapter);
+  }
+
+  #checkConflicts(adapters: readonly A[]): void {
+    const trained = new Map<Parameter | Buffer, A>();
+    for (const adapter of adapters) {
+      for (const overlay of adapter.overlays) {
+        if (!overlay.trains) continue;
+        const other = trained.get(overlay.target);
+        if (other) {
+          throw new RangeError(
+            `adapters '${other.name}' and '${adapter.name}' both train ${overlay.name} and cannot be active together`,
+          );
+        }
+        trained.set(overlay.target, adapter);
+      }
+    }
+    const heads = adapters.filter((a) => a.grafts.some((g) => g.composition.kind === 'replace'));
+    if (heads.length > 1) {
+      throw new RangeError(
+        `adapters ${heads.map((a) => `'${a.name}'`).join(' and ')} each bring a head; one of them can be active at a time`,
+      );
+    }
+  }
+
+  #enter(adapter: A): void {
+    setActive(adapter.grafts, true);
+    for (const overlay of adapter.overlays) {
+      const { target } = overlay;
+      const held = this.#originals.get(target);
+      if (!held) this.#originals.set(target, keep(target.detach()));
+      // A running statistic that did not move must not undo what another active adapter brought.
+      if (!overlay.trains && held && this.#occupied.has(target) && overlay.value.equal(held)) continue;
+      this.#occupied.set(target, overlay);
+      target.setData(overlay.value.to({ device: target.device, dtype: target.dtype }));
+      if (overlay.trains) target.requiresGrad = true;
+    }
+  }
+
+  #leave(adapter: A): void {
+    setActive(adapter.grafts, false);
+    for (const overlay of adapter.overlays) {
+      const { target } = overlay;
+      if (this.#occupied.get(target) !== overlay) continue;
+      overlay.value = keep(target.detach());
+      const original = this.#originals.get(target);
+      if (overlay.trains) {
+        target.grad = null;
+        target.requiresGrad = false;
+      }
+      if (original) target.setData(original.to({ device: target.device, dtype: target.dtype }));
+      this.#originals.delete(target);
+      this.#occupied.delete(target);
+    }
+  }
+
+  /** The adapter's present value of an overlaid tensor. */
+  valueOf(overlay: Overlay): Tensor {
+    return this.#occupied.get(overlay.target) === overlay ? overlay.target : overlay.value;
+  }
+
+  /** The backbone's own value of one of its tensors, whatever adapters have put there. */
+  originalOf(tensor: Parameter | Buffer): Tensor {
+    return this.#originals.get(tensor) ?? tensor;
+  }
+}
+
+function setActive(grafts: readonly Graft[], active: boolean): void {
+  for (const graft of grafts) graft.active = active;
+  for (const graft of grafts) if (graft.site.module.grafts instanceof Grafts) graft.site.module.grafts.refresh();
+}

@@ -1,0 +1,32 @@
+export { Adapter, type HeadChoice } from './adapter.js';
+export {
+  affine,
+  before,
+  delta,
+  parallel,
+  replace,
+  sequential,
+  type AffineForm,
+  type Composition,
+  type DeltaForm,
+  type Scale,
+} from './compose.js';
+export { fingerprint } from './fingerprint.js';
+export {
+  adapterState,
+  loadAdapterState,
+  readAdapterFolder,
+  saveAdapter,
+  type AdapterConfig,
+  type AdapterFolder,
+  type SaveOptions,
+} from './folder.js';
+export { graftMethod, type GraftOptions } from './graft.js';
+export { graftFolder, type LoadAdapterOptions } from './load.js';
+export { Grafts, type Graft } from './grafts.js';
+export { Head, type HeadOptions } from './head.js';
+export { AdapterHost } from './host.js';
+export type { MergeOptions, MergeReport } from './merge.js';
+export { defineMethod, type BackboneParameter, type Method, type Rule, type SiteQuery } from './method.js';
+export { matches, selectSites, siteName } from './select.js';
+export type { AdapterSummary, SiteSummary } from './summary.js';

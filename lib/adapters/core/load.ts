@@ -1,0 +1,50 @@
+/** Setting a saved adapter into a model, after checking that it is the right one. */
+import type { Backbone } from '../../models/index.js';
+import type { Adapter } from './adapter.js';
+import { ownFingerprint } from './fingerprint.js';
+import { loadAdapterState, type AdapterFolder } from './folder.js';
+import { graftMethod, type GraftOptions } from './graft.js';
+import type { Method } from './method.js';
+import { warn } from './warn.js';
+
+/** How `loadAdapter` treats what it finds. */
+export interface LoadAdapterOptions extends Pick<GraftOptions, 'name' | 'activate'> {
+  /** What to do when the backbone's weights are not those that the adapter was trained beside. Default `error`. */
+  readonly fingerprint?: 'error' | 'warn' | 'ignore';
+}
+
+/** Sets the adapter of a folder into a model; see `loadAdapter` in `lib/adapters/registry.ts`. */
+export function graftFolder(
+  model: Backbone,
+  folder: AdapterFolder,
+  method: Method,
+  options: LoadAdapterOptions = {},
+): Adapter {
+  checkFingerprint(model, folder, options.fingerprint ?? 'error');
+  const { name = 'default', activate = 'only' } = options;
+  const settings = { name, head: folder.config.head as NonNullable<GraftOptions['head']>, activate: 'no' } as const;
+  const adapter = graftMethod(model, method, folder.config.options, settings);
+  try {
+    loadAdapterState(adapter, folder.tensors, folder.path);
+    if (activate === 'only') adapter.activate();
+    if (activate === 'also') adapter.enable();
+  } catch (error) {
+    adapter.remove();
+    throw error;
+  }
+  return adapter;
+}
+
+function checkFingerprint(model: Backbone, folder: AdapterFolder, mode: 'error' | 'warn' | 'ignore'): void {
+  const { backbone } = folder.config;
+  if (mode === 'ignore') return;
+  const found = ownFingerprint(model);
+  if (backbone.name === model.name && backbone.fingerprint === found) return;
+  const reason =
+    backbone.name === model.name
+      ? `its weights are not those of this ${model.name} (another checkpoint, or none was loaded)`
+      : `it was trained beside ${backbone.name}, and this is ${model.name}`;
+  const message = `the adapter in ${folder.path} belongs to another backbone: ${reason}`;
+  if (mode === 'error') throw new Error(`${message}. Load the weights it was trained with, or pass fingerprint: 'warn'.`);
+  warn('OTHER_BACKBONE', message);
+}

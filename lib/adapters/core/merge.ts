@@ -1,0 +1,228 @@
+/**
+ * Folding an adapter into frozen weights. One place for all methods: a method states its increment or its affine map,
+ * and the arithmetic here is float64 whatever the dtype of the model.
+ */
+import { BatchNorm2d, Conv2d, GroupNorm, LayerNorm, Linear, type Module, Parameter } from '../../nn/index.js';
+import { keep, noGrad, scope, type Tensor, zeros } from '../../tensor/index.js';
+import type { Adapter } from './adapter.js';
+import { isAffineForm, isDeltaForm } from './compose.js';
+import { Grafts, type Graft } from './grafts.js';
+import { Head } from './head.js';
+
+/** See `Adapter.merge`. */
+export interface MergeOptions {
+  readonly probe?: Tensor;
+  readonly partial?: boolean;
+}
+
+/** What merging did. */
+export interface MergeReport {
+  /** The object that holds the merged weights: always the model that was adapted, changed in place. */
+  readonly target: string;
+  /** Modules whose weights changed. */
+  readonly merged: readonly string[];
+  /** Modules that had no bias and now have one. */
+  readonly biasesCreated: readonly string[];
+  /** Grafts that stay beside the model, with the reason; empty unless `partial`. */
+  readonly leftover: readonly { readonly site: string; readonly reason: string }[];
+  /** Largest change of the output on the probe: absolute, and relative to the largest output. Null without a probe. */
+  readonly outputChange: { readonly absolute: number; readonly relative: number } | null;
+}
+
+/** What `unmerge` needs. */
+export interface MergeRecord {
+  readonly grafts: readonly Graft[];
+  readonly weights: readonly { readonly module: Affine; readonly weight: Tensor; readonly bias: Tensor | null }[];
+  readonly classifier: Module | null;
+}
+
+/** A layer that is y = (weight ...) + bias per output channel. */
+type Affine = Linear | Conv2d | BatchNorm2d | LayerNorm | GroupNorm;
+
+function isAffineLayer(module: Module): module is Affine {
+  return [Linear, Conv2d, BatchNorm2d, LayerNorm, GroupNorm].some((kind) => module instanceof kind);
+}
+
+/** Why a graft cannot be folded into its site, or null when it can. */
+export function obstacle(graft: Graft): string | null {
+  const { composition, form, site } = graft;
+  const layer = site.module;
+  const name = layer.constructor.name;
+  switch (composition.kind) {
+    case 'replace':
+      return form instanceof Head ? null : 'it replaces a computation';
+    case 'delta':
+      return isDeltaForm(form) ? null : 'it states no weight increment';
+    case 'affine':
+      if (!isAffineForm(form)) return 'it states no affine map';
+      if (!isAffineLayer(layer)) return `what precedes it is a ${name}, not an affine layer`;
+      return layer.weight ? null : `the ${name} before it has no weights`;
+    default:
+      return `a ${composition.kind} ${form.constructor.name} is not a change of weights`;
+  }
+}
+
+/** Weight and bias of one layer while they are being changed, in float64. */
+interface Draft {
+  readonly module: Affine;
+  readonly path: string;
+  weight: Tensor;
+  bias: Tensor | null;
+}
+
+/** See `Adapter.merge`. */
+export function mergeAdapter(adapter: Adapter, options: MergeOptions): { record: MergeRecord; report: MergeReport } {
+  const problems = adapter.grafts.flatMap((graft) => {
+    const reason = obstacle(graft);
+    return reason === null ? [] : [{ graft, site: graft.site.path, reason }];
+  });
+  if (problems.length > 0 && options.partial !== true) {
+    const [first] = problems;
+    throw new RangeError(
+      `adapter '${adapter.name}' (${adapter.method.id}) cannot be merged: at ${first?.site} ${first?.reason}` +
+        (problems.length > 1 ? ` (and ${problems.length - 1} more)` : '') +
+        '. Keep it as an adapter folder, or pass partial: true to fold what can be folded.',
+    );
+  }
+  const kept = new Set(problems.map(({ graft }) => graft));
+  const grafts = adapter.grafts.filter((graft) => !kept.has(graft));
+  const before = options.probe ? probeOutput(adapter, options.probe) : null;
+
+  const drafts = noGrad(() => scope(() => foldAll(grafts)));
+  const weights = drafts.map(({ module }) => ({
+    module,
+    weight: keep(noGrad(() => (module.weight as Parameter).detach().clone())),
+    bias: module.bias ? keep(noGrad(() => (module.bias as Parameter).detach().clone())) : null,
+  }));
+  const biasesCreated = drafts.filter((d) => d.bias && !d.module.bias).map((d) => d.path);
+  for (const draft of drafts) install(draft);
+  const classifier = mergeHead(adapter, grafts);
+  for (const graft of grafts) setMerged(graft, true);
+
+  const merged = drafts.map(({ path }) => path);
+  if (classifier) merged.push(adapter.model.classifier);
+  const after = options.probe ? probeOutput(adapter, options.probe) : null;
+  return {
+    record: { grafts, weights, classifier },
+    report: {
+      target: `the model ${adapter.model.name} itself, in place`,
+      merged,
+      biasesCreated,
+      leftover: problems.map(({ site, reason }) => ({ site, reason })),
+      outputChange: before && after ? outputChange(before, after) : null,
+    },
+  };
+}
+
+/** See `Adapter.unmerge`. */
+export function unmergeAdapter(adapter: Adapter, record: MergeRecord): void {
+  noGrad(() => {
+    for (const { module, weight, bias } of record.weights) {
+      (module.weight as Parameter).setData(weight);
+      if (bias === null) module.bias = null;
+      else module.bias?.setData(bias);
+    }
+  });
+  for (const graft of record.grafts) setMerged(graft, false);
+  if (record.classifier) Object.assign(adapter.model, { [adapter.model.classifier]: record.classifier });
+}
+
+function foldAll(grafts: readonly Graft[]): Draft[] {
+  const drafts = new Map<Module, Draft>();
+  for (const graft of grafts) {
+    const { module, path } = graft.site;
+    if (graft.composition.kind === 'replace' || !isAffineLayer(module)) continue;
+    let draft = drafts.get(module);
+    if (!draft) {
+      const weight = (module.weight as Parameter).detach().to('float64').clone();
+      const bias = module.bias ? module.bias.detach().to('float64').clone() : null;
+      draft = { module, path: path.replace(/\[.*\]$/, ''), weight, bias };
+      drafts.set(module, draft);
+    }
+    fold(graft, draft);
+  }
+  return [...drafts.values()];
+}
+
+/** Changes the draft by one graft, in the order in which grafts compute. */
+function fold({ composition, form, site }: Graft, draft: Draft): void {
+  const { start, length } = site.slice ?? { start: 0, length: site.out };
+  const rows = (t: Tensor): Tensor => t.narrow(0, start, length);
+  if (composition.kind === 'delta' && isDeltaForm(form)) {
+    rows(draft.weight).add_(inDouble(form, () => form.delta()).mul(composition.scale));
+  } else if (composition.kind === 'affine' && isAffineForm(form)) {
+    const { factor, summand } = form.factorAndSummand();
+    if (factor) {
+      const double = factor.detach().to('float64');
+      rows(draft.weight).mul_(double.view([-1, ...Array<number>(draft.weight.ndim - 1).fill(1)]));
+      if (draft.bias) rows(draft.bias).mul_(double);
+    }
+    if (summand) {
+      draft.bias ??= zeros([draft.weight.shape[0] ?? 0], { dtype: 'float64', device: draft.weight.device });
+      rows(draft.bias).add_(summand.detach().to('float64'));
+    }
+  }
+}
+
+/** Evaluates `compute` with the form's parameters in float64. */
+function inDouble(form: Module, compute: () => Tensor): Tensor {
+  const held = form.parameters().map((parameter) => [parameter, parameter.detach()] as const);
+  try {
+    for (const [parameter, value] of held) parameter.setData(value.to('float64'));
+    return compute();
+  } finally {
+    for (const [parameter, value] of held) parameter.setData(value);
+  }
+}
+
+/** Gives the layer its new values in its own dtype; a layer without a bias gets one where needed. */
+function install({ module, weight, bias }: Draft): void {
+  noGrad(() => {
+    const target = module.weight as Parameter;
+    target.setData(weight.to(target.dtype));
+    if (!bias) return;
+    if (module.bias) module.bias.setData(bias.to(target.dtype));
+    else module.bias = new Parameter(bias.to(target.dtype), false);
+  });
+}
+
+/** Makes the adapter's head the model's classifier; returns the one that it replaces. */
+function mergeHead(adapter: Adapter, grafts: readonly Graft[]): Module | null {
+  const head = grafts.find(({ form }) => form instanceof Head)?.form;
+  if (!(head instanceof Head)) return null;
+  const { model } = adapter;
+  const replaced = model.getModule(model.classifier);
+  const { grafts: beside } = replaced;
+  model.resetClassifier(head.linear.outFeatures);
+  const classifier = model.getModule(model.classifier);
+  classifier.loadStateDict(head.linear.stateDict());
+  classifier.freeze();
+  classifier.grafts = beside;
+  return replaced;
+}
+
+function setMerged(graft: Graft, merged: boolean): void {
+  graft.merged = merged;
+  const beside = graft.site.module.grafts;
+  if (beside instanceof Grafts) beside.refresh();
+}
+
+/** Output for the probe in evaluation mode, on float64. */
+function probeOutput(adapter: Adapter, probe: Tensor): Tensor {
+  const { model } = adapter;
+  const training = model.training;
+  model.eval();
+  try {
+    return noGrad(() => scope(() => model.run(probe).to('float64')));
+  } finally {
+    model.train(training);
+  }
+}
+
+function outputChange(before: Tensor, after: Tensor): { absolute: number; relative: number } {
+  return scope(() => {
+    const absolute = Number(after.sub(before).abs().max().item());
+    const largest = Number(before.abs().max().item());
+    return { absolute, relative: largest === 0 ? absolute : absolute / largest };
+  });
+}

@@ -1,0 +1,71 @@
+/** What a method is: options, and rules made of sites, composition and form. No method knows a backbone. */
+import type { z } from 'zod';
+import type { Module, Parameter, Role, Site } from '../../nn/index.js';
+import type { Composition } from './compose.js';
+
+/** Which sites a rule means. All given conditions must hold; an array means any of its members. JSON values only. */
+export interface SiteQuery {
+  /** A role that the site has. */
+  readonly role?: Role | readonly Role[];
+  /** Last part of the path: a module's name such as `qkv` or `conv2`, or a slice's such as `q`. */
+  readonly name?: string | readonly string[];
+  /** Path with `*` for one part and `**` for any number of parts. */
+  readonly path?: string | readonly string[];
+  /** Whether the site lies inside a block. */
+  readonly inBlock?: boolean;
+  /** Index of the stage. */
+  readonly stage?: number | readonly number[];
+  /** Index of the block. */
+  readonly depth?: number | readonly number[];
+  /** Smallest side of the kernel, for convolutions. */
+  readonly minKernel?: number;
+  /** Leaves out sites whose path matches, spelled as in `path`. */
+  readonly except?: string | readonly string[];
+}
+
+/** One row of a method: what is set in, where, and how it is combined. */
+export interface Rule {
+  /** Names the graft in the adapter's tree: `<site path>.<id>.<parameter>`. */
+  readonly id: string;
+  /** Where; of an array, the union. */
+  readonly at: SiteQuery | readonly SiteQuery[];
+  readonly compose: Composition;
+  /** Builds the graft for one site; throws RangeError, saying what would fit, when it cannot be built there. */
+  readonly form: (site: Site) => Module;
+  /** True for a rule that may match nothing on some backbones. Default false: matching nothing is an error. */
+  readonly optional?: boolean;
+}
+
+/** A parameter of the backbone, for methods that train some of them. The classifier's are never asked about. */
+export interface BackboneParameter {
+  /** As in the state dict. */
+  readonly name: string;
+  readonly parameter: Parameter;
+  readonly module: Module;
+}
+
+/** A method of adaptation, as data. */
+export interface Method<S extends z.ZodObject = z.ZodObject> {
+  /** snake_case id, as in `graft(model, 'conv_adapter')`. */
+  readonly id: string;
+  /** One line: what it does. */
+  readonly summary: string;
+  /** Authors, title, venue, arXiv number. */
+  readonly paper: string;
+  readonly options: S;
+  readonly rules: (options: z.output<S>) => readonly Rule[];
+  /** Backbone parameters that the method trains. Default: none. */
+  readonly trains?: (options: z.output<S>) => (parameter: BackboneParameter) => boolean;
+  /** What training does to BatchNorm's running statistics unless the user says otherwise. Default `frozen`. */
+  readonly bnStats?: 'frozen' | 'update';
+  /** Name of a graft in the official checkpoints, by rule: prefix of its parameters relative to its block. */
+  readonly officialNames?: Readonly<Record<string, string>>;
+}
+
+const ID = /^[a-z][a-z0-9]*(_[a-z0-9]+)*$/;
+
+/** Checks a method's declaration and returns it with its types. @throws TypeError for a malformed id */
+export function defineMethod<S extends z.ZodObject>(method: Method<S>): Method<S> {
+  if (!ID.test(method.id)) throw new TypeError(`method id '${method.id}' is not snake_case`);
+  return method;
+}

@@ -1,0 +1,66 @@
+/** Counting what an adapter trains. */
+import type { Adapter } from './adapter.js';
+
+/** Parameters of one graft. */
+export interface SiteSummary {
+  readonly site: string;
+  readonly rule: string;
+  readonly parameters: number;
+}
+
+/** Parameters of an adapter and of the model that it sits in. */
+export interface AdapterSummary {
+  readonly adapter: string;
+  readonly method: string;
+  readonly active: boolean;
+  readonly merged: boolean;
+  /** Trained parameters: those of the grafts, of the head, of the backbone; and their sum. */
+  readonly grafts: number;
+  readonly head: number;
+  readonly backbone: number;
+  readonly trainable: number;
+  /** Parameters of backbone and adapter together. A classifier that the adapter replaces is not counted. */
+  readonly total: number;
+  /** 100 * trainable / total. */
+  readonly percent: number;
+  readonly sites: readonly SiteSummary[];
+}
+
+const count = (tensors: Iterable<{ numel(): number }>): number => {
+  let sum = 0;
+  for (const tensor of tensors) sum += tensor.numel();
+  return sum;
+};
+
+/** See `Adapter.summary`. */
+export function summarize(adapter: Adapter): AdapterSummary {
+  const sites = adapter.grafts.map((graft) => ({
+    site: graft.site.path,
+    rule: graft.rule,
+    parameters: count(graft.form.parameters()) + (graft.scale?.numel() ?? 0),
+  }));
+  const classifier = `${adapter.model.classifier}.`;
+  const trained = adapter.overlays.filter(({ trains }) => trains);
+  const trainedHead = count(trained.filter(({ name }) => name.startsWith(classifier)).map(({ target }) => target));
+  const ownHead = sites.filter(({ rule }) => rule === 'head').reduce((sum, s) => sum + s.parameters, 0);
+  const head = ownHead + trainedHead;
+  const grafts = sites.reduce((sum, s) => sum + s.parameters, 0) - ownHead;
+  const backbone = count(trained.map(({ target }) => target)) - trainedHead;
+  const replaced = ownHead > 0 ? count(adapter.model.getModule(adapter.model.classifier).parameters()) : 0;
+  const total = count(adapter.model.parameters()) - replaced + grafts + ownHead;
+  const trainable = grafts + head + backbone;
+  return {
+    adapter: adapter.name,
+    method: adapter.method.id,
+    active: adapter.isActive,
+    merged: adapter.isMerged,
+    grafts,
+    head,
+    backbone,
+    trainable,
+    total,
+    percent: (100 * trainable) / total,
+    sites: sites.filter(({ parameters }) => parameters > 0),
+  };
+}
+

@@ -1,0 +1,153 @@
+/**
+ * Low-rank increments of frozen weights: W -> W + s B A. Hu et al., ICLR 2022, arXiv 2106.09685, equation 3; on
+ * convolutions A is a convolution of the layer's own geometry into r channels and B a 1x1 convolution.
+ */
+import { z } from 'zod';
+import { type Context, Conv2d, Dropout, init, Linear, Module, type Site } from '../nn/index.js';
+import { aten, type Tensor } from '../tensor/index.js';
+import { defineMethod, delta, type DeltaForm, type SiteQuery } from './core/index.js';
+
+/** Where dropout acts: on the layer's input, or between the two factors. */
+type DropoutAt = 'input' | 'rank';
+
+interface LoraFormOptions {
+  readonly rank: number;
+  readonly dropout: number;
+  readonly dropoutAt: DropoutAt;
+}
+
+/** D = B A for a linear layer: `down` [r, in], `up` [out, r]. */
+export class LoraLinear extends Module implements DeltaForm {
+  readonly down: Linear;
+  readonly up: Linear;
+  readonly drop: Dropout;
+  readonly #dropoutAt: DropoutAt;
+
+  constructor(inFeatures: number, outFeatures: number, { rank, dropout, dropoutAt }: LoraFormOptions) {
+    super();
+    if (rank > Math.min(inFeatures, outFeatures)) {
+      const largest = Math.min(inFeatures, outFeatures);
+      throw new RangeError(`rank ${rank} exceeds what a ${inFeatures} to ${outFeatures} layer can hold; at most ${largest}`);
+    }
+    this.down = new Linear(inFeatures, rank, { bias: false });
+    this.up = new Linear(rank, outFeatures, { bias: false });
+    this.drop = new Dropout(dropout);
+    this.#dropoutAt = dropoutAt;
+    init.zeros_(this.up.weight);
+  }
+
+  #reduce(x: Tensor, ctx: Context): Tensor {
+    return this.#dropoutAt === 'input'
+      ? this.down.run(this.drop.run(x, ctx), ctx)
+      : this.drop.run(this.down.run(x, ctx), ctx);
+  }
+
+  forward(x: Tensor, ctx: Context): Tensor {
+    return this.up.run(this.#reduce(x, ctx), ctx);
+  }
+
+  delta(): Tensor {
+    return this.up.weight.mm(this.down.weight);
+  }
+
+  /** One pass over the layer's output: the product with B accumulates into it. */
+  addTo(base: Tensor, x: Tensor, scale: number, ctx: Context): Tensor {
+    const reduced = this.#reduce(x, ctx);
+    if (reduced.dtype !== base.dtype) return base.add(this.up.run(reduced, ctx), { alpha: scale });
+    const sum = aten.addmm(base.flatten(0, -2), reduced.flatten(0, -2), this.up.weight.t(), { alpha: scale });
+    return sum.view(base.shape);
+  }
+}
+
+/** D = B A for a convolution: `down` has the layer's kernel, stride, padding and groups, `up` is 1x1. */
+export class LoraConv extends Module implements DeltaForm {
+  readonly down: Conv2d;
+  readonly up: Conv2d;
+  readonly drop: Dropout;
+  readonly #dropoutAt: DropoutAt;
+
+  constructor(layer: Conv2d, { rank, dropout, dropoutAt }: LoraFormOptions) {
+    super();
+    const { inChannels, outChannels, kernelSize, stride, padding, dilation, groups } = layer;
+    const largest = Math.min((inChannels / groups) * kernelSize[0] * kernelSize[1], outChannels / groups);
+    if (rank > largest) {
+      const each = groups > 1 ? ` per group (${groups} groups)` : '';
+      throw new RangeError(
+        `rank ${rank} exceeds what a ${inChannels} to ${outChannels} convolution can hold${each}; at most ${largest}`,
+      );
+    }
+    // With groups, each has its own pair of rank r.
+    this.down = new Conv2d(inChannels, rank * groups, { kernelSize, stride, padding, dilation, groups, bias: false });
+    this.up = new Conv2d(rank * groups, outChannels, { kernelSize: 1, groups, bias: false });
+    this.drop = new Dropout(dropout);
+    this.#dropoutAt = dropoutAt;
+    init.zeros_(this.up.weight);
+  }
+
+  forward(x: Tensor, ctx: Context): Tensor {
+    const reduced =
+      this.#dropoutAt === 'input'
+        ? this.down.run(this.drop.run(x, ctx), ctx)
+        : this.drop.run(this.down.run(x, ctx), ctx);
+    return this.up.run(reduced, ctx);
+  }
+
+  delta(): Tensor {
+    const { groups } = this.down;
+    const [, inPerGroup = 1, kh = 1, kw = 1] = this.down.weight.shape;
+    const [out = 1, rank = 1] = this.up.weight.shape;
+    const down = this.down.weight.reshape([groups, rank, inPerGroup * kh * kw]);
+    const up = this.up.weight.reshape([groups, out / groups, rank]);
+    return up.bmm(down).reshape([out, inPerGroup, kh, kw]);
+  }
+}
+
+function loraForm({ module, slice, path }: Site, options: LoraFormOptions): LoraLinear | LoraConv {
+  if (module instanceof Linear) return new LoraLinear(module.inFeatures, slice?.length ?? module.outFeatures, options);
+  if (module instanceof Conv2d && !slice) return new LoraConv(module, options);
+  throw new RangeError(`needs a linear layer or a convolution, and ${path} is a ${module.constructor.name}`);
+}
+
+/** q and v of every attention, and every spatial convolution of the blocks: whichever the backbone has. */
+const DEFAULT_SITES: readonly SiteQuery[] = [{ role: ['q', 'v'] }, { role: 'conv', inBlock: true, minKernel: 2 }];
+
+const words = z.union([z.string(), z.array(z.string()).readonly()]);
+const numbers = z.union([z.number(), z.array(z.number()).readonly()]);
+
+/** Sites as an option: the JSON form of a query. */
+export const siteQuery = z.strictObject({
+  role: words.optional(),
+  name: words.optional(),
+  path: words.optional(),
+  inBlock: z.boolean().optional(),
+  stage: numbers.optional(),
+  depth: numbers.optional(),
+  minKernel: z.int().positive().optional(),
+  except: words.optional(),
+});
+
+/** Low-rank adaptation. Starts as the backbone, merges exactly, costs nothing once merged. */
+export const lora = defineMethod({
+  id: 'lora',
+  summary: 'low-rank increments of linear layers and convolutions; merges',
+  paper: 'Hu et al., LoRA: Low-Rank Adaptation of Large Language Models, ICLR 2022, arXiv 2106.09685',
+  options: z.strictObject({
+    rank: z.int().positive().default(8),
+    /** The increment is scaled by alpha / rank. Default: the rank, so that the scale is 1. */
+    alpha: z.number().optional(),
+    dropout: z.number().min(0).max(1).default(0),
+    dropoutAt: z.enum(['input', 'rank']).default('input'),
+    /** Which layers. Default: q and v of attention, and convolutions of the blocks with a kernel above 1x1. */
+    at: z.union([siteQuery, z.array(siteQuery).min(1)]).optional(),
+  }),
+  rules: ({ rank, alpha = rank, dropout, dropoutAt, at }) => [
+    {
+      id: 'lora',
+      at: (at as SiteQuery | SiteQuery[] | undefined) ?? DEFAULT_SITES,
+      compose: delta(alpha / rank),
+      form: (site) => loraForm(site, { rank, dropout, dropoutAt }),
+    },
+  ],
+  officialNames: { lora: 'lora' },
+});
+
