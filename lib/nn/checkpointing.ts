@@ -6,7 +6,6 @@ import {
   getRngState,
   grad,
   isGradEnabled,
-  keep,
   ones,
   scope,
   setRngState,
@@ -43,16 +42,17 @@ function resultsOf(y: Tensor, ctx: Context, old: ReadonlySet<Tensor>): Tensor[] 
   return [y, ...[...tensorsOf(ctx)].filter((tensor) => tensor !== y && !old.has(tensor) && tensor.isFloatingPoint())];
 }
 
-type RandomState = readonly (readonly [Device, Tensor])[];
-
-/** States of the random generators that a run on `device` may draw from. */
-function randomState(device: Device): RandomState {
-  const devices: Device[] = device.startsWith('cuda') ? ['cpu', device] : ['cpu'];
-  return devices.map((name) => [name, getRngState(name)] as const);
+/** The devices whose random numbers a run on `device` may draw. */
+function generatorsOf(device: Device): Device[] {
+  return device.startsWith('cuda') ? ['cpu', device] : ['cpu'];
 }
 
-function restoreRandom(states: RandomState): void {
-  for (const [device, state] of states) setRngState(state, device);
+function randomStates(device: Device): Tensor[] {
+  return generatorsOf(device).map(getRngState);
+}
+
+function restoreRandom(device: Device, states: readonly Tensor[]): void {
+  generatorsOf(device).forEach((generator, i) => setRngState(states[i] as Tensor, generator));
 }
 
 /** What autocast makes of a matrix product on `device`, or null when it is off. No operator tells; a product does. */
@@ -71,7 +71,7 @@ interface FirstPass {
 }
 
 /**
- * The function that is differentiated by running it again. It is made here and not inside `checkpoint` because it lives
+ * The function of `inputs` (x, `carried`, parameters, states of the random generators) that is differentiated by running it again. It is made here and not inside `checkpoint` because it lives
  * as long as the graph: as a closure there it would hold the outputs, which hold the graph, and nothing would be freed.
  */
 function replayable(
@@ -82,10 +82,9 @@ function replayable(
   pass: FirstPass,
 ): CustomFunction {
   const needsGrad = inputs.map((input) => input.requiresGrad);
-  const parameters = inputs.slice(1 + carried.length);
   const device = inputs[0]?.device ?? 'cpu';
-  const random = randomState(device);
-  for (const [, state] of random) keep(state);
+  const generators = generatorsOf(device).length;
+  const parameters = inputs.slice(1 + carried.length, -generators);
   const castDevice: Device = device === 'meta' ? 'cpu' : device;
   const dtype = autocastDType(castDevice);
 
@@ -104,8 +103,8 @@ function replayable(
       const ctx = entry.fork();
       ctx.recomputing = true;
       ctx.mapTensors((tensor) => places.get(tensor) ?? tensor);
-      const before = randomState(device);
-      restoreRandom(random);
+      const before = randomStates(device);
+      restoreRandom(device, saved.slice(-generators));
       try {
         const results = resultsOf(replay(leaves[0] as Tensor, ctx), ctx, new Set(leaves));
         if (results.length !== gradOutputs.length) {
@@ -121,7 +120,7 @@ function replayable(
         let next = 0;
         return needsGrad.map((needed) => (needed ? (found[next++] ?? null) : null));
       } finally {
-        restoreRandom(before);
+        restoreRandom(device, before);
       }
     });
 
@@ -131,7 +130,7 @@ function replayable(
       const fork = entry.fork();
       // Only what the graph must hold outlives this: the activations inside are what checkpointing saves.
       const [results] = scope(() => {
-        const y = module.run(x as Tensor, fork);
+        const y = module.run(x, fork);
         const list = resultsOf(y === x ? y.alias() : y, fork, new Set(carried));
         return [list, fork.state, fork.aux, fork.losses] as const;
       });
@@ -167,7 +166,8 @@ export function checkpoint(module: Module, x: Tensor, ctx: Context): Tensor {
   if (!isGradEnabled()) return module.run(x, ctx);
   const entry = ctx.fork();
   const carried = [...tensorsOf(entry)];
-  const inputs = [x, ...carried, ...trainableOf(module)];
+  // The states of the generators are inputs only so that they are freed with the graph.
+  const inputs = [x, ...carried, ...trainableOf(module), ...randomStates(x.device)];
   if (!inputs.some((input) => input.requiresGrad)) return module.run(x, ctx);
   const pass: FirstPass = { fork: null, results: [] };
   const outputs = applyFunction(replayable(module, entry, inputs, carried, pass), inputs) as Tensor[];

@@ -106,7 +106,9 @@ export class ModuleDict<M extends Module = Module> extends Module {
 
   constructor(members: Readonly<Record<string, M>> | ReadonlyMap<string, M> = {}) {
     super();
-    for (const [name, module] of members instanceof Map ? members : Object.entries(members)) this.set(name, module);
+    const entries: Iterable<[string, M]> =
+      members instanceof Map ? (members as ReadonlyMap<string, M>) : Object.entries(members);
+    for (const [name, module] of entries) this.set(name, module);
   }
 
   /** The member of that name, or undefined. */

@@ -8,8 +8,7 @@ const REDUCTIONS: Readonly<Record<string, number>> = { none: 0, mean: 1, sum: 2 
 
 function reductionCode(reduction: Reduction, loss: string): number {
   const code = REDUCTIONS[reduction];
-  if (code === undefined)
-    throw new TypeError(`${loss}: reduction must be 'none', 'mean' or 'sum', got '${String(reduction)}'`);
+  if (code === undefined) throw new TypeError(`${loss}: reduction must be 'none', 'mean' or 'sum', got '${reduction}'`);
   return code;
 }
 

@@ -1,4 +1,5 @@
-import { noGrad, Tensor, type DType, type Device, type MemoryFormat } from '../tensor/index.js';
+import type { Tensor } from '../tensor/index.js';
+import { noGrad, type DType, type Device, type MemoryFormat } from '../tensor/index.js';
 import { Context } from './context.js';
 import type { GraftSet } from './graft.js';
 import { Buffer, Parameter } from './parameter.js';
@@ -83,19 +84,20 @@ export abstract class Module {
   /** The module at a path such as `layer1.0.conv1`; '' is this module. @throws RangeError that lists the names there are */
   getModule(path: string): Module {
     if (path === '') return this;
-    let module: Module = this;
+    let found: Module | undefined;
     let walked = '';
     for (const name of path.split('.')) {
+      const module: Module = found ?? this;
       const children = module.namedChildren();
       const next = children.find(([key]) => key === name)?.[1];
       if (next === undefined) {
         const names = children.map(([key]) => key).join(', ') || 'no children';
         throw new RangeError(`no module '${path}': '${walked}' (${module.constructor.name}) has ${names}`);
       }
-      module = next;
+      found = next;
       walked = joined(walked, name);
     }
-    return module;
+    return found ?? this;
   }
 
   /** Parameters by path, in state-dict order; one that is shared is listed once, at its first path. */

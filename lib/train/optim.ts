@@ -88,7 +88,7 @@ abstract class Optimizer<O extends { lr: number; weightDecay: number }, S extend
     const given = [...(params as Iterable<unknown>)];
     const list = given.every((item) => item instanceof Tensor) ? [{ params: given }] : given;
     if (given.length === 0) throw new RangeError(`${new.target.name}: there are no parameters to optimize`);
-    for (const group of list) this.#addGroup(group, defaults as Record<string, unknown>);
+    for (const group of list) this.#addGroup(group, defaults);
   }
 
   #addGroup(given: unknown, defaults: Record<string, unknown>): void {

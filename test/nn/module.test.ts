@@ -1,9 +1,9 @@
 import { inspect } from 'node:util';
 import { describe, expect, it } from 'vitest';
+import type { Context } from '../../lib/nn/index.js';
 import {
   BatchNorm2d,
   Buffer,
-  Context,
   Conv2d,
   Dropout,
   Linear,
@@ -106,7 +106,7 @@ describe('containers', () => {
     expect(list.at(-1)).toBe([...list][1]);
     expect(() => list.at(2)).toThrow(/index 2 is outside the 2 members/);
     expect(() => list.run(ones([1]))).toThrow(/run its members/);
-    const dict = new ModuleDict({ a: new ReLU() }).set('b', new Linear(1, 1));
+    const dict = new ModuleDict<Module>({ a: new ReLU() }).set('b', new Linear(1, 1));
     expect([...dict.stateDict().keys()]).toEqual(['b.weight', 'b.bias']);
     expect([...dict.keys()]).toEqual(['a', 'b']);
     expect(() => dict.set('a.b', new ReLU())).toThrow(/'a.b' cannot be a name/);

@@ -1,7 +1,7 @@
 import { describe, expect, it } from 'vitest';
+import type { Context } from '../../lib/nn/index.js';
 import {
   BatchNorm2d,
-  Context,
   Conv2d,
   Identity,
   LayerNorm,

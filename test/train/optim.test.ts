@@ -201,8 +201,8 @@ describe('wrong use', () => {
 describe('clipGradNorm', () => {
   it("equals PyTorch's", () => {
     const params = golden.clip.grads.map((g) => {
-      const p = new Parameter(tensor(g as Matrix).mul(0));
-      p.grad = tensor(g as Matrix);
+      const p = new Parameter(tensor(g).mul(0));
+      p.grad = tensor(g);
       return p;
     });
     expect(clipGradNorm(params, golden.clip.max).item()).toBeCloseTo(golden.clip.norm, 5);
