@@ -1,7 +1,10 @@
 /** One builder per system. A new system is one import and one entry. */
 import type { Builder } from '../builder.js';
+import { convAdapter } from './conv_adapter.js';
+import { petlBaselines } from './petl_baselines.js';
+import { ssf } from './ssf.js';
 import { timmBackbones } from './timm_backbones.js';
 
-export const builders: ReadonlyMap<string, Builder> = new Map(
-  [timmBackbones].map((builder) => [builder.system, builder]),
-);
+const all: readonly Builder[] = [timmBackbones, convAdapter, ssf, petlBaselines];
+
+export const builders: ReadonlyMap<string, Builder> = new Map(all.map((builder) => [builder.system, builder]));

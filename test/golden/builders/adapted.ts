@@ -1,0 +1,78 @@
+/** What builders of adapted models share: an adapter's tensors under the names of official checkpoints. */
+import type { Adapter, Graft } from '../../../lib/adapters/index.js';
+import { createCustomModel, type Backbone } from '../../../lib/models/index.js';
+import { Context } from '../../../lib/nn/index.js';
+import type { Tensor } from '../../../lib/tensor/index.js';
+import { type Built, Config, entriesOf, type Entry, soleInput } from '../builder.js';
+
+/** How a model's and its adapter's tensors are called in an official checkpoint; null: the format has no such tensor. */
+export interface Naming {
+  readonly backbone?: (name: string) => string | null;
+  /** `leaf` is the name inside the graft's form; a learned scale of the composition is `scale`. */
+  readonly graft: (graft: Graft, leaf: string) => string | null;
+}
+
+/** The tensors of one graft by their official names. */
+function graftEntries(graft: Graft, naming: Naming): [string, Entry][] {
+  const own: [string, Tensor][] = [...(graft.scale ? [['scale', graft.scale] as [string, Tensor]] : [])];
+  return [...own, ...graft.form.namedState()].flatMap(([leaf, tensor]): [string, Entry][] => {
+    const name = naming.graft(graft, leaf);
+    return name === null ? [] : [[name, { tensor }]];
+  });
+}
+
+/** A backbone with an adapter in it. `run` defaults to the whole model on the case's one input, with the output `y`. */
+export function adapted(model: Backbone, adapter: Adapter, naming: Naming, run?: Built['run']): Built {
+  return {
+    module: model,
+    state: new Map([...entriesOf(model, naming.backbone), ...adapter.grafts.flatMap((g) => graftEntries(g, naming))]),
+    run: run ?? ((inputs) => ({ y: model.run(soleInput(inputs)) })),
+    merge: () => {
+      adapter.merge({ partial: true });
+      const left = adapter.grafts.filter(({ merged }) => !merged).flatMap((g) => graftEntries(g, naming));
+      const state = new Map(
+        [...entriesOf(model, naming.backbone), ...left].map(([name, { tensor }]) => [name, tensor]),
+      );
+      return { state, leftover: left.map(([name]) => name) };
+    },
+  };
+}
+
+/** A vision transformer of one block, for cases that hold a bare block: `blockName` and `runBlock` show only that. */
+export function singleBlock(config: Config, keys: { dim: string; eps: string }): Backbone {
+  return createCustomModel('vit', {
+    imgSize: 1,
+    patchSize: 1,
+    numClasses: 1,
+    depth: 1,
+    embedDim: config.get(keys.dim),
+    numHeads: config.get('num_heads'),
+    mlpRatio: config.get('mlp_ratio', 4),
+    qkvBias: config.get('qkv_bias', true),
+    normEps: config.get(keys.eps, 1e-6),
+    initValues: config.get<number | null>('init_values', null),
+  });
+}
+
+const BLOCK = 'blocks.0.';
+
+/** A name inside the single block, without its prefix; null for the rest of the model. */
+export function blockName(name: string): string | null {
+  return name.startsWith(BLOCK) ? name.slice(BLOCK.length) : null;
+}
+
+/** Tokens through the single block. */
+export const runBlock =
+  (model: Backbone): Built['run'] =>
+  (inputs) => ({ y: model.getModule('blocks.0').run(soleInput(inputs), new Context()) });
+
+/** The figures of a counts.json that every adapted model has. */
+export function countAdapted(model: Backbone, adapter: Adapter): Record<string, number> {
+  const { total, trainable, head } = adapter.summary();
+  return {
+    total_parameters: total,
+    trainable_parameters: trainable,
+    trainable_without_head: trainable - head,
+    plain_backbone_parameters: model.parameters().reduce((sum, parameter) => sum + parameter.numel(), 0),
+  };
+}
