@@ -57,8 +57,8 @@ export interface EnvironmentReport {
 }
 
 interface EnvironmentModule {
-  checkEnvironment(): EnvironmentReport;
-  formatEnvironment(report: EnvironmentReport): string;
+  readonly checkEnvironment: () => EnvironmentReport;
+  readonly formatEnvironment: (report: EnvironmentReport) => string;
 }
 
 /** The checks live with the build scripts, which run before anything is compiled. */

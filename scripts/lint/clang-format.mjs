@@ -12,7 +12,13 @@ const version = '18.1.8';
  */
 export function obtainClangFormat() {
   const folder = join(cacheRoot(), `clang-format-${version}`);
-  const program = join(folder, 'clang_format', 'data', 'bin', process.platform === 'win32' ? 'clang-format.exe' : 'clang-format');
+  const program = join(
+    folder,
+    'clang_format',
+    'data',
+    'bin',
+    process.platform === 'win32' ? 'clang-format.exe' : 'clang-format',
+  );
   if (existsSync(program)) return program;
   mkdirSync(cacheRoot(), { recursive: true });
   const partial = mkdtempSync(join(cacheRoot(), '.clang-format-'));

@@ -39,12 +39,17 @@ function layerOf(lib, file) {
 export const importDirection = {
   meta: {
     type: 'problem',
-    schema: [{ type: 'object', properties: { lib: { type: 'string' } }, required: ['lib'], additionalProperties: false }],
+    schema: [
+      { type: 'object', properties: { lib: { type: 'string' } }, required: ['lib'], additionalProperties: false },
+    ],
     messages: {
-      upward: "lib/{{from}} must not import from lib/{{to}}: imports run downward only ({{order}}). Move what both need into the lower folder.",
+      upward:
+        'lib/{{from}} must not import from lib/{{to}}: imports run downward only ({{order}}). Move what both need into the lower folder.',
       beside: 'lib/{{from}} must not import from lib/{{to}}: it may use only {{allowed}}.',
-      whole: 'lib/{{from}} must not import lib/index.ts, which re-exports every layer: import from the folder that has it.',
-      unknown: "lib/{{folder}} has no place in the import order ({{order}}): add it to scripts/lint/import-direction.mjs.",
+      whole:
+        'lib/{{from}} must not import lib/index.ts, which re-exports every layer: import from the folder that has it.',
+      unknown:
+        'lib/{{folder}} has no place in the import order ({{order}}): add it to scripts/lint/import-direction.mjs.',
     },
   },
   create(context) {

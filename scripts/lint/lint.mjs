@@ -87,5 +87,8 @@ await runScript(async () => {
   };
   // Two at a time; repairs one after the other, since they write the same files.
   await Promise.all(Array.from({ length: fix ? 1 : 2 }, worker));
-  if (failed > 0) throw new SetupError(`${failed} of the checks failed${fix ? '' : '; `npm run format` repairs what can be repaired'}.`);
+  if (failed > 0)
+    throw new SetupError(
+      `${failed} of the checks failed${fix ? '' : '; `npm run format` repairs what can be repaired'}.`,
+    );
 });
