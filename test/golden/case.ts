@@ -12,7 +12,7 @@ export interface CaseFile {
   readonly trainable?: readonly string[];
   readonly without_gradient?: readonly string[];
   readonly zero_gradient?: readonly string[];
-  readonly tolerance: { readonly forward: number; readonly grad: number };
+  readonly tolerance: { readonly forward: number; readonly grad: number | null };
   readonly merged?: { readonly file: string; readonly leftover: readonly string[] };
 }
 

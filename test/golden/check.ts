@@ -18,7 +18,7 @@ export interface Verdict {
   readonly forward: number;
   /** Largest relative L2 error over the gradients; NaN when nothing was compared. */
   readonly grad: number;
-  readonly tolerance: { readonly forward: number; readonly grad: number } | null;
+  readonly tolerance: GoldenCase['tolerance'] | null;
   /** What is wrong, in words; empty when the case passes. */
   readonly problems: readonly string[];
 }
@@ -149,7 +149,7 @@ function compareGradients(
   io: ReadonlyMap<string, Tensor>,
   report: Report,
 ): void {
-  const tolerance = golden.tolerance.grad;
+  const tolerance = golden.tolerance.grad ?? golden.tolerance.forward;
   const grads = withPrefix(io, 'grad');
   const inputGrads = withPrefix(io, 'grad_input');
   const without = new Set(golden.without_gradient ?? []);

@@ -7,7 +7,7 @@ const number = (value: number): string => (Number.isNaN(value) ? '-' : value.toE
 /** One line per case, its problems below it. */
 export function describe({ name, forward, grad, tolerance, problems }: Verdict): string {
   const errors = tolerance
-    ? `forward ${number(forward)} (<= ${tolerance.forward})  grad ${number(grad)} (<= ${tolerance.grad})`
+    ? `forward ${number(forward)} (<= ${tolerance.forward})  grad ${number(grad)} (<= ${tolerance.grad ?? '-'})`
     : 'parameters counted on the meta device';
   return [
     `${problems.length === 0 ? 'passed' : 'FAILED'}  ${name}  ${errors}`,
