@@ -1,0 +1,22 @@
+/** Images: data sets, decoding, transforms, batches. */
+export { adjustBrightness, adjustContrast, adjustHue, adjustSaturation } from './color.js';
+export { splitDataset, Subset, TensorDataset } from './dataset.js';
+export type { Dataset } from './dataset.js';
+export { decodeImage, hasImageSuffix, ImageError, imageSuffixes } from './decode.js';
+export { ImageFolder, listImages, openImageFolder } from './folder.js';
+export type { ImageFolderOptions, Splits, SplitsOptions } from './folder.js';
+export { cropImage, flipHorizontal, flipVertical } from './geometry.js';
+export type { Box } from './geometry.js';
+export { imageFromTensor, imageToTensor, resizeImage } from './image.js';
+export type { Image, Interpolation } from './image.js';
+export { DataLoader } from './loader.js';
+export type { DataLoaderOptions, LoadedBatch, SkippedImage } from './loader.js';
+export { Pipeline } from './pipeline.js';
+export type { CollateOptions } from './pipeline.js';
+export { Random } from './random.js';
+export { Shapes, shapesTasks } from './shapes.js';
+export type { ShapesAttributes, ShapesOptions, ShapesTask } from './shapes.js';
+export { parseTransforms } from './transforms.js';
+export type { Transform, TransformInput, TransformKind, TransformOf } from './transforms.js';
+/** The steps as functions: `transforms.resize(32)`, `transforms.compose(...)`. */
+export * as transforms from './transforms.js';
