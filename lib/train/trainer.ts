@@ -1,0 +1,406 @@
+/**
+ * The training loop: forward, backward, step; a score and a saved state now and then.
+ *
+ * Read `fit` first. Everything a run needs to go on exactly where it stopped (weights, buffers, optimizer, random
+ * generators, place in the data, scores) is in one file, see run_state.ts.
+ */
+import { existsSync, mkdirSync, rmSync } from 'node:fs';
+import { join } from 'node:path';
+import { setImmediate as breathe } from 'node:timers/promises';
+import { BatchNorm2d, Context, functional as F, type Parameter } from '../nn/index.js';
+import { readSafetensors, writeSafetensors } from '../checkpoint/index.js';
+import { manualSeed, noGrad, scope, type Device, type Tensor } from '../tensor/index.js';
+import { evaluate, hardLabels, maybeAutocast } from './evaluate.js';
+import type { EpochRecord, Score, TrainEvent } from './events.js';
+import { JsonlLog } from './log.js';
+import { clipGradNorm } from './optim.js';
+import type { Batch, BatchSource, TrainerOptions } from './options.js';
+import { describeRecipe, learningRates, makeOptimizer } from './recipe.js';
+import {
+  ofKind,
+  readRunState,
+  restoreInPlace,
+  restoreRng,
+  rngStates,
+  under,
+  writeRunState,
+  type Position,
+  type Sums,
+} from './run_state.js';
+import { LossWatch } from './watch.js';
+
+/** How a run ended. */
+export interface FitResult {
+  /** All epochs, those before a resumption included. */
+  readonly history: readonly EpochRecord[];
+  /** The epoch with the best validation accuracy (training loss without validation); null before the first epoch ended. */
+  readonly best: EpochRecord | null;
+  readonly step: number;
+  /** True if `signal` ended the run early; its state is saved. */
+  readonly interrupted: boolean;
+  /** Time spent in this process. */
+  readonly seconds: number;
+}
+
+/**
+ * Trains a model, or the adapter grafted into it.
+ *
+ * @example
+ * const adapter = graft(model, 'conv_adapter', { reduction: 4 }, { head: { classes: 10 } });
+ * const result = await new Trainer({ model, adapter, train, val, epochs: 10, onEvent: progress() }).fit();
+ */
+export class Trainer {
+  readonly parameters: [string, Parameter][];
+  private readonly o: TrainerOptions;
+  private readonly optimizer: ReturnType<typeof makeOptimizer>;
+  private readonly stepsPerEpoch: number;
+  private readonly steps: number;
+  private readonly learningRate: (step: number) => number;
+  private readonly log: JsonlLog | null;
+  private readonly device: Device;
+  private readonly watch: LossWatch;
+  private position: Position = { epoch: 0, batch: 0, step: 0 };
+  private sums: Sums = { loss: 0, correct: 0, samples: 0 };
+  private history: EpochRecord[] = [];
+  /** Best weights of a run that writes no files. */
+  private bestInMemory: Map<string, Tensor> | null = null;
+  private validationSeconds = 0;
+
+  constructor(options: TrainerOptions) {
+    this.o = options;
+    check(options);
+    const named = options.adapter?.namedParameters() ?? options.model.namedParameters();
+    this.parameters = named.filter(([, p]) => p.requiresGrad);
+    if (this.parameters.length === 0)
+      throw new RangeError(
+        'nothing to train: no parameter requires a gradient (graft an adapter, or call requiresGrad_)',
+      );
+    this.device = this.parameters[0]![1].device;
+    this.optimizer = makeOptimizer(this.parameters, options.optimizer);
+    this.stepsPerEpoch = Math.ceil(options.train.length / (options.accumulate ?? 1));
+    this.steps = options.epochs * this.stepsPerEpoch;
+    const { epochs, optimizer, schedule } = options;
+    const { stepsPerEpoch, steps } = this;
+    this.learningRate = learningRates({ epochs, stepsPerEpoch, steps }, optimizer, schedule);
+    this.log = options.outDir === undefined ? null : new JsonlLog(join(options.outDir, 'log.jsonl'));
+    this.watch = new LossWatch((index) => options.train.describe?.(index) ?? `image ${index}`);
+  }
+
+  /** Runs the epochs. Rejects if the loss stops being finite, with the step, learning rate and batch in the message. */
+  async fit(): Promise<FitResult> {
+    const { train, epochs, accumulate = 1, logEvery = 10, saveEvery = null, signal } = this.o;
+    const begin = performance.now();
+    this.begin();
+
+    while (this.position.epoch < epochs) {
+      const epochBegin = performance.now();
+      this.setModes();
+      this.watch.restart();
+      for await (const batches of groups(train.epoch(this.position.epoch, this.position.batch), accumulate)) {
+        const lr = this.learningRate(this.position.step);
+        this.trainStep(batches, lr);
+        this.advance(batches);
+        if (this.position.step % logEvery === 0) this.look(lr);
+        if (saveEvery !== null && this.position.step % saveEvery === 0) this.save(lr);
+        await breathe(); // timers, signals and prefetching get their turn
+        if (signal?.aborted) return this.interrupted(lr, begin);
+      }
+      const lr = this.learningRate(this.position.step - 1);
+      this.look(lr);
+      const val = await this.validate();
+      if (val === 'aborted') return this.interrupted(lr, begin);
+      this.endEpoch(
+        { epoch: this.position.epoch + 1, step: this.position.step, lr, train: mean(this.sums), val },
+        epochBegin,
+      );
+    }
+    return this.end(false, begin);
+  }
+
+  /** Puts the weights and buffers of the best epoch into the model. */
+  restoreBest(): void {
+    const file = this.bestPath();
+    const tensors = file !== null && existsSync(file) ? readSafetensors(file).tensors : this.bestInMemory;
+    if (tensors === null) throw new Error('no best weights yet: no epoch of this run has ended');
+    this.restoreWeights(tensors);
+  }
+
+  /** One optimizer step over one or more batches. */
+  private trainStep(batches: readonly Batch[], lr: number): void {
+    const { model, clip = null, autocast = null } = this.o;
+    const total = batches.reduce((sum, batch) => sum + batch.indices.length, 0);
+    for (const batch of batches) {
+      const [loss, correct] = scope(() => {
+        const images = batch.images.to(this.device);
+        const labels = batch.labels.to(this.device);
+        const [loss, logits] = maybeAutocast(autocast, this.device, () => {
+          const ctx = new Context();
+          const logits = model.run(images, ctx);
+          return [ctx.losses.reduce((sum, extra) => sum.add(extra), this.loss(logits, labels)), logits] as const;
+        });
+        const share = batch.indices.length / total; // so that accumulated batches weigh as in one large batch
+        (share === 1 ? loss : loss.mul(share)).backward();
+        const correct = noGrad(() => logits.argmax(1).eq(hardLabels(labels)).sum());
+        return [loss.detach(), correct];
+      });
+      this.watch.add({ loss, correct, step: this.position.step, lr, indices: batch.indices });
+      batch.images.dispose();
+      batch.labels.dispose();
+    }
+    scope(() => {
+      if (clip !== null)
+        clipGradNorm(
+          this.parameters.map(([, p]) => p),
+          clip,
+        );
+      for (const group of this.optimizer.groups) group.lr = lr;
+      this.optimizer.step();
+      this.optimizer.zeroGrad();
+    });
+  }
+
+  private loss(logits: Tensor, labels: Tensor): Tensor {
+    const { loss = {} } = this.o;
+    if (typeof loss === 'function') return loss(logits, labels);
+    return F.crossEntropy(logits, labels, { labelSmoothing: loss.labelSmoothing ?? 0 });
+  }
+
+  /** Train mode everywhere, but for BatchNorms whose statistics are to stay. */
+  private setModes(): void {
+    this.o.model.train();
+    if ((this.o.bnStats ?? 'frozen') === 'update') return;
+    for (const [, module] of this.o.model.namedModules()) if (module instanceof BatchNorm2d) module.eval();
+  }
+
+  private advance(batches: readonly Batch[]): void {
+    const { epoch, batch, step } = this.position;
+    const last = batches.at(-1)?.index ?? batch + batches.length - 1;
+    this.position = { epoch, batch: last + 1, step: step + 1 };
+  }
+
+  /** Reads the losses since the last look: adds them up, reports them, and stops the run if one is not finite. */
+  private look(lr: number): void {
+    const seen = this.watch.read();
+    if (seen === null) return;
+    // One by one, so that the sum does not depend on when one looked: a resumed run reports the same numbers.
+    for (const sum of seen.lossSums) this.sums.loss += sum;
+    this.sums.correct += seen.correct;
+    this.sums.samples += seen.samples;
+    const { epoch, step } = this.position;
+    const stepsLeft = this.steps - step;
+    const epochsLeft = this.o.epochs - epoch;
+    const event: TrainEvent = {
+      type: 'step',
+      epoch: epoch + 1,
+      step,
+      steps: this.steps,
+      loss: seen.lossSums.reduce((a, b) => a + b, 0) / seen.samples,
+      accuracy: seen.correct / seen.samples,
+      lr,
+      imagesPerSecond: seen.samples / seen.seconds,
+      secondsLeft: stepsLeft * this.watch.secondsPerStep() + epochsLeft * this.validationSeconds,
+    };
+    this.emit(event);
+    this.log?.write({
+      event: 'step',
+      epoch: epoch + 1,
+      step,
+      loss: event.loss,
+      accuracy: event.accuracy,
+      lr,
+      imagesPerSecond: Math.round(event.imagesPerSecond),
+    });
+  }
+
+  private async validate(): Promise<Score | null | 'aborted'> {
+    const { model, val, autocast = null, signal } = this.o;
+    if (val === undefined) return null;
+    const epoch = this.position.epoch + 1;
+    const begin = performance.now();
+    try {
+      const { loss, accuracy, samples } = await evaluate(model, val, {
+        autocast,
+        ...(signal === undefined ? {} : { signal }),
+        onBatch: (batch, batches) => this.emit({ type: 'validate', epoch, batch, batches }),
+      });
+      this.validationSeconds = (performance.now() - begin) / 1000;
+      return { loss, accuracy, samples };
+    } catch (error) {
+      if (signal?.aborted && error === signal.reason) return 'aborted';
+      throw error;
+    }
+  }
+
+  private endEpoch(record: EpochRecord, begin: number): void {
+    const isBest = isBetter(record, bestOf(this.history));
+    this.history.push(record);
+    this.position = { epoch: this.position.epoch + 1, batch: 0, step: this.position.step };
+    this.sums = { loss: 0, correct: 0, samples: 0 };
+    this.log?.write({ event: 'epoch', ...record, isBest });
+    // Best before last: a state must never speak of best weights that are not on the disk.
+    if (isBest) this.saveBest();
+    this.save(record.lr);
+    this.emit({ type: 'epoch', ...record, isBest, seconds: (performance.now() - begin) / 1000 });
+  }
+
+  // ---- the state of the run -----------------------------------------------------------------------------------------
+
+  private begin(): void {
+    const { outDir, resume = false, seed = 0, epochs, train } = this.o;
+    if (outDir !== undefined) mkdirSync(outDir, { recursive: true });
+    if (!resume || !this.restore()) {
+      for (const path of [this.lastPath(), this.bestPath()]) if (path !== null) rmSync(path, { force: true });
+      this.log?.open();
+      this.log?.write({ event: 'start', ...this.settings() });
+      manualSeed(seed);
+    }
+    const trainable = this.parameters.reduce((sum, [, p]) => sum + p.numel(), 0);
+    const { stepsPerEpoch } = this;
+    this.emit({ type: 'start', epochs, stepsPerEpoch, step: this.position.step, samples: train.samples, trainable });
+  }
+
+  private lastPath = (): string | null =>
+    this.o.outDir === undefined ? null : join(this.o.outDir, 'last.safetensors');
+  private bestPath = (): string | null =>
+    this.o.outDir === undefined ? null : join(this.o.outDir, 'best.safetensors');
+
+  /** Everything that training changes in the model. */
+  private weights(): [string, Tensor][] {
+    return [...under('param', this.parameters), ...under('buffer', this.buffers())];
+  }
+
+  private buffers(): [string, Tensor][] {
+    const own = this.o.adapter?.namedBuffers?.() ?? [];
+    return [...this.o.model.namedBuffers(), ...own.map(([name, b]): [string, Tensor] => [`adapter.${name}`, b])];
+  }
+
+  private restoreWeights(tensors: ReadonlyMap<string, Tensor>): void {
+    restoreInPlace('param', this.parameters, ofKind('param', tensors));
+    restoreInPlace('buffer', this.buffers(), ofKind('buffer', tensors));
+  }
+
+  private save(lr: number): void {
+    const path = this.lastPath();
+    this.look(lr); // a loss that is not finite must stop the run before its weights reach the disk
+    if (path === null) return;
+    const { position, sums, history } = this;
+    const progress = { position, sums, history, logLength: this.log?.length() ?? 0, settings: this.settings() };
+    const { tensors, ...optimizer } = this.optimizer.stateDict();
+    const all = [...this.weights(), ...under('optimizer', tensors), ...under('rng', rngStates(this.device))];
+    writeRunState(path, { ...progress, optimizer }, all);
+    this.emit({ type: 'save', path, step: position.step });
+  }
+
+  private saveBest(): void {
+    const path = this.bestPath();
+    if (path !== null) writeSafetensors(path, this.weights());
+    else {
+      for (const tensor of this.bestInMemory?.values() ?? []) tensor.dispose();
+      this.bestInMemory = new Map(this.weights().map(([name, t]) => [name, noGrad(() => t.detach().clone())]));
+    }
+  }
+
+  /** Goes back to the saved state; false if there is none. */
+  private restore(): boolean {
+    const path = this.lastPath();
+    const saved = path === null ? null : readRunState(path, this.settings());
+    if (saved === null) return false;
+    const { progress, tensors } = saved;
+    this.restoreWeights(tensors);
+    this.optimizer.loadStateDict({ ...progress.optimizer, tensors: ofKind('optimizer', tensors) });
+    restoreRng(ofKind('rng', tensors));
+    this.position = progress.position;
+    this.sums = { ...progress.sums };
+    this.history = [...progress.history];
+    this.log?.open(progress.logLength);
+    return true;
+  }
+
+  /** What must be the same when a run is resumed. */
+  private settings(): Record<string, unknown> {
+    const { o } = this;
+    return {
+      epochs: o.epochs,
+      samples: o.train.samples,
+      batches: o.train.length,
+      accumulate: o.accumulate ?? 1,
+      seed: o.seed ?? 0,
+      clip: o.clip ?? null,
+      autocast: o.autocast ?? null,
+      bnStats: o.bnStats ?? 'frozen',
+      ...describeRecipe(o.optimizer, o.schedule),
+      labelSmoothing: typeof o.loss === 'function' ? 'custom loss' : (o.loss?.labelSmoothing ?? 0),
+      device: this.device,
+    };
+  }
+
+  private interrupted(lr: number, begin: number): FitResult {
+    this.save(lr);
+    return this.end(true, begin);
+  }
+
+  private end(interrupted: boolean, begin: number): FitResult {
+    const { step } = this.position;
+    this.emit({ type: 'end', step, interrupted });
+    return {
+      history: this.history,
+      best: bestOf(this.history),
+      step,
+      interrupted,
+      seconds: (performance.now() - begin) / 1000,
+    };
+  }
+
+  private emit(event: TrainEvent): void {
+    this.o.onEvent?.(event);
+  }
+}
+
+const mean = ({ loss, correct, samples }: Sums): Score => ({
+  loss: loss / samples,
+  accuracy: correct / samples,
+  samples,
+});
+
+/** Higher validation accuracy, then lower validation loss; without validation lower training loss. */
+function isBetter(a: EpochRecord, b: EpochRecord | null): boolean {
+  if (b === null) return true;
+  if (a.val === null || b.val === null) return a.train.loss < b.train.loss;
+  return a.val.accuracy > b.val.accuracy || (a.val.accuracy === b.val.accuracy && a.val.loss < b.val.loss);
+}
+
+function bestOf(history: readonly EpochRecord[]): EpochRecord | null {
+  return history.reduce<EpochRecord | null>((best, record) => (isBetter(record, best) ? record : best), null);
+}
+
+/** `size` batches at a time; the last group of an epoch may be smaller. */
+async function* groups(batches: AsyncIterable<Batch>, size: number): AsyncGenerator<Batch[]> {
+  let group: Batch[] = [];
+  for await (const batch of batches) {
+    group.push(batch);
+    if (group.length < size) continue;
+    yield group;
+    group = [];
+  }
+  if (group.length > 0) yield group;
+}
+
+function check(o: TrainerOptions): void {
+  const positive = (name: string, value: number | null | undefined): void => {
+    if (value !== undefined && value !== null && (!Number.isInteger(value) || value < 1))
+      throw new RangeError(`Trainer: ${name} must be a positive whole number, got ${value}`);
+  };
+  positive('epochs', o.epochs);
+  positive('accumulate', o.accumulate);
+  positive('saveEvery', o.saveEvery);
+  positive('logEvery', o.logEvery);
+  if (o.clip !== undefined && o.clip !== null && !(o.clip > 0))
+    throw new RangeError(`Trainer: clip must be above 0, got ${o.clip}`);
+  const empty = (name: string, data: BatchSource | undefined): void => {
+    if (data !== undefined && data.length < 1) throw new RangeError(`Trainer: the ${name} data has no batch`);
+  };
+  empty('train', o.train);
+  empty('val', o.val);
+  if (o.resume === true && o.outDir === undefined)
+    throw new TypeError('Trainer: resume needs outDir, the folder of the run to go on with');
+}
