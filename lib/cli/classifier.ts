@@ -1,0 +1,141 @@
+/**
+ * What `evaluate`, `predict` and `merge` work on: a classifier rebuilt from an adapter folder and its backbone's weights,
+ * or from one merged checkpoint.
+ */
+import { existsSync, statSync } from 'node:fs';
+import { join } from 'node:path';
+import type { Adapter } from '../adapters/index.js';
+import type { TransformInput } from '../data/index.js';
+import type { Backbone } from '../models/index.js';
+import type { Device, Tensor } from '../tensor/index.js';
+import type { ComputeOptions } from './arguments.js';
+import { UsageError } from './output.js';
+
+/** A model that is ready to classify, with everything around it. */
+export interface Classifier {
+  readonly model: Backbone;
+  /** Null for a merged checkpoint. */
+  readonly adapter: Adapter | null;
+  readonly classNames: readonly string[];
+  /** Preparation of images, ready for `Pipeline`. */
+  readonly transforms: TransformInput[];
+}
+
+/** What a merged checkpoint says about itself, under `torchgraft` in the header of the safetensors file. */
+interface MergedHeader {
+  readonly model: string;
+  readonly classNames: readonly string[];
+  readonly transforms: TransformInput[];
+}
+
+const MERGED_KEY = 'torchgraft';
+
+/** Sets threads and checks the device. */
+export async function prepareCompute(o: ComputeOptions): Promise<Device> {
+  const { cudaDeviceCount, setNumThreads } = await import('../tensor/index.js');
+  if (o.threads !== undefined) setNumThreads(o.threads);
+  const device = o.device ?? 'cpu';
+  if (!/^(cpu|cuda(:\d+)?)$/.test(device))
+    throw new UsageError(`--device: expected cpu, cuda or cuda:N, got '${device}'`);
+  const index = device === 'cpu' ? -1 : Number(device.split(':')[1] ?? 0);
+  if (index >= cudaDeviceCount())
+    throw new UsageError(
+      `--device ${device}: there are ${cudaDeviceCount()} CUDA devices here ('torchgraft doctor' says why)`,
+    );
+  return device as Device;
+}
+
+/** Builds a backbone for images of a given size and loads its weights, without their classifier; weights null: random ones. */
+export async function openBackbone(
+  name: string,
+  weights: string | null,
+  o: { imageSize?: number | readonly [number, number]; classes: number },
+): Promise<Backbone> {
+  const { createModel, loadWeights } = await import('../models/index.js');
+  const imgSize = typeof o.imageSize === 'object' ? ([...o.imageSize] as [number, number]) : o.imageSize;
+  const model = createModel(name, { numClasses: o.classes, ...(imgSize === undefined ? {} : { imgSize }) });
+  if (weights !== null) loadWeights(model, weights, { classifier: 'drop' });
+  return model;
+}
+
+/** Opens an adapter folder (which needs the backbone's weights) or a merged checkpoint (which does not). */
+export async function openClassifier(target: string, weights: string | undefined, device: Device): Promise<Classifier> {
+  if (!existsSync(target)) throw new UsageError(`there is no adapter folder or merged checkpoint ${target}`);
+  const classifier = statSync(target).isDirectory()
+    ? await openAdapter(target, weights)
+    : await openMerged(target, weights);
+  classifier.model.to({ device });
+  classifier.model.eval();
+  return classifier;
+}
+
+async function openAdapter(folder: string, weights: string | undefined): Promise<Classifier> {
+  const { loadAdapter, readAdapterFolder } = await import('../adapters/index.js');
+  const read = readAdapterFolder(folder);
+  const { config, classNames } = read;
+  const { name } = config.backbone;
+  const inner = existsSync(join(folder, BACKBONE_FILE)) ? join(folder, BACKBONE_FILE) : undefined;
+  const file = weights ?? inner;
+  if (file === undefined)
+    throw new UsageError(`the adapter in ${folder} sits on ${name}: give that backbone's weights with --weights FILE`);
+  if (classNames === null) throw new Error(`the adapter in ${folder} was saved without class names`);
+  const transforms = checkTransforms(read.preprocessing, folder);
+  const model = await openBackbone(name, file, { classes: classNames.length, ...inputSize(transforms) });
+  return { model, adapter: loadAdapter(model, read), classNames, transforms };
+}
+
+/** The backbone of an adapter that was trained on random weights lies in the adapter folder. */
+export const BACKBONE_FILE = 'backbone.safetensors';
+
+async function openMerged(path: string, weights: string | undefined): Promise<Classifier> {
+  const { readSafetensors } = await import('../checkpoint/index.js');
+  const { createModel } = await import('../models/index.js');
+  if (weights !== undefined)
+    throw new UsageError(`${path} is a merged checkpoint and holds its weights; leave out --weights`);
+  const { tensors, metadata } = readSafetensors(path);
+  const text = metadata[MERGED_KEY];
+  if (text === undefined)
+    throw new UsageError(`${path} is neither an adapter folder nor a checkpoint written by 'torchgraft merge'`);
+  const { model: name, classNames, transforms } = JSON.parse(text) as MergedHeader;
+  const size = inputSize(transforms);
+  const model = createModel(name, {
+    numClasses: classNames.length,
+    ...(size.imageSize ? { imgSize: size.imageSize } : {}),
+  });
+  await addBiases(model, tensors);
+  model.loadStateDict(tensors);
+  return { model, adapter: null, classNames, transforms };
+}
+
+/** Merging may have given layers a bias that the published architecture lacks: they get the place for it. */
+async function addBiases(model: Backbone, tensors: ReadonlyMap<string, Tensor>): Promise<void> {
+  const { Conv2d, Linear, Parameter } = await import('../nn/index.js');
+  const { zerosLike } = await import('../tensor/index.js');
+  for (const [path, module] of model.namedModules()) {
+    const bias = tensors.get(`${path}.bias`);
+    if (bias !== undefined && (module instanceof Conv2d || module instanceof Linear) && !module.bias)
+      module.bias = new Parameter(zerosLike(bias), false);
+  }
+}
+
+/** Writes the merged model so that `openClassifier` can read it back. */
+export async function writeMerged(path: string, { model, classNames, transforms }: Classifier): Promise<void> {
+  const { writeSafetensors } = await import('../checkpoint/index.js');
+  const header: MergedHeader = { model: model.name, classNames, transforms };
+  writeSafetensors(path, model.stateDict(), { [MERGED_KEY]: JSON.stringify(header) });
+}
+
+function checkTransforms(value: unknown, folder: string): TransformInput[] {
+  if (!Array.isArray(value)) throw new Error(`the adapter in ${folder} was saved without its preprocessing`);
+  return value as TransformInput[];
+}
+
+/** The size of the network's input, from the last step that fixes it. */
+export function inputSize(transforms: readonly TransformInput[]): { imageSize?: [number, number] } {
+  for (const step of [...transforms].reverse()) {
+    if (!('size' in step)) continue;
+    const { size } = step;
+    return { imageSize: typeof size === 'number' ? [size, size] : [size[0], size[1]] };
+  }
+  return {};
+}

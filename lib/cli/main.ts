@@ -1,0 +1,74 @@
+#!/usr/bin/env node
+/**
+ * `npx torchgraft COMMAND`. Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted. Commands load LibTorch only when
+ * they run, so that `--help` is quick and `doctor` works where nothing else does.
+ */
+import { Command, CommanderError } from 'commander';
+import { createRequire } from 'node:module';
+import { doctorCommand } from './doctor.js';
+import { evaluateCommand } from './evaluate.js';
+import { finetuneCommand } from './finetune.js';
+import { inspectCommand } from './inspect.js';
+import { mergeCommand } from './merge.js';
+import { methodsCommand } from './methods.js';
+import { modelsCommand } from './models.js';
+import { UsageError } from './output.js';
+import { predictCommand } from './predict.js';
+import { quickstartCommand } from './quickstart.js';
+import { sitesCommand } from './sites.js';
+
+const FAILURE = 1;
+const USAGE = 2;
+
+function buildProgram(): Command {
+  const { version } = createRequire(import.meta.url)('../../package.json') as { version: string };
+  const program = new Command('torchgraft')
+    .description('Parameter-efficient fine-tuning of pretrained vision models, on LibTorch.')
+    .version(version)
+    .option('--debug', 'show the stack of an error')
+    .showHelpAfterError('(--help lists the options, with examples)')
+    .addHelpText(
+      'after',
+      `
+A first session:
+  $ torchgraft quickstart                        # trains, compares six methods, writes a report; under 5 minutes
+  $ torchgraft sites cifar_resnet20              # where grafts can sit
+  $ torchgraft inspect cifar_resnet20 conv_adapter
+  $ torchgraft finetune cifar_resnet20 --weights resnet20.th --data photos --method conv_adapter --out runs/signs
+  $ torchgraft evaluate runs/signs/adapter --weights resnet20.th --data photos/val
+  $ torchgraft predict runs/signs/adapter --weights resnet20.th picture.jpg`,
+    );
+  const commands = [
+    quickstartCommand(),
+    finetuneCommand(),
+    evaluateCommand(),
+    predictCommand(),
+    mergeCommand(),
+    inspectCommand(),
+    sitesCommand(),
+    modelsCommand(),
+    methodsCommand(),
+    doctorCommand(),
+  ];
+  for (const command of commands) program.addCommand(command);
+  for (const command of [program, ...commands]) command.exitOverride();
+  return program;
+}
+
+/** Runs the command line; returns the exit code. */
+export async function main(argv: readonly string[]): Promise<number> {
+  try {
+    await buildProgram().parseAsync([...argv]);
+    return typeof process.exitCode === 'number' ? process.exitCode : 0;
+  } catch (error) {
+    // Commander has printed its own message, or the help that was asked for.
+    if (error instanceof CommanderError) return error.exitCode === 0 ? 0 : USAGE;
+    const isDebug = argv.includes('--debug');
+    const text = error instanceof Error ? (isDebug && error.stack) || error.message : String(error);
+    process.stderr.write(`torchgraft: ${text}\n`);
+    if (!isDebug && !(error instanceof UsageError)) process.stderr.write('(--debug before the command shows where)\n');
+    return error instanceof UsageError ? USAGE : FAILURE;
+  }
+}
+
+process.exitCode = await main(process.argv);

@@ -1,0 +1,69 @@
+/** `torchgraft merge`: adapter folder and backbone to one checkpoint. */
+import { Command } from 'commander';
+import type { Adapter, MergeReport } from '../adapters/index.js';
+import { addComputeOptions, type ComputeOptions } from './arguments.js';
+import { inputSize, openClassifier, prepareCompute, writeMerged } from './classifier.js';
+import { printResult, UsageError } from './output.js';
+
+interface MergeFlags extends ComputeOptions {
+  readonly weights?: string;
+  readonly out: string;
+  readonly probe?: boolean;
+  readonly json?: boolean;
+}
+
+export function mergeCommand(): Command {
+  const command = new Command('merge')
+    .description(
+      "Fold an adapter into its backbone's weights and write one safetensors checkpoint, which 'evaluate' and 'predict' read " +
+        'without --weights. Only methods that change weights linearly can be merged exactly; the others are refused.',
+    )
+    .argument('<adapter>', 'adapter folder')
+    .option('--weights <file>', "the backbone's weights")
+    .requiredOption('--out <file>', 'the checkpoint to write')
+    .option('--probe', 'measure by how much the output for a random image changes')
+    .option('--json', 'print JSON');
+  return addComputeOptions(command)
+    .addHelpText(
+      'after',
+      '\nExamples:\n  $ torchgraft merge runs/signs/adapter --weights resnet20.th --out signs.safetensors --probe\n  $ torchgraft evaluate signs.safetensors --data photos/val',
+    )
+    .action(async (folder: string, flags: MergeFlags) => {
+      const device = await prepareCompute(flags);
+      const classifier = await openClassifier(folder, flags.weights, device);
+      const { adapter } = classifier;
+      if (adapter === null) throw new UsageError(`${folder} is a merged checkpoint already`);
+      const report = await merge(
+        adapter,
+        flags.probe === true,
+        inputSize(classifier.transforms).imageSize ?? [224, 224],
+      );
+      await writeMerged(flags.out, classifier);
+      printResult(flags.json, { out: flags.out, ...report }, () => describe(flags.out, report));
+    });
+}
+
+async function merge(
+  adapter: Adapter,
+  withProbe: boolean,
+  [height, width]: readonly [number, number],
+): Promise<MergeReport> {
+  const { manualSeed, randn } = await import('../tensor/index.js');
+  if (!withProbe) return adapter.merge();
+  manualSeed(0);
+  const [first] = adapter.model.parameters();
+  return adapter.merge({ probe: randn([1, 3, height, width], { device: first?.device ?? 'cpu' }) });
+}
+
+function describe(out: string, { merged, biasesCreated, outputChange }: MergeReport): string {
+  const lines = [`wrote ${out}: ${merged.length} modules hold merged weights`];
+  if (biasesCreated.length > 0)
+    lines.push(
+      `${biasesCreated.length} of them got a bias that the published architecture lacks, ${biasesCreated[0]} the first`,
+    );
+  if (outputChange !== null)
+    lines.push(
+      `largest change of the output on a probe: ${outputChange.absolute.toExponential(2)} (${outputChange.relative.toExponential(2)} of the largest)`,
+    );
+  return lines.join('\n');
+}

@@ -1,0 +1,143 @@
+/**
+ * The settings of a `finetune` run: from flags, backbone and method to one JSON value, which is stored as `run.json` in
+ * the output folder, so that `--resume` and whoever wonders later find every decision in one place.
+ */
+import { existsSync, readFileSync } from 'node:fs';
+import { join, resolve } from 'node:path';
+import type { TransformInput } from '../data/index.js';
+import { parseSettings } from './arguments.js';
+import { asUsage, UsageError } from './output.js';
+import { buildTransforms, type PreprocessFlags } from './preprocess.js';
+import { defaultRate } from './recipes.js';
+
+/** What `finetune` was told, as commander parses it. */
+export interface FinetuneFlags extends PreprocessFlags {
+  readonly weights?: string | false;
+  readonly data?: string;
+  readonly valFraction: number;
+  readonly splitSeed: number;
+  readonly method: string;
+  readonly set?: string[];
+  readonly epochs: number;
+  readonly batchSize: number;
+  readonly optimizer: 'adamw' | 'adam' | 'sgd';
+  readonly lr?: number;
+  readonly weightDecay: number;
+  readonly schedule: 'cosine' | 'constant';
+  readonly warmupEpochs: number;
+  readonly accumulate: number;
+  readonly clip?: number;
+  readonly labelSmoothing: number;
+  readonly bnStats?: 'frozen' | 'update';
+  readonly amp?: boolean;
+  readonly seed: number;
+  readonly keep: 'best' | 'last';
+  readonly saveEvery?: number;
+  readonly skipBroken?: boolean;
+  readonly cache: number;
+  readonly threads?: number;
+  readonly device: string;
+  readonly out: string;
+  readonly resume?: boolean;
+  readonly overwrite?: boolean;
+  readonly quiet?: boolean;
+  readonly json?: boolean;
+}
+
+/** Every decision of a run. */
+export interface RunSettings {
+  readonly model: string;
+  readonly imageSize: number | null;
+  /** Path of the backbone's weights; null: random ones. */
+  readonly weights: string | null;
+  readonly data: string;
+  readonly valFraction: number;
+  readonly splitSeed: number;
+  readonly method: string;
+  readonly options: Readonly<Record<string, unknown>>;
+  readonly epochs: number;
+  readonly batchSize: number;
+  readonly optimizer: 'adamw' | 'adam' | 'sgd';
+  readonly lr: number;
+  readonly weightDecay: number;
+  readonly schedule: 'cosine' | 'constant';
+  readonly warmupEpochs: number;
+  readonly accumulate: number;
+  readonly clip: number | null;
+  readonly labelSmoothing: number;
+  readonly bnStats: 'frozen' | 'update';
+  readonly amp: boolean;
+  readonly seed: number;
+  readonly keep: 'best' | 'last';
+  readonly saveEvery: number | null;
+  readonly skipBroken: boolean;
+  readonly cacheMegabytes: number;
+  readonly threads: number;
+  readonly device: string;
+  readonly transforms: { readonly train: TransformInput[]; readonly evaluate: TransformInput[] };
+}
+
+const FILE = 'run.json';
+
+export const settingsFile = (out: string): string => join(out, FILE);
+
+/** The settings of the run in `out`; null if there is none. */
+export function readSettings(out: string): RunSettings | null {
+  const path = settingsFile(out);
+  return existsSync(path) ? (JSON.parse(readFileSync(path, 'utf8')) as RunSettings) : null;
+}
+
+/** Decides everything that the flags leave open. */
+export async function resolveSettings(model: string, flags: FinetuneFlags): Promise<RunSettings> {
+  const { findMethod } = await import('../adapters/index.js');
+  const { modelInfo } = await import('../models/index.js');
+  const { getNumThreads } = await import('../tensor/index.js');
+  if (flags.data === undefined) throw new UsageError('--data is missing: a folder of images, or shapes:TASK');
+  if (flags.weights === undefined)
+    throw new UsageError("--weights is missing: the backbone's checkpoint; --no-weights trains on random weights");
+  const size = flags.imageSize;
+  const info = asUsage(() => modelInfo(model, size === undefined ? {} : { imgSize: size }));
+  const method = asUsage(() => findMethod(flags.method));
+  return {
+    model,
+    imageSize: size ?? null,
+    weights: flags.weights === false ? null : resolve(flags.weights),
+    data: flags.data.startsWith('shapes:') ? flags.data : resolve(flags.data),
+    valFraction: flags.valFraction,
+    splitSeed: flags.splitSeed,
+    method: flags.method,
+    options: parseSettings(flags.set ?? []),
+    epochs: flags.epochs,
+    batchSize: flags.batchSize,
+    optimizer: flags.optimizer,
+    lr: flags.lr ?? defaultRate(flags.method, info.parameters),
+    weightDecay: flags.weightDecay,
+    schedule: flags.schedule,
+    warmupEpochs: flags.warmupEpochs,
+    accumulate: flags.accumulate,
+    clip: flags.clip ?? null,
+    labelSmoothing: flags.labelSmoothing,
+    bnStats: flags.bnStats ?? method.bnStats ?? 'frozen',
+    amp: flags.amp === true,
+    seed: flags.seed,
+    keep: flags.keep,
+    saveEvery: flags.saveEvery ?? null,
+    skipBroken: flags.skipBroken === true,
+    cacheMegabytes: flags.cache,
+    threads: flags.threads ?? getNumThreads(),
+    device: flags.device,
+    transforms: buildTransforms(info.config, flags),
+  };
+}
+
+/** Refuses to go on with a run under other settings; those that do not change the result may differ. */
+export function mustAgree(saved: RunSettings, given: RunSettings, out: string): void {
+  const free = new Set<keyof RunSettings>(['keep', 'saveEvery', 'cacheMegabytes']);
+  const differences = (Object.keys(given) as (keyof RunSettings)[])
+    .filter((key) => !free.has(key) && JSON.stringify(saved[key]) !== JSON.stringify(given[key]))
+    .map((key) => `${key} was ${JSON.stringify(saved[key])}, is ${JSON.stringify(given[key])}`);
+  if (differences.length > 0)
+    throw new UsageError(
+      `the run in ${out} was started with other settings: ${differences.join('; ')}. Leave them out, or start anew in another folder.`,
+    );
+}
