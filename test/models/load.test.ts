@@ -5,7 +5,7 @@ import { fileURLToPath } from 'node:url';
 import { afterAll, describe, expect, test } from 'vitest';
 import { writeSafetensors } from '../../lib/checkpoint/index.js';
 import { createCustomModel, createModel, loadState, loadWeights, resamplePosEmbed } from '../../lib/models/index.js';
-import { randn, type Tensor } from '../../lib/tensor/index.js';
+import { manualSeed, randn, type Tensor, tensor } from '../../lib/tensor/index.js';
 import { randomize } from './tiny.js';
 
 const folder = mkdtempSync(join(tmpdir(), 'torchgraft-load-'));
@@ -120,23 +120,35 @@ describe('vision transformer files', () => {
   });
 });
 
+/**
+ * Logits of the first of four images `torch.manual_seed(0); torch.randn(4, 3, 32, 32)`, computed in PyTorch by the
+ * published network (akamaster/pytorch_resnet_cifar10, commit d5489e8) with its published weights.
+ */
+const published = [
+  {
+    name: 'cifar_resnet20',
+    file: 'cifar10-resnet20-12fca82f.th',
+    logits: [-5.51206, -1.81033, 9.48069, 0.40522, -3.14766, -8.22964, 15.34299, -3.92887, -4.18314, 1.63263],
+  },
+  {
+    name: 'cifar_resnet32',
+    file: 'cifar10-resnet32-d509ac18.th',
+    logits: [0.66057, 1.25493, 4.81748, 1.01235, -0.52885, -4.37704, 4.75987, -4.58565, -3.35976, 0.3665],
+  },
+];
+
 describe('published CIFAR-10 weights', () => {
   const weights = fileURLToPath(new URL('../../../shared/weights/', import.meta.url));
-  test.for([
-    ['cifar_resnet20', 'cifar10-resnet20-12fca82f.th'],
-    ['cifar_resnet32', 'cifar10-resnet32-d509ac18.th'],
-  ] as const)('%s loads strictly', ([name, file], { skip }) => {
-    if (!existsSync(join(weights, file))) skip(`${file} is not among the shared weights`);
-    const model = createModel(name).eval();
-    const report = loadWeights(model, join(weights, file));
-    expect(report.missing).toEqual([]);
-    expect(report.loaded).toBe(model.stateDict().size);
-    expect(
-      model
-        .run(randn([1, 3, 32, 32]))
-        .isfinite()
-        .all()
-        .item(),
-    ).toBe(true);
-  });
+  test.for(published)(
+    '$name loads strictly and computes what it did in PyTorch',
+    ({ name, file, logits }, { skip }) => {
+      if (!existsSync(join(weights, file))) skip(`${file} is not among the shared weights`);
+      const model = createModel(name).eval();
+      const report = loadWeights(model, join(weights, file));
+      expect([report.missing, report.unexpected, report.mismatched]).toEqual([[], [], []]);
+      manualSeed(0);
+      const output = model.run(randn([4, 3, 32, 32])).select(0, 0);
+      expect(output.sub(tensor(logits)).abs().max().item()).toBeLessThan(1e-4);
+    },
+  );
 });

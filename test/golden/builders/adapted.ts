@@ -3,7 +3,8 @@ import type { Adapter, Graft } from '../../../lib/adapters/index.js';
 import { createCustomModel, type Backbone } from '../../../lib/models/index.js';
 import { Context } from '../../../lib/nn/index.js';
 import type { Tensor } from '../../../lib/tensor/index.js';
-import { type Built, Config, entriesOf, type Entry, soleInput } from '../builder.js';
+import type { Config } from '../builder.js';
+import { type Built, entriesOf, type Entry, soleInput } from '../builder.js';
 
 /** How a model's and its adapter's tensors are called in an official checkpoint; null: the format has no such tensor. */
 export interface Naming {
