@@ -296,7 +296,9 @@ export class Trainer {
     if (path !== null) writeSafetensors(path, this.weights());
     else {
       for (const tensor of this.bestInMemory?.values() ?? []) tensor.dispose();
-      this.bestInMemory = new Map(this.weights().map(([name, t]) => [name, noGrad(() => t.detach().clone())]));
+      this.bestInMemory = scope(() =>
+        noGrad(() => new Map(this.weights().map(([name, t]) => [name, t.detach().clone()]))),
+      );
     }
   }
 

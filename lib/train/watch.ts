@@ -1,5 +1,5 @@
 /** Keeps the losses of the last steps as tensors until someone looks, so that no step waits for a number. */
-import { aten, type Tensor } from '../tensor/index.js';
+import { aten, scope, type Tensor } from '../tensor/index.js';
 
 /** What is remembered of one batch. */
 export interface Watched {
@@ -92,8 +92,7 @@ export class LossWatch {
 
 /** The numbers in scalar tensors, in one transfer; frees the tensors. */
 function values(scalars: readonly Tensor[]): number[] {
-  const stacked = aten.stack(scalars);
-  const numbers = stacked.double().tolist() as number[];
-  for (const tensor of [...scalars, stacked]) tensor.dispose();
+  const numbers = scope(() => aten.stack(scalars).double().tolist()) as number[];
+  for (const tensor of scalars) tensor.dispose();
   return numbers;
 }

@@ -82,7 +82,8 @@ describe('a run', () => {
       rss.push(process.memoryUsage.rss());
     };
     await new Trainer({ model, train: data, epochs: 60, onEvent }).fit(); // 960 steps
-    expect(seen.at(-1)).toBe(seen[1]);
+    // Handles that wait for the collector come and go; what leaks would grow by one or more each epoch.
+    expect(seen.at(-1)).toBeLessThan(seen[1]! + 30);
     expect(rss.at(-1)! - rss[20]!).toBeLessThan(20e6);
   });
 
