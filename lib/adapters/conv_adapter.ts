@@ -3,7 +3,20 @@
  * Workshop on Prompting in Vision, arXiv 2208.07463; official code Hhhhhhao/Conv-Adapter, commit 97e1fc8.
  */
 import { z } from 'zod';
-import { BatchNorm2d, type Context, Conv2d, GELU, init, Linear, Module, Parameter, ReLU, type Role, SiLU, type Site } from '../nn/index.js';
+import {
+  BatchNorm2d,
+  type Context,
+  Conv2d,
+  GELU,
+  init,
+  Linear,
+  Module,
+  Parameter,
+  ReLU,
+  type Role,
+  SiLU,
+  type Site,
+} from '../nn/index.js';
 import { aten, ones, randn, type Tensor, zeros } from '../tensor/index.js';
 import { affine, defineMethod, parallel, sequential, type AffineForm, type Rule } from './core/index.js';
 
@@ -143,7 +156,9 @@ export class PaddingPrompt extends Module {
     super();
     const inner = imageSize - 2 * size;
     if (size < 1 || inner < 1) {
-      throw new RangeError(`a border of ${size} leaves nothing of a ${imageSize} pixel image; at most ${Math.floor((imageSize - 1) / 2)}`);
+      throw new RangeError(
+        `a border of ${size} leaves nothing of a ${imageSize} pixel image; at most ${Math.floor((imageSize - 1) / 2)}`,
+      );
     }
     const border = (height: number, width: number): Parameter => new Parameter(randn([1, channels, height, width]));
     this.pad_up = border(size, imageSize);
@@ -242,7 +257,9 @@ export const convAdapter = defineMethod({
     /** What is adapted, and whether in parallel or in sequence. */
     scheme: z.enum(['conv_par', 'conv_seq', 'res_par', 'res_seq']).default('conv_par'),
     /** Which of the official code's methods. */
-    variant: z.enum(['conv_adapt', 'conv_adapt_norm', 'conv_adapt_bias', 'norm', 'bias', 'prompt']).default('conv_adapt'),
+    variant: z
+      .enum(['conv_adapt', 'conv_adapt_norm', 'conv_adapt_bias', 'norm', 'bias', 'prompt'])
+      .default('conv_adapt'),
     /** `official`: as the backbone's own convolutions start; `zero`: the adapted model starts as the backbone. */
     init: z.enum(['official', 'zero', 'default', 'fan_out', 'trunc_normal']).default('official'),
     /** Sets a new, trained BatchNorm after the last stage, as the official ResNet does. */

@@ -12,13 +12,5 @@ export * from './core/index.js';
 export { full } from './full.js';
 export { linearProbe } from './linear_probe.js';
 export { lora, LoraConv, LoraLinear } from './lora.js';
-export {
-  adaptersOf,
-  findMethod,
-  graft,
-  listMethods,
-  loadAdapter,
-  methodInfo,
-  type MethodInfo,
-} from './registry.js';
+export { adaptersOf, findMethod, graft, listMethods, loadAdapter, methodInfo, type MethodInfo } from './registry.js';
 export { ScaleShift, ssf } from './ssf.js';

@@ -27,7 +27,9 @@ export class LoraLinear extends Module implements DeltaForm {
     super();
     if (rank > Math.min(inFeatures, outFeatures)) {
       const largest = Math.min(inFeatures, outFeatures);
-      throw new RangeError(`rank ${rank} exceeds what a ${inFeatures} to ${outFeatures} layer can hold; at most ${largest}`);
+      throw new RangeError(
+        `rank ${rank} exceeds what a ${inFeatures} to ${outFeatures} layer can hold; at most ${largest}`,
+      );
     }
     this.down = new Linear(inFeatures, rank, { bias: false });
     this.up = new Linear(rank, outFeatures, { bias: false });
@@ -150,4 +152,3 @@ export const lora = defineMethod({
   ],
   officialNames: { lora: 'lora' },
 });
-

@@ -19,7 +19,7 @@ import { linearProbe } from './linear_probe.js';
 import { lora } from './lora.js';
 import { ssf } from './ssf.js';
 
-const methods: readonly Method[] = [linearProbe, full, bitfit, lora, ssf, convAdapter] as unknown as readonly Method[];
+const methods: readonly Method[] = [linearProbe, full, bitfit, lora, ssf, convAdapter];
 const byId = new Map(methods.map((method) => [method.id, method]));
 
 /** Ids of all methods. */
@@ -47,7 +47,7 @@ export function findMethod(id: string): Method {
 export function methodInfo(id: string): MethodInfo {
   const { summary, paper, options } = findMethod(id);
   const defaults = options.safeParse({});
-  const values = defaults.success ? (defaults.data as Record<string, unknown>) : {};
+  const values = defaults.success ? defaults.data : {};
   return { id, summary, paper, options: Object.fromEntries(Object.keys(options.shape).map((k) => [k, values[k]])) };
 }
 
@@ -71,7 +71,7 @@ export function graft<S extends z.ZodObject>(
   options: z.input<S> | Record<string, unknown> = {},
   settings: GraftOptions = {},
 ): Adapter {
-  return graftMethod(model, typeof method === 'string' ? findMethod(method) : (method as unknown as Method), options, settings);
+  return graftMethod(model, typeof method === 'string' ? findMethod(method) : method, options, settings);
 }
 
 /**
@@ -80,7 +80,11 @@ export function graft<S extends z.ZodObject>(
  * @param folder path, or what `readAdapterFolder` returned
  * @throws Error when the folder is damaged, or the backbone is another one (see `options.fingerprint`)
  */
-export function loadAdapter(model: Backbone, folder: string | AdapterFolder, options: LoadAdapterOptions = {}): Adapter {
+export function loadAdapter(
+  model: Backbone,
+  folder: string | AdapterFolder,
+  options: LoadAdapterOptions = {},
+): Adapter {
   const read = typeof folder === 'string' ? readAdapterFolder(folder) : folder;
   return graftFolder(model, read, findMethod(read.config.method), options);
 }

@@ -83,8 +83,8 @@ export class Adapter implements Resident {
       if (graft.scale) named.push([`${prefix}.scale`, graft.scale]);
       for (const [leaf, parameter] of graft.form.namedParameters()) named.push([`${prefix}.${leaf}`, parameter]);
     }
-    for (const { name, target, trains } of this.overlays) {
-      if (trains) named.push([`backbone.${name}`, target as Parameter]);
+    for (const overlay of this.overlays) {
+      if (overlay.trains) named.push([`backbone.${overlay.name}`, overlay.target]);
     }
     return named;
   }

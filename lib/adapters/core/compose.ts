@@ -95,9 +95,7 @@ function combine({ site, composition, form, scale }: Part, x: Tensor, y: Tensor,
     case 'parallel':
       return addScaled(y, form.run(x, ctx), composition.scale, scale);
     case 'sequential':
-      return composition.residual
-        ? addScaled(y, form.run(y, ctx), composition.scale, scale)
-        : form.run(y, ctx);
+      return composition.residual ? addScaled(y, form.run(y, ctx), composition.scale, scale) : form.run(y, ctx);
     case 'delta':
       if (isDeltaForm(form) && form.addTo) return form.addTo(y, x, composition.scale, ctx);
       return addScaled(y, form.run(x, ctx), composition.scale, null);

@@ -94,14 +94,14 @@ export function readAdapterFolder(path: string): AdapterFolder {
   let text: string;
   try {
     text = readFileSync(file, 'utf8');
-  } catch {
-    throw new Error(`${path} is no adapter folder: ${CONFIG_FILE} is missing or cannot be read`);
+  } catch (error) {
+    throw new Error(`${path} is no adapter folder: ${CONFIG_FILE} is missing or cannot be read`, { cause: error });
   }
   let json: unknown;
   try {
     json = JSON.parse(text);
   } catch (error) {
-    throw new Error(`${file} is not JSON: ${(error as Error).message}`);
+    throw new Error(`${file} is not JSON: ${(error as Error).message}`, { cause: error });
   }
   const parsed = config.safeParse(json);
   if (!parsed.success) {

@@ -12,7 +12,7 @@ import { misfit, replace, scaleParameter, type Composition } from './compose.js'
 import type { Graft } from './grafts.js';
 import { Head } from './head.js';
 import { AdapterHost, type Overlay } from './host.js';
-import type { Method, Rule } from './method.js';
+import type { BackboneParameter, Method, Rule } from './method.js';
 import { nothingMatched, selectSites } from './select.js';
 import { warn } from './warn.js';
 
@@ -114,7 +114,8 @@ function build(method: string, rule: Rule, site: Site): Graft {
   try {
     form = rule.form(site);
   } catch (error) {
-    if (error instanceof RangeError) throw new RangeError(`${method} at ${site.path}: ${error.message}`);
+    if (error instanceof RangeError)
+      throw new RangeError(`${method} at ${site.path}: ${error.message}`, { cause: error });
     throw error;
   }
   const problem = misfit(rule.compose, form, site);
@@ -140,7 +141,7 @@ function buildHead(method: string, sites: readonly Site[], model: string, option
 /** The adapter's own copies of backbone parameters that it trains and of running statistics that training may move. */
 function makeOverlays(
   model: Backbone,
-  trains: ((parameter: { name: string; parameter: Overlay['target']; module: Module }) => boolean) | undefined,
+  trains: ((parameter: BackboneParameter) => boolean) | undefined,
   head: HeadChoice,
 ): Overlay[] {
   const overlays: Overlay[] = [];

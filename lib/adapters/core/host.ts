@@ -2,19 +2,17 @@
  * What adapters share on one model: which are there, which are active, and the backbone's own values of tensors that
  * adapters overlay. All changes of a model's adapters go through its host, so that the model can always be put back.
  */
-import { type Buffer, Module, type Parameter } from '../../nn/index.js';
+import type { Buffer, Module, Parameter } from '../../nn/index.js';
 import { keep, type Tensor } from '../../tensor/index.js';
 import { Grafts, type Graft } from './grafts.js';
 
-/** A backbone tensor of which an adapter has its own value: a trained norm or bias, moved running statistics. */
-export interface Overlay {
+/** A backbone tensor of which an adapter has its own value: a trained norm or bias, or running statistics that may move. */
+export type Overlay = {
   /** As in the backbone's state dict. */
   readonly name: string;
-  readonly target: Parameter | Buffer;
-  readonly trains: boolean;
   /** The adapter's value while it is not active; while it is, the target holds it. */
   value: Tensor;
-}
+} & ({ readonly trains: true; readonly target: Parameter } | { readonly trains: false; readonly target: Buffer });
 
 /** What the host knows of an adapter. */
 export interface Resident {
@@ -23,7 +21,7 @@ export interface Resident {
   readonly overlays: readonly Overlay[];
 }
 
-const hosts = new WeakMap<Module, AdapterHost<Resident>>();
+const hosts = new WeakMap<Module, AdapterHost>();
 
 /** The adapters of one model. */
 export class AdapterHost<A extends Resident = Resident> {
@@ -39,7 +37,7 @@ export class AdapterHost<A extends Resident = Resident> {
   /** The host of a model, made at the first call. */
   static of<A extends Resident>(model: Module): AdapterHost<A> {
     let host = hosts.get(model);
-    if (!host) hosts.set(model, (host = new AdapterHost<Resident>(model)));
+    if (!host) hosts.set(model, (host = new AdapterHost(model)));
     return host as unknown as AdapterHost<A>;
   }
 
@@ -59,9 +57,10 @@ export class AdapterHost<A extends Resident = Resident> {
     }
     this.#adapters.set(adapter.name, adapter);
     for (const graft of adapter.grafts) {
-      const module = graft.site.module;
-      if (!(module.grafts instanceof Grafts)) module.grafts = new Grafts();
-      (module.grafts as Grafts).add(graft);
+      const { module } = graft.site;
+      const beside = module.grafts instanceof Grafts ? module.grafts : new Grafts();
+      beside.add(graft);
+      module.grafts = beside;
     }
   }
 

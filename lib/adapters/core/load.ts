@@ -45,6 +45,7 @@ function checkFingerprint(model: Backbone, folder: AdapterFolder, mode: 'error' 
       ? `its weights are not those of this ${model.name} (another checkpoint, or none was loaded)`
       : `it was trained beside ${backbone.name}, and this is ${model.name}`;
   const message = `the adapter in ${folder.path} belongs to another backbone: ${reason}`;
-  if (mode === 'error') throw new Error(`${message}. Load the weights it was trained with, or pass fingerprint: 'warn'.`);
+  if (mode === 'error')
+    throw new Error(`${message}. Load the weights it was trained with, or pass fingerprint: 'warn'.`);
   warn('OTHER_BACKBONE', message);
 }

@@ -63,4 +63,3 @@ export function summarize(adapter: Adapter): AdapterSummary {
     sites: sites.filter(({ parameters }) => parameters > 0),
   };
 }
-
