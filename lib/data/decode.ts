@@ -1,5 +1,5 @@
 /** Image files to pixels, with sharp (libvips): decoded in its thread pool, off the JavaScript thread. */
-import { closeSync, openSync, readSync } from 'node:fs';
+import { closeSync, openSync, readSync, statSync } from 'node:fs';
 import sharp from 'sharp';
 import type { Image } from './image.js';
 
@@ -101,7 +101,9 @@ function explain(error: unknown, source: string | Uint8Array): string {
   if (message.startsWith('Input file is missing')) return 'no such file';
   if (message.includes('empty')) return 'it is empty (0 bytes)';
   if (message.includes('unsupported image format')) {
-    if (typeof source === 'string' && readAt(source, 0, 1).length === 0) return 'it is empty (0 bytes)';
+    const file = typeof source === 'string' ? statSync(source, { throwIfNoEntry: false }) : undefined;
+    if (file?.isDirectory()) return 'it is a folder';
+    if (file?.size === 0) return 'it is empty (0 bytes)';
     return 'it is not an image, or of a kind that is not supported (JPEG, PNG, WebP, GIF, TIFF, AVIF are)';
   }
   return message;
@@ -149,13 +151,4 @@ function fileReader(path: string): { at(position: number, length: number): Uint8
       closeSync(file);
     },
   };
-}
-
-function readAt(path: string, position: number, length: number): Uint8Array {
-  const reader = fileReader(path);
-  try {
-    return reader.at(position, length);
-  } finally {
-    reader.close();
-  }
 }

@@ -82,7 +82,8 @@ export class DataLoader {
   readonly #cache = new Map<number, Image>();
   readonly #skipped = new Map<number, SkippedImage>();
   #cachedBytes = 0;
-  #bytesPerImage = 2 ** 20;
+  // A careful start; small images bring it down within a batch.
+  #bytesPerImage = 2 ** 24;
 
   constructor(options: DataLoaderOptions) {
     const { dataset, batchSize, transform = [], dropLast = false, ...rest } = options;
