@@ -14,9 +14,9 @@ const SIDE = 32;
 const SOURCE: ShapesTask = 'shape';
 const TARGET: ShapesTask = 'rotation';
 const BATCH = 64;
-/** Images of the new task: few, as when one adapts. Seeds of the data keep the parts apart. */
-const TRAIN_IMAGES = 1000;
 const HELD_OUT_IMAGES = 400;
+const PRETRAINING_EPOCHS = 6;
+/** Seeds of the data keep the parts apart. */
 const SEEDS = { train: 0, val: 1 } as const;
 
 interface MethodChoice {
@@ -35,12 +35,14 @@ const METHODS: readonly MethodChoice[] = [
 ];
 /** The method whose adapter folder is written. */
 const SHOWN = 'conv_adapter';
-const EPOCHS = { pretrain: 6, adapt: 8 } as const;
 
 export interface ComparisonOptions {
   readonly out: string;
   /** Images to pretrain on. */
   readonly images: number;
+  /** Images of the new task, and epochs on them. */
+  readonly targetImages: number;
+  readonly epochs: number;
   readonly seed: number;
   readonly signal: AbortSignal;
   readonly listener: (label: string) => TrainListener;
@@ -80,8 +82,8 @@ export async function compareMethods(o: ComparisonOptions): Promise<Comparison |
   const pretrained = await pretrain(backbone, o);
   if (pretrained === null) return null;
 
-  o.note(`Adapting it to ${TRAIN_IMAGES} images of another task: which ${TARGET}?`);
-  const data = { train: shapes(TARGET, TRAIN_IMAGES, 'train'), val: shapes(TARGET, HELD_OUT_IMAGES, 'val') };
+  o.note(`Adapting it to ${o.targetImages} images of another task: which ${TARGET}?`);
+  const data = { train: shapes(TARGET, o.targetImages, 'train'), val: shapes(TARGET, HELD_OUT_IMAGES, 'val') };
   const adapter = join(o.out, 'adapter');
   const outcomes: Outcome[] = [];
   for (const choice of METHODS) {
@@ -128,7 +130,7 @@ async function pretrain(path: string, o: ComparisonOptions): Promise<Comparison[
   const fit = await new Trainer({
     model,
     ...loaders(model, data, o.seed),
-    epochs: EPOCHS.pretrain,
+    epochs: PRETRAINING_EPOCHS,
     optimizer: { kind: 'adamw', lr: 4e-3 },
     schedule: { kind: 'cosine', warmupEpochs: 0.5 },
     bnStats: 'update',
@@ -158,7 +160,7 @@ async function adapt(
     adapter,
     train,
     val,
-    epochs: EPOCHS.adapt,
+    epochs: o.epochs,
     optimizer: { kind: 'adamw', lr },
     schedule: { kind: 'cosine', warmupEpochs: 1 },
     bnStats: adapter.bnStats,
@@ -189,11 +191,11 @@ async function reportOf(
     title: `${MODEL}: from ${SOURCE} to ${TARGET}`,
     summary:
       `A ${MODEL} was pretrained to tell the ${SOURCE} on ${o.images} procedural images (${(100 * pretrained.accuracy).toFixed(1)} % right ` +
-      `on new ones, ${pretrained.seconds.toFixed(0)} s), then adapted to tell the ${TARGET} from ${TRAIN_IMAGES} images with each method. ` +
+      `on new ones, ${pretrained.seconds.toFixed(0)} s), then adapted to tell the ${TARGET} from ${o.targetImages} images with each method. ` +
       `Accuracy is on ${HELD_OUT_IMAGES} images that were never trained on.`,
     runs: outcomes.map(({ row, total, fit }) => ({ name: row.method, total, history: fit.history, ...row })),
     confusion: { of: SHOWN, classNames: val.classNames, matrix: shown.evaluation.confusion },
     samples: await samplePredictions(shown.evaluation, val, val.classNames),
-    settings: { seed: o.seed, batch: BATCH, 'pretraining epochs': EPOCHS.pretrain, 'adaptation epochs': EPOCHS.adapt },
+    settings: { seed: o.seed, batch: BATCH, 'pretraining epochs': PRETRAINING_EPOCHS, 'adaptation epochs': o.epochs },
   });
 }

@@ -19,6 +19,7 @@ interface EvaluateFlags extends ComputeOptions {
 
 export function evaluateCommand(): Command {
   const command = new Command('evaluate')
+    .summary('accuracy, per class, confusion matrix')
     .description(
       'Score an adapter folder, or a merged checkpoint, on labeled images: accuracy, per class, confusion matrix.',
     )

@@ -13,6 +13,7 @@ interface InspectFlags {
 
 export function inspectCommand(): Command {
   return new Command('inspect')
+    .summary('count trainable and total parameters')
     .description('Count trainable and total parameters of a backbone with a method, without loading weights.')
     .argument('<model>', "a backbone, see 'torchgraft models'")
     .argument('<method>', "a method, see 'torchgraft methods'")

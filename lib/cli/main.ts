@@ -58,7 +58,7 @@ A first session:
 /** Runs the command line; returns the exit code. */
 export async function main(argv: readonly string[]): Promise<number> {
   try {
-    await buildProgram().parseAsync([...argv]);
+    await buildProgram().parseAsync(argv.filter((word) => word !== '--debug'));
     return typeof process.exitCode === 'number' ? process.exitCode : 0;
   } catch (error) {
     // Commander has printed its own message, or the help that was asked for.
@@ -66,7 +66,7 @@ export async function main(argv: readonly string[]): Promise<number> {
     const isDebug = argv.includes('--debug');
     const text = error instanceof Error ? (isDebug && error.stack) || error.message : String(error);
     process.stderr.write(`torchgraft: ${text}\n`);
-    if (!isDebug && !(error instanceof UsageError)) process.stderr.write('(--debug before the command shows where)\n');
+    if (!isDebug && !(error instanceof UsageError)) process.stderr.write('(--debug shows where)\n');
     return error instanceof UsageError ? USAGE : FAILURE;
   }
 }

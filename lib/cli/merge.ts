@@ -14,6 +14,7 @@ interface MergeFlags extends ComputeOptions {
 
 export function mergeCommand(): Command {
   const command = new Command('merge')
+    .summary('adapter folder and backbone to one checkpoint')
     .description(
       "Fold an adapter into its backbone's weights and write one safetensors checkpoint, which 'evaluate' and 'predict' read " +
         'without --weights. Only methods that change weights linearly can be merged exactly; the others are refused.',

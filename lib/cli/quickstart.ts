@@ -6,6 +6,8 @@ import { count, note, printResult, table } from './output.js';
 interface QuickstartFlags {
   readonly out: string;
   readonly images: number;
+  readonly targetImages: number;
+  readonly epochs: number;
   readonly seed: number;
   readonly threads?: number;
   readonly json?: boolean;
@@ -13,6 +15,7 @@ interface QuickstartFlags {
 
 export function quickstartCommand(): Command {
   return new Command('quickstart')
+    .summary('compare six methods on procedural images: no download, under 5 minutes')
     .description(
       'See the point in a few minutes, without any download: pretrains a small ResNet on the shapes of procedural images, ' +
         'adapts it to another task with six methods, prints how they compare, and writes an adapter folder and a report.',
@@ -23,6 +26,8 @@ export function quickstartCommand(): Command {
         .argParser(integer(64))
         .default(6000),
     )
+    .addOption(new Option('--target-images <n>', 'images of the new task').argParser(integer(16)).default(1000))
+    .addOption(new Option('--epochs <n>', 'epochs of adaptation').argParser(integer(1)).default(8))
     .addOption(new Option('--seed <n>').argParser(integer(0)).default(0))
     .addOption(new Option('--threads <n>', 'CPU threads (default: all cores)').argParser(integer(1)))
     .option('--json', 'print the comparison as JSON')
@@ -39,6 +44,8 @@ export function quickstartCommand(): Command {
       const result = await compareMethods({
         out: flags.out,
         images: flags.images,
+        targetImages: flags.targetImages,
+        epochs: flags.epochs,
         seed: flags.seed,
         signal: interrupt.signal,
         listener: (label) => progress({ label }),

@@ -46,6 +46,8 @@ export class Head extends Module {
   }
 
   #warnIfUntrained(): void {
+    // A pass that records gradients in training mode is training; LibTorch's fused optimizers leave versions alone.
+    if (this.training && isGradEnabled()) this.markTrained();
     if (this.#warned || this.training || isGradEnabled()) return;
     if (version(this.linear.weight) !== this.#startVersion) return;
     this.#warned = true;
