@@ -89,21 +89,24 @@ describe.each(tinyModels)('$name', (tiny) => {
     expect(() => b.loadStateDict(a.stateDict().set('extra', randn([1])))).toThrow(/unexpected/);
   });
 
-  test('gives the same output and gradients with activation checkpointing', () => {
-    const grads = [false, true].map((enabled) => {
+  // Not bit for bit: the first of the two passes records no graph, where fused operators may take another way.
+  test('gives the same output and gradients with activation checkpointing, up to rounding', () => {
+    const run = (enabled: boolean): Map<string, Tensor | null> => {
       manualSeed(7);
       const model = randomize(tiny.make()).eval().setCheckpointing(enabled);
       const x = image(tiny).requiresGrad_();
       const y = model.run(x);
       y.square().sum().backward();
-      return { y, x: x.grad, parameters: model.namedParameters() };
-    });
-    const [plain, again] = grads as [(typeof grads)[0], (typeof grads)[0]];
-    expect(again.y.equal(plain.y)).toBe(true);
-    expect(again.x?.equal(plain.x as Tensor)).toBe(true);
-    plain.parameters.forEach(([name, parameter], i) => {
-      expect([name, again.parameters[i]?.[1].grad?.equal(parameter.grad as Tensor)]).toEqual([name, true]);
-    });
+      const grads = model.namedParameters().map(([name, { grad }]): [string, Tensor | null] => [name, grad]);
+      return new Map([...grads, ['output', y], ['input gradient', x.grad]]);
+    };
+    const again = run(true);
+    for (const [name, expected] of run(false)) {
+      const [a, b] = [again.get(name), expected];
+      if (!a || !b) throw new Error(`${name} has no gradient`);
+      const difference = Number(a.sub(b).norm().item()) / Math.max(1e-3, Number(b.norm().item()));
+      expect([name, difference < 1e-5]).toEqual([name, true]);
+    }
   });
 
   test('gives maps at its feature levels', () => {
