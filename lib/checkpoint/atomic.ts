@@ -83,10 +83,10 @@ function flushFolder(folder: string): void {
   }
 }
 
-const CHUNK_BYTES = 64 * 1024 * 1024;
+const CHUNK_BYTES = 16 * 1024 * 1024;
 
 /**
- * Hands the little-endian bytes of a tensor to `visit`, in C order, at most 64 MB at a time so that a big tensor does
+ * Hands the little-endian bytes of a tensor to `visit`, in C order, at most 16 MB at a time so that a big tensor does
  * not stand in memory twice.
  */
 export function visitBytes(tensor: Tensor, visit: (bytes: Uint8Array) => void): void {

@@ -89,10 +89,7 @@ function recognizeArchive(file: ByteRegion): CheckpointFormat {
 /** Protocol 2 and up begin with a mark of their own; before that, only the magic number of torch.save is recognized. */
 function looksLikePickle(file: ByteRegion): boolean {
   const start = Buffer.from(file.bytes(0, Math.min(file.size, 24))).toString('latin1');
-  return (
-    start.charCodeAt(0) === 0x80 ||
-    start.startsWith('L119547037146038801333356L')
-  );
+  return start.charCodeAt(0) === 0x80 || start.startsWith('L119547037146038801333356L');
 }
 
 const SIGNS: readonly (readonly [RegExp, string])[] = [

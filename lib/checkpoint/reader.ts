@@ -31,35 +31,42 @@ export class ByteReader {
   }
 
   u8(): number {
-    return this.#view.getUint8(this.#take(1));
+    const at = this.#take(1);
+    return this.#view.getUint8(at);
   }
 
   u16(): number {
-    return this.#view.getUint16(this.#take(2), true);
+    const at = this.#take(2);
+    return this.#view.getUint16(at, true);
   }
 
   i32(): number {
-    return this.#view.getInt32(this.#take(4), true);
+    const at = this.#take(4);
+    return this.#view.getInt32(at, true);
   }
 
   u32(): number {
-    return this.#view.getUint32(this.#take(4), true);
+    const at = this.#take(4);
+    return this.#view.getUint32(at, true);
   }
 
   i64(): bigint {
-    return this.#view.getBigInt64(this.#take(8), true);
+    const at = this.#take(8);
+    return this.#view.getBigInt64(at, true);
   }
 
   /** An unsigned 64-bit length; one beyond what is left is a CheckpointError before anything is allocated. */
   length64(): number {
-    const length = this.#view.getBigUint64(this.#take(8), true);
+    const at = this.#take(8);
+    const length = this.#view.getBigUint64(at, true);
     if (length > BigInt(this.remaining)) throw this.#truncated(String(length));
     return Number(length);
   }
 
   /** Big-endian, as pickles write floats. */
   f64be(): number {
-    return this.#view.getFloat64(this.#take(8), false);
+    const at = this.#take(8);
+    return this.#view.getFloat64(at, false);
   }
 
   /** A copy of the next `length` bytes. */
@@ -92,7 +99,7 @@ export class ByteReader {
     }
   }
 
-  /** Makes `count` bytes available in the window, steps over them and returns where they start in it. */
+  /** Makes `count` bytes available in the window (which may exchange `#view`: call this first), steps over them and returns where they start in it. */
   #take(count: number): number {
     const at = this.#position - this.#windowStart;
     if (at + count <= this.#window.length) {
