@@ -67,7 +67,7 @@ async function runEvaluate(target: string, flags: EvaluateFlags): Promise<void> 
   const result = await evaluate(model, loader);
   if (loader.skipped.length > 0)
     note(`left out ${loader.skipped.length} broken images: ${loader.skipped.map((s) => s.path).join(', ')}`);
-  const perClass = classScores(result, classNames);
+  const perClass = await classScores(result, classNames);
   const { accuracy, loss, samples, correct, confusion } = result;
   const data = {
     target,
@@ -91,13 +91,13 @@ interface ClassScore {
 }
 
 /** Recall and precision of each class; null where there is nothing to divide by. */
-function classScores({ confusion }: Evaluation, classNames: readonly string[]): ClassScore[] {
-  const ratio = (part: number, whole: number): number | null => (whole === 0 ? null : part / whole);
+async function classScores({ confusion }: Evaluation, classNames: readonly string[]): Promise<ClassScore[]> {
+  const { perClassAccuracy } = await import('../metrics/index.js');
+  const recall = perClassAccuracy(confusion);
+  const precision = perClassAccuracy(confusion.map((_, p) => confusion.map((row) => row[p]!)));
   return classNames.map((name, c) => {
     const samples = confusion[c]!.reduce((a, b) => a + b, 0);
-    const predicted = confusion.reduce((sum, row) => sum + row[c]!, 0);
-    const right = confusion[c]![c]!;
-    return { name, samples, recall: ratio(right, samples), precision: ratio(right, predicted) };
+    return { name, samples, recall: recall[c] ?? null, precision: precision[c] ?? null };
   });
 }
 

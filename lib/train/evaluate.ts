@@ -1,5 +1,6 @@
 /** Scoring a classifier on a data set. */
 import { setImmediate as breathe } from 'node:timers/promises';
+import { confusionMatrix } from '../metrics/index.js';
 import type { Module } from '../nn/index.js';
 import { Context, functional as F } from '../nn/index.js';
 import { autocast, noGrad, scope, type DType, type Tensor } from '../tensor/index.js';
@@ -75,7 +76,13 @@ export async function evaluate(model: Module, data: BatchSource, o: EvaluateOpti
     await breathe();
   }
   if (predictions.length === 0) throw new RangeError('nothing to evaluate: the data source gave no batch');
-  const confusion = confusionMatrix(predictions, classes);
+  // A label may exceed what the model can say when the data has more classes; it then gets a row of its own.
+  const size = predictions.reduce((most, p) => Math.max(most, p.label + 1), classes);
+  const confusion = confusionMatrix(
+    predictions.map((p) => p.predicted),
+    predictions.map((p) => p.label),
+    size,
+  );
   const correct = confusion.reduce((sum, row, i) => sum + row[i]!, 0);
   const samples = predictions.length;
   return { loss: lossSum / samples, accuracy: correct / samples, samples, correct, confusion, predictions };
@@ -83,10 +90,3 @@ export async function evaluate(model: Module, data: BatchSource, o: EvaluateOpti
 
 /** Class numbers from class numbers or from soft targets. */
 export const hardLabels = (labels: Tensor): Tensor => (labels.ndim === 2 ? labels.argmax(1) : labels);
-
-function confusionMatrix(predictions: readonly Prediction[], classes: number): number[][] {
-  const size = predictions.reduce((most, p) => Math.max(most, p.label + 1), classes);
-  const matrix = Array.from({ length: size }, () => new Array<number>(size).fill(0));
-  for (const p of predictions) matrix[p.label]![p.predicted]! += 1;
-  return matrix;
-}
