@@ -7,6 +7,7 @@ import {
   BatchNorm2d,
   type Context,
   Conv2d,
+  functional,
   GELU,
   init,
   Linear,
@@ -70,7 +71,10 @@ export class ConvAdapter extends Module {
   }
 
   forward(u: Tensor, ctx: Context): Tensor {
-    return this.conv2.run(this.act.run(this.conv1.run(u, ctx), ctx), ctx).mul(this.se);
+    // se goes into the 1x1 convolution: the same numbers without a product, and a saved map, of full size.
+    const { weight, bias } = this.conv2;
+    const hidden = this.act.run(this.conv1.run(u, ctx), ctx);
+    return functional.conv2d(hidden, weight.mul(this.se.view([-1, 1, 1, 1])), bias?.mul(this.se.flatten()) ?? null);
   }
 }
 

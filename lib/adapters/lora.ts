@@ -3,7 +3,7 @@
  * convolutions A is a convolution of the layer's own geometry into r channels and B a 1x1 convolution.
  */
 import { z } from 'zod';
-import { type Context, Conv2d, Dropout, init, Linear, Module, type Site } from '../nn/index.js';
+import { type Context, Conv2d, Dropout, init, Linear, loraLinear, Module, type Site } from '../nn/index.js';
 import { aten, type Tensor } from '../tensor/index.js';
 import { defineMethod, delta, type DeltaForm, type SiteQuery } from './core/index.js';
 
@@ -50,6 +50,12 @@ export class LoraLinear extends Module implements DeltaForm {
 
   delta(): Tensor {
     return this.up.weight.mm(this.down.weight);
+  }
+
+  applyWith(layer: Module, x: Tensor, scale: number): Tensor | null {
+    const drops = this.drop.p > 0 && this.drop.training;
+    if (drops || !(layer instanceof Linear)) return null;
+    return loraLinear(x, layer.weight, this.down.weight, this.up.weight, { scale, bias: layer.bias });
   }
 
   /** One pass over the layer's output: the product with B accumulates into it. */

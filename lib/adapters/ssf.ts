@@ -1,5 +1,5 @@
 import { z } from 'zod';
-import { init, Module, Parameter, type Site } from '../nn/index.js';
+import { init, Module, Parameter, scaleShift, type Site } from '../nn/index.js';
 import { empty, type Tensor } from '../tensor/index.js';
 import { affine, defineMethod, type AffineForm } from './core/index.js';
 
@@ -22,7 +22,7 @@ export class ScaleShift extends Module implements AffineForm {
 
   /** On features with channels last; the engine spreads the vectors over maps. */
   forward(x: Tensor): Tensor {
-    return x.mul(this.scale).add(this.shift);
+    return scaleShift(x, this.scale, this.shift);
   }
 }
 

@@ -6,6 +6,7 @@ import {
   BatchNorm2d,
   type Context,
   Conv2d,
+  convNormAct,
   DropPath,
   Identity,
   Linear,
@@ -60,12 +61,6 @@ export function classifierSite(inFeatures: number, numClasses: number): Linear |
   });
 }
 
-/** ReLU(norm(x)), or ReLU(norm(x) + residual): the one place where a norm meets its activation. */
-export function normAct(norm: Module, x: Tensor, ctx: Context, residual?: Tensor): Tensor {
-  const y = norm.run(x, ctx);
-  return residual ? y.add(residual).relu() : y.relu();
-}
-
 /** A map [B, C, H, W] to a vector [B, C] by its mean, its maximum, or half of each. */
 export function poolMap(x: Tensor, pool: 'avg' | 'max' | 'avgmax'): Tensor {
   if (pool === 'avg') return x.mean([2, 3]);
@@ -114,18 +109,19 @@ export abstract class ResidualBlock extends Module {
   abstract readonly residual: Span;
   abstract readonly downsample: Module | null;
   abstract readonly drop_path: DropPath | null;
-  /** The norm that ends the branch. */
+  /** The convolution and the norm that end the branch. */
+  abstract readonly lastConv: Conv2d;
   abstract readonly lastNorm: BatchNorm2d;
   /** The stretches of the branch that contain its last norm. */
   protected abstract readonly outerSpans: readonly Span[];
 
-  /** The branch up to its last norm, which is left out. */
+  /** The branch up to its last convolution, which is left out. */
   protected abstract trunk(x: Tensor, ctx: Context): Tensor;
 
   forward(x: Tensor, ctx: Context): Tensor {
     const skip = this.downsample ? this.downsample.run(x, ctx) : x;
     if (this.drop_path === null && this.outerSpans.every((span) => span.grafts === undefined)) {
-      return normAct(this.lastNorm, this.trunk(x, ctx), ctx, skip);
+      return convNormAct(this.lastConv, this.lastNorm, this.trunk(x, ctx), ctx, { residual: skip });
     }
     const branch = this.residual.run(x, ctx);
     return (this.drop_path ? this.drop_path.run(branch, ctx) : branch).add(skip).relu();
@@ -172,12 +168,12 @@ export class BasicBlock extends ResidualBlock {
 
     const ends = { in: inChannels, out: planes, layout: 'map' } as const;
     const convolution = { kernel: 3, stride, padding: 1, groups: 1, activation: 'relu' } as const;
-    this.spatial1 = site(new Span((x, ctx) => normAct(this.bn1, this.conv1.run(x, ctx), ctx)), {
+    this.spatial1 = site(new Span((x, ctx) => convNormAct(this.conv1, this.bn1, x, ctx)), {
       role: 'spatial',
       ...ends,
       ...convolution,
     });
-    this.spatial2 = site(new Span((u, ctx) => this.bn2.run(this.conv2.run(u, ctx), ctx)), {
+    this.spatial2 = site(new Span((u, ctx) => convNormAct(this.conv2, this.bn2, u, ctx, { act: 'none' })), {
       role: 'spatial',
       ...ends,
       in: planes,
@@ -192,6 +188,10 @@ export class BasicBlock extends ResidualBlock {
     site(this, { role: 'block', ...ends, stride, stage, depth });
   }
 
+  get lastConv(): Conv2d {
+    return this.conv2;
+  }
+
   get lastNorm(): BatchNorm2d {
     return this.bn2;
   }
@@ -201,6 +201,6 @@ export class BasicBlock extends ResidualBlock {
   }
 
   protected trunk(x: Tensor, ctx: Context): Tensor {
-    return this.conv2.run(this.spatial1.run(x, ctx), ctx);
+    return this.spatial1.run(x, ctx);
   }
 }

@@ -4,7 +4,18 @@
  * `module.` prefix.
  */
 import { z } from 'zod';
-import { type BatchNorm2d, Context, Conv2d, type Identity, init, Linear, Module, site, Span } from '../nn/index.js';
+import {
+  type BatchNorm2d,
+  Context,
+  Conv2d,
+  convNormAct,
+  type Identity,
+  init,
+  Linear,
+  Module,
+  site,
+  Span,
+} from '../nn/index.js';
 import { aten, type Tensor } from '../tensor/index.js';
 import { Backbone, type FeatureLevel, type Preprocessing } from './backbone.js';
 import {
@@ -15,7 +26,6 @@ import {
   convSite,
   dropPathRateAt,
   identitySite,
-  normAct,
   poolMap,
 } from './blocks.js';
 import { type Family, imageSize, preprocessing } from './family.js';
@@ -95,7 +105,7 @@ export class CifarResNet extends Backbone {
     this.input = identitySite('input', o.inChans, 'map');
     this.conv1 = convSite(o.inChans, c1, { kernelSize: 3, padding: 1 });
     this.bn1 = batchNormSite(c1, { eps: o.bnEps, momentum: o.bnMomentum });
-    const span = new Span((x, ctx) => normAct(this.bn1, this.conv1.run(x, ctx), ctx));
+    const span = new Span((x, ctx) => convNormAct(this.conv1, this.bn1, x, ctx));
     this.stem = site(span, { role: 'stem', in: o.inChans, out: c1, layout: 'map', stride: 1 });
     this.layer1 = stageOf(o, 0, c1, c1, 1);
     this.layer2 = stageOf(o, 1, c1, c2, 2);

@@ -1,6 +1,5 @@
 export { Backbone } from './backbone.js';
 export type { FeatureLevel, Preprocessing } from './backbone.js';
-export { normAct } from './blocks.js';
 export { CifarResNet } from './cifar_resnet.js';
 export type { CifarResNetOptions } from './cifar_resnet.js';
 export type { Family } from './family.js';

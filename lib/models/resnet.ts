@@ -10,6 +10,7 @@ import {
   type BatchNorm2d,
   Context,
   Conv2d,
+  convNormAct,
   DropPath,
   Dropout,
   Identity,
@@ -33,7 +34,6 @@ import {
   convSite,
   dropPathRateAt,
   identitySite,
-  normAct,
   type NormOptions,
   poolMap,
   ResidualBlock,
@@ -93,22 +93,29 @@ export class Bottleneck extends ResidualBlock {
     this.drop_path = dropPath > 0 ? new DropPath(dropPath) : null;
 
     const convolution = { layout: 'map', kernel: 3, stride, padding: 1, activation: 'relu' } as const;
-    this.spatial = site(new Span((u, ctx) => normAct(this.bn2, this.conv2.run(u, ctx), ctx)), {
+    this.spatial = site(new Span((u, ctx) => convNormAct(this.conv2, this.bn2, u, ctx)), {
       role: 'spatial',
       in: width,
       out: width,
       groups: cardinality,
       ...convolution,
     });
-    this.residual = site(new Span((x, ctx) => this.bn3.run(this.trunk(x, ctx), ctx)), {
-      role: 'residual',
-      in: inChannels,
-      out: outChannels,
-      groups: 1,
-      ...convolution,
-    });
+    this.residual = site(
+      new Span((x, ctx) => convNormAct(this.conv3, this.bn3, this.trunk(x, ctx), ctx, { act: 'none' })),
+      {
+        role: 'residual',
+        in: inChannels,
+        out: outChannels,
+        groups: 1,
+        ...convolution,
+      },
+    );
     this.outerSpans = [this.residual];
     site(this, { role: 'block', in: inChannels, out: outChannels, layout: 'map', stride, stage, depth });
+  }
+
+  get lastConv(): Conv2d {
+    return this.conv3;
   }
 
   get lastNorm(): BatchNorm2d {
@@ -116,8 +123,7 @@ export class Bottleneck extends ResidualBlock {
   }
 
   protected trunk(x: Tensor, ctx: Context): Tensor {
-    const u = normAct(this.bn1, this.conv1.run(x, ctx), ctx);
-    return this.conv3.run(this.spatial.run(u, ctx), ctx);
+    return this.spatial.run(convNormAct(this.conv1, this.bn1, x, ctx), ctx);
   }
 }
 
@@ -200,7 +206,7 @@ export class ResNet extends Backbone {
     this.conv1 = stemConv(o, norm);
     this.bn1 = batchNormSite(stemOut, norm);
     this.maxpool = new MaxPool2d({ kernelSize: 3, stride: 2, padding: 1 });
-    this.stem = site(new Span((x, ctx) => this.maxpool.run(normAct(this.bn1, this.conv1.run(x, ctx), ctx), ctx)), {
+    this.stem = site(new Span((x, ctx) => this.maxpool.run(convNormAct(this.conv1, this.bn1, x, ctx), ctx)), {
       role: 'stem',
       in: o.inChans,
       out: stemOut,
@@ -269,6 +275,15 @@ function stemConv(o: ResNetOptions, norm: NormOptions): Conv2d | Sequential {
   );
 }
 
+/** The skip of a block that changes the shape: [pool,] 1x1 convolution, norm. */
+class Projection extends Sequential {
+  override forward(x: Tensor, ctx: Context): Tensor {
+    const [conv, norm] = [...this].slice(-2) as [Module, Module];
+    const input = this.length > 2 ? [...this].slice(0, -2).reduce((y, module) => module.run(y, ctx), x) : x;
+    return convNormAct(conv, norm, input, ctx, { act: 'none' });
+  }
+}
+
 /** The module on the skip of a stage's first block, or null when input and output already agree. */
 function skip(
   inChannels: number,
@@ -279,10 +294,10 @@ function skip(
 ): Module | null {
   if (stride === 1 && inChannels === outChannels) return null;
   const bn = batchNormSite(outChannels, norm);
-  if (!avgDown) return new Sequential(convSite(inChannels, outChannels, { kernelSize: 1, stride }), bn);
+  if (!avgDown) return new Projection(convSite(inChannels, outChannels, { kernelSize: 1, stride }), bn);
   const pool =
     stride === 1 ? new Identity() : new AvgPool2d({ kernelSize: 2, stride: 2, ceilMode: true, countIncludePad: false });
-  return new Sequential(pool, convSite(inChannels, outChannels, { kernelSize: 1 }), bn);
+  return new Projection(pool, convSite(inChannels, outChannels, { kernelSize: 1 }), bn);
 }
 
 function buildStages(o: ResNetOptions, stemOut: number, norm: NormOptions) {

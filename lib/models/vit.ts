@@ -131,7 +131,9 @@ export class Attention extends Module {
     const headDim = dim / this.numHeads;
     const qkv = this.qkv.run(x, ctx).reshape([batch, length, 3, this.numHeads, headDim]).permute([2, 0, 3, 1, 4]);
     const dropout = this.training ? this.attnDrop : 0;
-    const mixed = aten.scaledDotProductAttention(qkv.select(0, 0), qkv.select(0, 1), qkv.select(0, 2), null, dropout);
+    // One unbind: its gradient is one stack, where three selects would each make a gradient of full size.
+    const [q, k, v] = qkv.unbind(0) as [Tensor, Tensor, Tensor];
+    const mixed = aten.scaledDotProductAttention(q, k, v, null, dropout);
     const joined = mixed.transpose(1, 2).reshape([batch, length, dim]);
     return this.proj_drop.run(this.proj.run(joined, ctx), ctx);
   }

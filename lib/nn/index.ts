@@ -2,6 +2,7 @@ export { checkpoint, runBlock, runBlocks } from './checkpointing.js';
 export { ModuleDict, ModuleList, Sequential } from './containers.js';
 export { Context, type ContextOptions } from './context.js';
 export * as functional from './functional.js';
+export { convNormAct, loraLinear, scaleShift } from './fused.js';
 export type { GraftSet } from './graft.js';
 export * as init from './init.js';
 export * from './layers/index.js';

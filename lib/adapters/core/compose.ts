@@ -3,7 +3,7 @@
  * table (He et al., ICLR 2022, arXiv 2110.04366, table 1), as data.
  */
 import { aten, type Tensor } from '../../tensor/index.js';
-import { type Context, Conv2d, Linear, type Module, Parameter, type Site } from '../../nn/index.js';
+import { type Context, Conv2d, Linear, type Module, Parameter, scaleShift, type Site } from '../../nn/index.js';
 import { full, ones } from '../../tensor/index.js';
 
 /** Factor of a graft's output: a number, a learned scalar, or one learned factor per channel (both start at 1). */
@@ -45,6 +45,8 @@ export const replace = (): Composition => ({ kind: 'replace' });
 export interface DeltaForm extends Module {
   /** The increment D, in the shape of the weight (of the slice's rows, for a slice). */
   delta(): Tensor;
+  /** (W + s D) applied to x, where that can be had at once; null where it cannot. `layer` has no other increment yet. */
+  applyWith?(layer: Module, x: Tensor, scale: number): Tensor | null;
   /** base + s (D applied to x), where that can be had in fewer passes than the sum of both; `base` is not used again. */
   addTo?(base: Tensor, x: Tensor, scale: number, ctx: Context): Tensor;
 }
@@ -113,11 +115,10 @@ function combine({ site, composition, form, scale }: Part, x: Tensor, y: Tensor,
   }
 }
 
-/** y * factor + summand along `dim`. */
-function scaleShift(y: Tensor, factor: Tensor, summand: Tensor, dim: number): Tensor {
-  if (dim === -1) return aten.addcmul(summand, y, factor);
-  const shape = [-1, ...Array<number>(y.ndim - 2).fill(1)];
-  return aten.addcmul(summand.view(shape), y, factor.view(shape));
+/** The layer and its increment in one product, if `part` is an increment of the whole layer and knows how; else null. */
+function layerWithDelta(module: Module, { composition, form, site }: Part, x: Tensor): Tensor | null {
+  if (composition.kind !== 'delta' || site.slice || !isDeltaForm(form)) return null;
+  return form.applyWith?.(module, x, composition.scale) ?? null;
 }
 
 /** Runs `module` with `parts`, in their order: inputs first, then the module or its replacement, then outputs. */
@@ -128,8 +129,11 @@ export function runWithGrafts(module: Module, parts: readonly Part[], x: Tensor,
     if (part.composition.kind === 'before') input = part.form.run(input, ctx);
     if (part.composition.kind === 'replace') replacement = part;
   }
-  let y = replacement ? replacement.form.run(input, ctx) : module.forward(input, ctx);
+  const first = parts.find((part) => part.composition.kind !== 'before');
+  const merged = first && !replacement ? layerWithDelta(module, first, input) : null;
+  let y = merged ?? (replacement ? replacement.form.run(input, ctx) : module.forward(input, ctx));
   for (const part of parts) {
+    if (merged && part === first) continue;
     const slice = part.site.slice;
     if (!slice) {
       y = combine(part, input, y, ctx);

@@ -1,4 +1,4 @@
-import { aten, empty, type Tensor } from '../../tensor/index.js';
+import { aten, empty, operator, type Tensor } from '../../tensor/index.js';
 import { fans, kaimingUniform_, normal_, uniform_ } from '../init.js';
 import { Module } from '../module.js';
 import { Parameter } from '../parameter.js';
@@ -13,6 +13,9 @@ export function resetWeightAndBias(weight: Tensor, bias: Tensor | null): void {
   const bound = fanIn > 0 ? 1 / Math.sqrt(fanIn) : 0;
   uniform_(bias, -bound, bound);
 }
+
+/** `aten::linear`, by faster products where the weight is frozen (csrc/ops/frozen_linear). */
+const linear = operator('torchgraft::frozen_linear');
 
 /** y = x Wᵀ + b over the last dimension: [..., in] to [..., out]. `weight` [out, in], `bias` [out] or null. */
 export class Linear extends Module {
@@ -32,7 +35,7 @@ export class Linear extends Module {
   }
 
   forward(x: Tensor): Tensor {
-    return aten.linear(x, this.weight, this.bias);
+    return linear(x, this.weight, this.bias) as Tensor;
   }
 
   override siteDefaults(): SiteDefaults {

@@ -1,0 +1,56 @@
+/**
+ * Our own fused operators (csrc/ops), as functions. Each equals the formula in its comment and chooses by itself: what it
+ * has no faster way for (other devices, learning weights, autocast) is composed of ATen operators.
+ */
+import { operator, type Tensor } from '../tensor/index.js';
+import type { Context } from './context.js';
+import { BatchNorm2d, Conv2d } from './layers/index.js';
+import type { Module } from './module.js';
+
+const ops = {
+  scaleShift: operator('torchgraft::scale_shift'),
+  convNormAct: operator('torchgraft::conv_norm_act'),
+  loraLinear: operator('torchgraft::lora_linear'),
+};
+
+/** x * scale + shift per channel along `dim` (default: the last); `scale` and `shift` [C]. One pass, also backward. */
+export function scaleShift(x: Tensor, scale: Tensor, shift: Tensor, dim = -1): Tensor {
+  return ops.scaleShift(x, scale, shift, dim) as Tensor;
+}
+
+/** x (W + s B A)ᵀ + b for `weight` W [out, in], `down` A [r, in], `up` B [out, r]. */
+export function loraLinear(
+  x: Tensor,
+  weight: Tensor,
+  down: Tensor,
+  up: Tensor,
+  { scale = 1, bias = null }: { scale?: number; bias?: Tensor | null } = {},
+): Tensor {
+  return ops.loraLinear(x, weight, down, up, scale, bias) as Tensor;
+}
+
+/**
+ * act(norm(conv(x)) + residual), the modules run one after the other: what most residual networks are made of. Where the
+ * norm's statistics are fixed and nothing is grafted onto either module, norm, sum and ReLU are one pass.
+ */
+export function convNormAct(
+  conv: Module,
+  norm: Module,
+  x: Tensor,
+  ctx: Context,
+  { residual, act = 'relu' }: { residual?: Tensor; act?: 'relu' | 'none' } = {},
+): Tensor {
+  if (isFixed(norm) && conv instanceof Conv2d && conv.grafts === undefined) {
+    return ops.convNormAct(
+      ...[x, conv.weight, conv.bias, norm.weight, norm.bias, norm.running_mean, norm.running_var, residual ?? null],
+      ...[conv.stride, conv.padding, conv.dilation, conv.groups, norm.eps, act],
+    ) as Tensor;
+  }
+  let y = norm.run(conv.run(x, ctx), ctx);
+  if (residual) y = y.add(residual);
+  return act === 'relu' ? y.relu() : y;
+}
+
+function isFixed(norm: Module): norm is BatchNorm2d {
+  return norm instanceof BatchNorm2d && !norm.training && norm.running_mean !== null && norm.grafts === undefined;
+}

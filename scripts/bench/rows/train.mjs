@@ -1,0 +1,63 @@
+/** Training steps as a user writes them: forward, cross-entropy, backward, AdamW of what the adapter trains. */
+import {
+  AdamW,
+  BatchNorm2d,
+  createModel,
+  crossEntropy,
+  graft,
+  manualSeed,
+  randint,
+  randn,
+  scope,
+  setNumThreads,
+} from '../../../dist/index.js';
+import { timed } from '../measure.mjs';
+
+/** @type {Record<string, { model: string, method: string, options: object, size: number, classes: number }>} */
+const recipes = {
+  train_cifar_resnet20_conv_adapter: {
+    model: 'cifar_resnet20',
+    method: 'conv_adapter',
+    options: { reduction: 4 },
+    size: 32,
+    classes: 10,
+  },
+  train_resnet50_conv_adapter: {
+    model: 'resnet50',
+    method: 'conv_adapter',
+    options: { reduction: 4 },
+    size: 224,
+    classes: 100,
+  },
+  train_vit_small_lora: {
+    model: 'vit_small_patch16_224',
+    method: 'lora',
+    options: { rank: 8, at: { name: 'qkv' } },
+    size: 224,
+    classes: 100,
+  },
+  train_vit_small_ssf: { model: 'vit_small_patch16_224', method: 'ssf', options: {}, size: 224, classes: 100 },
+};
+
+/** @param {{ row: string, threads: number, batch: number, layout: string, warmup: number, steps: number }} options */
+export default function measure({ row, threads, batch, layout, ...repeats }) {
+  const { model: name, method, options, size, classes } = recipes[row];
+  setNumThreads(threads);
+  manualSeed(0);
+  const model = createModel(name, { numClasses: classes });
+  const adapter = graft(model, method, options);
+  const memoryFormat = layout === 'channels_last' ? 'channels_last' : 'contiguous_format';
+  model.train().to({ memoryFormat });
+  for (const [, module] of model.namedModules()) if (module instanceof BatchNorm2d) module.training = false;
+  const x = randn([batch, 3, size, size]).to({ memoryFormat });
+  const y = randint(0, classes, [batch]);
+  const parameters = adapter.parameters();
+  const optimizer = new AdamW(parameters, { lr: 1e-3, weightDecay: 1e-4 });
+  const step = () =>
+    scope(() => {
+      optimizer.zeroGrad();
+      crossEntropy(model.run(x), y).backward();
+      optimizer.step();
+    });
+  return { ...timed(step, repeats), trainable: parameters.reduce((sum, p) => sum + p.numel(), 0) };
+}
