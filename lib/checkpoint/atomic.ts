@@ -101,7 +101,7 @@ export function visitBytes(tensor: Tensor, visit: (bytes: Uint8Array) => void): 
     for (let start = 0; start < total; start += step) {
       scope(() => {
         const part = plain.narrow(0, start, Math.min(step, total - start));
-        const raw = part.dtype === 'uint8' ? part : (call('aten::view.dtype', part, 'uint8') as Tensor);
+        const raw = part.dtype === 'uint8' ? part : call('aten::view.dtype', part, 'uint8');
         visit(raw.data() as Uint8Array);
       });
     }

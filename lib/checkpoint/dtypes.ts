@@ -48,9 +48,7 @@ const byDType = new Map(DTYPES.map((entry) => [entry.dtype, entry]));
 export function spellingOf(dtype: DType): DTypeSpelling {
   const found = byDType.get(dtype);
   if (!found) {
-    throw new TypeError(
-      `files cannot hold tensors of dtype ${String(dtype)}; known: ${[...byDType.keys()].join(', ')}`,
-    );
+    throw new TypeError(`files cannot hold tensors of dtype ${dtype}; known: ${[...byDType.keys()].join(', ')}`);
   }
   return found;
 }

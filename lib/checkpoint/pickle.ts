@@ -1,4 +1,4 @@
-import { CheckpointError, quote } from './errors.js';
+import { CheckpointError } from './errors.js';
 import { finishArray, KnownName, lookUp } from './names.js';
 import { ACTIONS, STOP } from './opcodes.js';
 import type { ByteReader } from './reader.js';

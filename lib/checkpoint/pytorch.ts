@@ -8,7 +8,7 @@ import { pickleForTorch, type Storable } from './pickler.js';
 import { ByteReader } from './reader.js';
 import { FileMap, swapBytes, tensorFromBytes, type ByteRegion } from './region.js';
 import { toDevice } from './safetensors.js';
-import { pythonType, StorageReference, type PickleValue, type TensorDescription } from './values.js';
+import { pythonType, textOf, StorageReference, type PickleValue, type TensorDescription } from './values.js';
 import { ZipArchive, type ZipEntry } from './zip.js';
 import { ZipWriter } from './zipwriter.js';
 
@@ -108,7 +108,7 @@ export function readLegacy(file: ByteRegion, options: ReadTorchOptions): PickleV
   if (protocol !== LEGACY_PROTOCOL)
     throw new CheckpointError(
       file.path,
-      `protocol ${String(protocol)} of the old container is unknown; expected ${LEGACY_PROTOCOL}`,
+      `protocol ${textOf(protocol)} of the old container is unknown; expected ${LEGACY_PROTOCOL}`,
     );
   const system = readPickle(reader);
   const isLittle = system instanceof Map ? system.get('little_endian') : undefined;
@@ -166,7 +166,7 @@ function readStoragePlaces(
   for (const key of keys) {
     const reference = typeof key === 'string' ? found.get(key) : undefined;
     if (typeof key !== 'string' || !reference)
-      throw new CheckpointError(file.path, `the file stores ${quote(String(key))}, which its pickle does not use`);
+      throw new CheckpointError(file.path, `the file stores ${quote(textOf(key))}, which its pickle does not use`);
     if (places.has(key)) throw new CheckpointError(file.path, `the file stores ${quote(key)} twice`);
     if (reader.remaining < 8)
       throw new CheckpointError(file.path, `storage ${quote(key)} is missing: the file is truncated`);
@@ -194,7 +194,7 @@ function storageReference(path: string, id: PickleValue): StorageReference {
   if (dtype === undefined) return fail(`expected a storage class, found ${pythonType(type)}`);
   if (typeof key !== 'string') return fail(`its key is ${pythonType(key)}`);
   if (typeof elements !== 'number' || !Number.isSafeInteger(elements) || elements < 0)
-    return fail(`storage ${quote(key)} has ${String(elements)} elements`);
+    return fail(`storage ${quote(key)} has ${textOf(elements)} elements`);
   const bytes = elements * spellingOf(dtype ?? 'uint8').bytes;
   if (!Array.isArray(view)) return new StorageReference(key, dtype, bytes, elements);
   const [, offset, size] = view;

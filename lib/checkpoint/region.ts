@@ -57,12 +57,12 @@ export class FileMap implements ByteRegion {
 
   bytes(offset: number, length: number): Uint8Array {
     this.#check(offset, length);
-    return native.mapBytes(this.#file, offset, length);
+    return this.#native(() => native.mapBytes(this.#file, offset, length));
   }
 
   tensor(offset: number, shape: readonly number[], dtype: DType, strides?: readonly number[]): Tensor {
     this.#check(offset, 0);
-    return native.tensorFromMap(this.#file, offset, shape, dtype, strides) as Tensor;
+    return this.#native(() => native.tensorFromMap(this.#file, offset, shape, dtype, strides) as Tensor);
   }
 
   /** Gives the mapping up; tensors made from it stay valid. Closing twice is allowed. */
@@ -73,6 +73,16 @@ export class FileMap implements ByteRegion {
 
   [Symbol.dispose](): void {
     this.close();
+  }
+
+  /** What the addon refuses here is the file's fault, not the caller's or LibTorch's. */
+  #native<T>(action: () => T): T {
+    try {
+      return action();
+    } catch (error) {
+      const message = error instanceof Error ? error.message.replace(`${this.path}: `, '') : String(error);
+      throw new CheckpointError(this.path, message, { cause: error });
+    }
   }
 
   #check(offset: number, length: number): void {
@@ -141,7 +151,7 @@ export function stridedExtent(shape: readonly number[], strides: readonly number
 /** A new CPU tensor from the little-endian bytes of its elements. */
 export function tensorFromBytes(bytes: Uint8Array, shape: readonly number[], dtype: DType): Tensor {
   const raw = fromTypedArray(bytes, [bytes.length], 'uint8');
-  const flat = dtype === 'uint8' ? raw : (call('aten::view.dtype', raw, dtype) as Tensor);
+  const flat = dtype === 'uint8' ? raw : call('aten::view.dtype', raw, dtype);
   const shaped = flat.reshape([...shape]);
   flat.dispose();
   raw.dispose();

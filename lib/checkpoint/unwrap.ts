@@ -1,6 +1,6 @@
 import { Tensor } from '../tensor/index.js';
 import { CheckpointError, quote, quoteList } from './errors.js';
-import { PickledRecord, pythonType, type PickleValue } from './values.js';
+import { PickledRecord, pythonType, textOf, type PickleValue } from './values.js';
 
 /** A plain value that stood beside the weights, such as `epoch` or `best_acc`. */
 export type Scalar = null | boolean | number | bigint | string;
@@ -31,7 +31,8 @@ export interface StateDictOptions {
 }
 
 /** Anything that holds weights: what a reader returned, a Checkpoint, a plain object. */
-export type Wrapped = PickleValue | { readonly value: PickleValue; readonly path: string };
+export type Wrapped =
+  PickleValue | Readonly<Record<string, unknown>> | { readonly value: PickleValue; readonly path: string };
 
 const EMA_WRAPPERS = ['state_dict_ema', 'model_ema', 'ema_state_dict', 'params_ema', 'ema'];
 const WRAPPERS = [
@@ -63,15 +64,16 @@ const AVERAGED_COUNT = 'n_averaged';
 export function stateDictOf(source: Wrapped, options: StateDictOptions = {}): StateDict {
   const { path, value } = unpack(source);
   const result = new StateDict();
-  let current = dictOf(value);
-  if (!current) throw new CheckpointError(path, `holds ${pythonType(value)}; expected a dict of tensors`);
-  if (options.key !== undefined) current = descend(path, current, options.key, result);
-  for (let level = 0; ; level++) {
-    const wrapper = level < MAX_LEVELS ? findWrapper(current, options.ema ?? true) : null;
-    if (wrapper === null) break;
+  const root = dictOf(value);
+  if (!root) throw new CheckpointError(path, `holds ${pythonType(value)}; expected a dict of tensors`);
+  let current = options.key === undefined ? root : descend(path, root, options.key, result);
+  for (let level = 0; level < MAX_LEVELS; level++) {
+    const wrapper = findWrapper(current, options.ema ?? true);
+    const inner = wrapper === null ? null : dictOf(current.get(wrapper));
+    if (wrapper === null || inner === null) break;
     collectRest(current, wrapper, result);
     result.unwrapped.push(wrapper);
-    current = dictOf(current.get(wrapper)) as Map<PickleValue, PickleValue>;
+    current = inner;
   }
   const tensors = takeTensors(current, result);
   if (tensors.size === 0) {
@@ -82,16 +84,23 @@ export function stateDictOf(source: Wrapped, options: StateDictOptions = {}): St
   return result;
 }
 
-function unpack(source: Wrapped): { path: string; value: PickleValue } {
-  const isPacked = typeof source === 'object' && source !== null && 'value' in source && 'path' in source;
-  return isPacked
-    ? (source as { path: string; value: PickleValue })
-    : { path: 'state dict', value: source as PickleValue };
+function unpack(source: Wrapped): { readonly path: string; readonly value: unknown } {
+  return isPacked(source) ? source : { path: 'state dict', value: source };
 }
 
-function dictOf(value: PickleValue | undefined): Map<PickleValue, PickleValue> | null {
-  if (value instanceof Map) return value as Map<PickleValue, PickleValue>;
-  if (value instanceof PickledRecord) return value.fields as Map<PickleValue, PickleValue>;
+function isPacked(source: Wrapped): source is { readonly value: PickleValue; readonly path: string } {
+  return (
+    typeof source === 'object' &&
+    source !== null &&
+    'value' in source &&
+    'path' in source &&
+    typeof source.path === 'string'
+  );
+}
+
+function dictOf(value: unknown): Map<PickleValue, PickleValue> | null {
+  if (value instanceof Map) return value;
+  if (value instanceof PickledRecord) return value.fields;
   if (typeof value !== 'object' || value === null) return null;
   const prototype: unknown = Object.getPrototypeOf(value);
   return prototype === Object.prototype || prototype === null
@@ -146,7 +155,7 @@ function holdsTensors(value: PickleValue | undefined, depth: number): boolean {
 }
 
 function collectRest(dict: Map<PickleValue, PickleValue>, taken: string, result: StateDict): void {
-  for (const [key, value] of dict) if (key !== taken) setAside(String(key), value, result);
+  for (const [key, value] of dict) if (key !== taken) setAside(textOf(key), value, result);
 }
 
 function setAside(name: string, value: PickleValue, result: StateDict): void {
@@ -158,15 +167,15 @@ function takeTensors(current: Map<PickleValue, PickleValue>, result: StateDict):
   const tensors = new Map<string, Tensor>();
   const rest: [string, PickleValue][] = [];
   for (const [key, value] of current) {
-    if (value instanceof Tensor) tensors.set(String(key), value);
-    else rest.push([String(key), value]);
+    if (value instanceof Tensor) tensors.set(textOf(key), value);
+    else rest.push([textOf(key), value]);
   }
   if (tensors.size > 0) for (const [name, value] of rest) setAside(name, value, result);
   return tensors;
 }
 
 function noTensors(current: Map<PickleValue, PickleValue>, result: StateDict): string {
-  const several = [...current].filter(([, value]) => holdsTensors(value, MAX_LEVELS)).map(([key]) => String(key));
+  const several = [...current].filter(([, value]) => holdsTensors(value, MAX_LEVELS)).map(([key]) => textOf(key));
   const where = result.unwrapped.length > 0 ? ` under ${quote(result.unwrapped.join('.'))}` : '';
   if (several.length > 0) {
     return `there are weights under several keys${where}: ${quoteList(several)}; say which with { key: ${quote(several[0] ?? '')} }`;
@@ -175,7 +184,7 @@ function noTensors(current: Map<PickleValue, PickleValue>, result: StateDict): s
 }
 
 function keysOf(dict: Map<PickleValue, PickleValue>): string {
-  return dict.size === 0 ? 'none' : quoteList([...dict.keys()].map(String));
+  return dict.size === 0 ? 'none' : quoteList([...dict.keys()].map(textOf));
 }
 
 function stripPrefixes(

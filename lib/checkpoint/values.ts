@@ -16,7 +16,12 @@ export type PickleValue =
   | Set<PickleValue>
   | Tensor
   | PickledRecord
-  | object;
+  | Opaque;
+
+/** What only the machine itself handles: names, references to storages, unfinished objects. */
+export interface Opaque {
+  readonly isOpaque: true;
+}
 
 /** An object of a class that only keeps named values, such as `argparse.Namespace`. */
 export class PickledRecord {
@@ -31,7 +36,9 @@ export class PickledRecord {
 }
 
 /** Where the bytes of a tensor come from: what a persistent id says. */
-export class StorageReference {
+export class StorageReference implements Opaque {
+  readonly isOpaque = true;
+
   constructor(
     readonly key: string,
     /** Null: untyped bytes. */
@@ -55,19 +62,26 @@ export interface TensorDescription {
 }
 
 /** A NumPy dtype; its byte order arrives after it was made. */
-export class NumpyDType {
+export class NumpyDType implements Opaque {
+  readonly isOpaque = true;
   order = '=';
   constructor(readonly code: string) {}
 }
 
 /** A NumPy array whose content arrives after it was made; replaced by a tensor then. */
-export class UnfinishedArray {
+export class UnfinishedArray implements Opaque {
+  readonly isOpaque = true;
   /** Places in the memo that must follow the replacement. */
   readonly memo: number[] = [];
 }
 
+/** A key or number as text; for other values, what they are. */
+export function textOf(value: PickleValue | undefined): string {
+  return typeof value === 'object' || value === undefined ? pythonType(value) : String(value);
+}
+
 /** What a Python value is, for messages. */
-export function pythonType(value: PickleValue | undefined): string {
+export function pythonType(value: unknown): string {
   if (value === undefined) return 'nothing';
   if (value === null) return 'None';
   if (Array.isArray(value)) return 'a list';

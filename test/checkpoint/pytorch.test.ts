@@ -2,8 +2,8 @@ import { execFileSync } from 'node:child_process';
 import { existsSync, readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { describe, expect, test } from 'vitest';
+import type { PickledRecord } from '../../lib/checkpoint/index.js';
 import {
-  PickledRecord,
   readTorchFile,
   stateDictOf,
   writeTorchFile,
