@@ -3,7 +3,8 @@
  * and the generators' states, and in its header the position in the data and the scores so far. One file, written beside
  * its place and renamed into it, so a kill at any moment leaves the old state or the new one, never half of one.
  */
-import { existsSync } from 'node:fs';
+import { existsSync, readdirSync, rmSync } from 'node:fs';
+import { join } from 'node:path';
 import { readSafetensors, writeSafetensors } from '../checkpoint/index.js';
 import { getRngState, noGrad, setRngState, type Device, type Tensor } from '../tensor/index.js';
 import type { EpochRecord } from './events.js';
@@ -64,6 +65,14 @@ export function readRunState(
     );
   return { progress, tensors };
 }
+
+/** Removes what a kill in the middle of writing left behind in the folder of a run. */
+export function removeHalfWritten(outDir: string): void {
+  for (const name of readdirSync(outDir)) if (HALF_WRITTEN.test(name)) rmSync(join(outDir, name), { force: true });
+}
+
+/** Temporary names of `writeAtomically` for the files of a run. */
+const HALF_WRITTEN = /^\.(last|best)\.safetensors\..*\.tmp$/;
 
 /** Keys of one kind: `under('param', named)` gives `param.<name>`. */
 export function under(kind: string, named: Iterable<readonly [string, Tensor]>): [string, Tensor][] {

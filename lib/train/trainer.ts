@@ -2,31 +2,20 @@
  * The training loop: forward, backward, step; a score and a saved state now and then.
  *
  * Read `fit` first. Everything a run needs to go on exactly where it stopped (weights, buffers, optimizer, random
- * generators, place in the data, scores) is in one file, see run_state.ts.
+ * generators, place in the data, scores) is in one file, see checkpoints.ts.
  */
-import { existsSync, mkdirSync, rmSync } from 'node:fs';
 import { join } from 'node:path';
 import { setImmediate as breathe } from 'node:timers/promises';
 import { BatchNorm2d, Context, functional as F, type Parameter } from '../nn/index.js';
-import { readSafetensors, writeSafetensors } from '../checkpoint/index.js';
 import { manualSeed, noGrad, scope, type Device, type Tensor } from '../tensor/index.js';
+import { Checkpoints } from './checkpoints.js';
 import { evaluate, hardLabels, maybeAutocast } from './evaluate.js';
 import type { EpochRecord, Score, TrainEvent } from './events.js';
 import { JsonlLog } from './log.js';
 import { clipGradNorm } from './optim.js';
 import type { Batch, BatchSource, TrainerOptions } from './options.js';
 import { describeRecipe, learningRates, makeOptimizer } from './recipe.js';
-import {
-  ofKind,
-  readRunState,
-  restoreInPlace,
-  restoreRng,
-  rngStates,
-  under,
-  writeRunState,
-  type Position,
-  type Sums,
-} from './run_state.js';
+import type { Position, Sums } from './run_state.js';
 import { LossWatch } from './watch.js';
 
 /** How a run ended. */
@@ -59,11 +48,10 @@ export class Trainer {
   private readonly log: JsonlLog | null;
   private readonly device: Device;
   private readonly watch: LossWatch;
+  private readonly checkpoints: Checkpoints;
   private position: Position = { epoch: 0, batch: 0, step: 0 };
   private sums: Sums = { loss: 0, correct: 0, samples: 0 };
   private history: EpochRecord[] = [];
-  /** Best weights of a run that writes no files. */
-  private bestInMemory: Map<string, Tensor> | null = null;
   private validationSeconds = 0;
 
   constructor(options: TrainerOptions) {
@@ -84,6 +72,9 @@ export class Trainer {
     this.learningRate = learningRates({ epochs, stepsPerEpoch, steps }, optimizer, schedule);
     this.log = options.outDir === undefined ? null : new JsonlLog(join(options.outDir, 'log.jsonl'));
     this.watch = new LossWatch((index) => options.train.describe?.(index) ?? `image ${index}`);
+    const { parameters, device } = this;
+    const trained = { model: options.model, adapter: options.adapter, parameters, optimizer: this.optimizer, device };
+    this.checkpoints = new Checkpoints(trained, options.outDir);
   }
 
   /** Runs the epochs. Rejects if the loss stops being finite, with the step, learning rate and batch in the message. */
@@ -119,10 +110,7 @@ export class Trainer {
 
   /** Puts the weights and buffers of the best epoch into the model. */
   restoreBest(): void {
-    const file = this.bestPath();
-    const tensors = file !== null && existsSync(file) ? readSafetensors(file).tensors : this.bestInMemory;
-    if (tensors === null) throw new Error('no best weights yet: no epoch of this run has ended');
-    this.restoreWeights(tensors);
+    this.checkpoints.restoreBest();
   }
 
   /** One optimizer step over one or more batches. */
@@ -238,7 +226,7 @@ export class Trainer {
     this.sums = { loss: 0, correct: 0, samples: 0 };
     this.log?.write({ event: 'epoch', ...record, isBest });
     // Best before last: a state must never speak of best weights that are not on the disk.
-    if (isBest) this.saveBest();
+    if (isBest) this.checkpoints.saveBest();
     this.save(record.lr);
     this.emit({ type: 'epoch', ...record, isBest, seconds: (performance.now() - begin) / 1000 });
   }
@@ -246,76 +234,31 @@ export class Trainer {
   // ---- the state of the run -----------------------------------------------------------------------------------------
 
   private begin(): void {
-    const { outDir, resume = false, seed = 0, epochs, train } = this.o;
-    if (outDir !== undefined) mkdirSync(outDir, { recursive: true });
-    if (!resume || !this.restore()) {
-      for (const path of [this.lastPath(), this.bestPath()]) if (path !== null) rmSync(path, { force: true });
+    const { resume = false, seed = 0, epochs, train } = this.o;
+    this.checkpoints.open();
+    const saved = resume ? this.checkpoints.restore(this.settings()) : null;
+    if (saved === null) {
+      this.checkpoints.clear();
       this.log?.open();
       this.log?.write({ event: 'start', ...this.settings() });
       manualSeed(seed);
+    } else {
+      this.position = saved.position;
+      this.sums = { ...saved.sums };
+      this.history = [...saved.history];
+      this.log?.open(saved.logLength);
     }
     const trainable = this.parameters.reduce((sum, [, p]) => sum + p.numel(), 0);
     const { stepsPerEpoch } = this;
     this.emit({ type: 'start', epochs, stepsPerEpoch, step: this.position.step, samples: train.samples, trainable });
   }
 
-  private lastPath = (): string | null =>
-    this.o.outDir === undefined ? null : join(this.o.outDir, 'last.safetensors');
-  private bestPath = (): string | null =>
-    this.o.outDir === undefined ? null : join(this.o.outDir, 'best.safetensors');
-
-  /** Everything that training changes in the model. */
-  private weights(): [string, Tensor][] {
-    return [...under('param', this.parameters), ...under('buffer', this.buffers())];
-  }
-
-  private buffers(): [string, Tensor][] {
-    const own = this.o.adapter?.namedBuffers?.() ?? [];
-    return [...this.o.model.namedBuffers(), ...own.map(([name, b]): [string, Tensor] => [`adapter.${name}`, b])];
-  }
-
-  private restoreWeights(tensors: ReadonlyMap<string, Tensor>): void {
-    restoreInPlace('param', this.parameters, ofKind('param', tensors));
-    restoreInPlace('buffer', this.buffers(), ofKind('buffer', tensors));
-  }
-
   private save(lr: number): void {
-    const path = this.lastPath();
     this.look(lr); // a loss that is not finite must stop the run before its weights reach the disk
-    if (path === null) return;
     const { position, sums, history } = this;
-    const progress = { position, sums, history, logLength: this.log?.length() ?? 0, settings: this.settings() };
-    const { tensors, ...optimizer } = this.optimizer.stateDict();
-    const all = [...this.weights(), ...under('optimizer', tensors), ...under('rng', rngStates(this.device))];
-    writeRunState(path, { ...progress, optimizer }, all);
-    this.emit({ type: 'save', path, step: position.step });
-  }
-
-  private saveBest(): void {
-    const path = this.bestPath();
-    if (path !== null) writeSafetensors(path, this.weights());
-    else {
-      for (const tensor of this.bestInMemory?.values() ?? []) tensor.dispose();
-      this.bestInMemory = scope(() =>
-        noGrad(() => new Map(this.weights().map(([name, t]) => [name, t.detach().clone()]))),
-      );
-    }
-  }
-
-  /** Goes back to the saved state; false if there is none. */
-  private restore(): boolean {
-    const path = this.lastPath();
-    const saved = path === null ? null : readRunState(path, this.settings());
-    if (saved === null) return false;
-    const { progress, tensors } = saved;
-    this.restoreWeights(tensors);
-    this.optimizer.loadStateDict({ ...progress.optimizer, tensors: ofKind('optimizer', tensors) });
-    restoreRng(ofKind('rng', tensors));
-    this.position = progress.position;
-    this.sums = { ...progress.sums };
-    this.history = [...progress.history];
-    this.log?.open(progress.logLength);
-    return true;
+    const logLength = this.log?.length() ?? 0;
+    const path = this.checkpoints.save({ position, sums, history, logLength, settings: this.settings() });
+    if (path !== null) this.emit({ type: 'save', path, step: position.step });
   }
 
   /** What must be the same when a run is resumed. */

@@ -220,6 +220,7 @@ describe('resuming', () => {
     const bytes = readFileSync(path);
     writeFileSync(join(outDir, '.last.safetensors.1-aa.tmp'), bytes.subarray(0, 100)); // as a kill leaves it
     await expect(trainer(tinyNet(0.3), { ...o, outDir, resume: true }).fit()).resolves.toMatchObject({ step: 12 });
+    expect(readdirSync(outDir).sort()).toEqual(['best.safetensors', 'last.safetensors', 'log.jsonl']);
     writeFileSync(path, bytes.subarray(0, bytes.length - 9));
     await expect(trainer(tinyNet(0.3), { ...o, outDir, resume: true }).fit()).rejects.toThrow(/last\.safetensors/);
   });
