@@ -14,6 +14,8 @@ import { aten, camelCase } from './ops.js';
 import { format } from './print.js';
 import { scope } from './scope.js';
 
+const handleKey = Symbol('torchgraft.handle');
+
 /** What `Tensor.to` can change. */
 export interface ToOptions {
   dtype?: DType | undefined;
@@ -38,6 +40,14 @@ export interface Tensor extends TensorMethods<Tensor> {}
  */
 // eslint-disable-next-line @typescript-eslint/no-unsafe-declaration-merging
 export class Tensor {
+  /** The addon's number for the tensor that this object holds; 0 while it holds none. */
+  readonly [handleKey]: number;
+
+  /** @internal Tensors come from `tensor`, `zeros` and their like; only the addon knows a handle. */
+  constructor(handle = 0) {
+    this[handleKey] = handle;
+  }
+
   /** Sizes, outermost dimension first. */
   get shape(): number[] {
     return native.shape(this);
@@ -84,6 +94,11 @@ export class Tensor {
   /** Name of the recorded operation that made the tensor, such as 'AddBackward0'; null for leaves. */
   get gradFn(): string | null {
     return native.gradFn(this);
+  }
+
+  /** How often the elements have been changed in place, through this tensor or a view. */
+  get _version(): number {
+    return aten._version(this);
   }
 
   /** Whether the tensor has been freed; every other use of a freed tensor throws. */
@@ -371,4 +386,4 @@ function installMethods(): void {
 }
 
 installMethods();
-native.setup({ Tensor, TorchError });
+native.setup({ Tensor, TorchError, key: handleKey });
