@@ -35,7 +35,9 @@ const color = (i: number): string => palette[i % palette.length]!;
 const width = 520;
 const height = 300;
 const left = 58;
-const right = 14;
+const margin = 14;
+/** Room for a legend beside the plot. */
+const legendWidth = 112;
 const top = 30;
 const bottom = 46;
 
@@ -44,6 +46,7 @@ export function lineChart(series: readonly Series[], o: ChartOptions): string {
   const axes = new Axes(
     series.flatMap((s) => s.points),
     o,
+    series.length > 1,
   );
   const marks = series.map((s, i) => {
     const places = finite(s.points).map(([x, y]) => ({ x, y, at: axes.place(x, y) }));
@@ -60,10 +63,15 @@ export function scatterChart(points: readonly { name: string; x: number; y: numb
     points.map((p) => [p.x, p.y]),
     o,
   );
+  const taken: (readonly [number, number])[] = [];
   const marks = points.map((p, i) => {
     const at = axes.place(p.x, p.y);
+    // Above the point, or below it where another label is in the way.
+    const isCrowded = taken.some(([x, y]) => Math.abs(x - at[0]) < 80 && Math.abs(y - at[1]) < 14);
+    taken.push(at);
     const isRight = at[0] > width - 130;
-    const text = `<text x="${at[0] + (isRight ? -8 : 8)}" y="${at[1] - 6}" text-anchor="${isRight ? 'end' : 'start'}" fill="${color(i)}">${escapeHtml(p.name)}</text>`;
+    const place = `x="${at[0] + (isRight ? -8 : 8)}" y="${at[1] + (isCrowded ? 16 : -6)}"`;
+    const text = `<text ${place} text-anchor="${isRight ? 'end' : 'start'}" fill="${color(i)}">${escapeHtml(p.name)}</text>`;
     return axes.dot(at, color(i), `${p.name}: ${axes.formatY(p.y)}, ${number(p.x)}`, 5) + text;
   });
   return axes.svg(marks.join(''));
@@ -76,13 +84,17 @@ const finite = (points: readonly Point[]): Point[] =>
 
 class Axes {
   readonly formatY: (y: number) => string;
+  /** Right end of the plot. */
+  private readonly end: number;
   private readonly x: Scale;
   private readonly y: Scale;
 
   constructor(
     points: readonly Point[],
     private readonly o: ChartOptions,
+    hasLegend = false,
   ) {
+    this.end = width - (hasLegend ? legendWidth : margin);
     const shown = finite(points);
     this.x = o.logX === true ? logScale(shown.map((p) => p[0])) : linearScale(shown.map((p) => p[0]));
     this.y = linearScale(shown.map((p) => p[1]));
@@ -90,7 +102,7 @@ class Axes {
   }
 
   place(x: number, y: number): [number, number] {
-    const px = left + this.x.share(x) * (width - left - right);
+    const px = left + this.x.share(x) * (this.end - left);
     const py = height - bottom - this.y.share(y) * (height - top - bottom);
     return [Math.round(px * 10) / 10, Math.round(py * 10) / 10];
   }
@@ -108,12 +120,12 @@ class Axes {
     });
     const yTicks = this.y.ticks.map((t) => {
       const py = height - bottom - this.y.share(t) * (height - top - bottom);
-      return `<line x1="${left}" x2="${width - right}" y1="${py}" y2="${py}" class="grid"/><text x="${left - 6}" y="${py + 4}" text-anchor="end">${escapeHtml(this.formatY(t))}</text>`;
+      return `<line x1="${left}" x2="${this.end}" y1="${py}" y2="${py}" class="grid"/><text x="${left - 6}" y="${py + 4}" text-anchor="end">${escapeHtml(this.formatY(t))}</text>`;
     });
     return (
       `<svg viewBox="0 0 ${width} ${height}" role="img" aria-label="${escapeHtml(title)}">` +
       `<text x="${left}" y="16" class="title">${escapeHtml(title)}</text>${xTicks.join('')}${yTicks.join('')}` +
-      `<text x="${(left + width - right) / 2}" y="${height - 8}" text-anchor="middle">${escapeHtml(xLabel)}</text>` +
+      `<text x="${(left + this.end) / 2}" y="${height - 8}" text-anchor="middle">${escapeHtml(xLabel)}</text>` +
       `<text x="14" y="${(top + baseline) / 2}" text-anchor="middle" transform="rotate(-90 14 ${(top + baseline) / 2})">${escapeHtml(yLabel)}</text>` +
       `${marks}</svg>`
     );
@@ -124,8 +136,8 @@ function legend(names: readonly string[]): string {
   if (names.length < 2) return '';
   const rows = names.map(
     (name, i) =>
-      `<rect x="${width - right - 128}" y="${top + 4 + 16 * i}" width="10" height="10" fill="${color(i)}"/>` +
-      `<text x="${width - right - 114}" y="${top + 13 + 16 * i}">${escapeHtml(name)}</text>`,
+      `<rect x="${width - legendWidth + 10}" y="${top + 4 + 16 * i}" width="10" height="10" fill="${color(i)}"/>` +
+      `<text x="${width - legendWidth + 24}" y="${top + 13 + 16 * i}">${escapeHtml(name)}</text>`,
   );
   return rows.join('');
 }

@@ -66,6 +66,7 @@ describe('a run that is killed', () => {
 
   it.each(Array.from({ length: 3 }, (_, i) => i))(
     'again and again at random moments ends with the same weights (%i)',
+    { timeout: 180_000 },
     async (i) => {
       const outDir = join(folder, `killed-${i}`);
       let kills = 0;
