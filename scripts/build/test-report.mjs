@@ -9,11 +9,12 @@ export const reportPath = join(root, 'build', 'test-report.json');
 
 /**
  * Counts of the last run. A test file that could not even be loaded has no tests to count and counts as one that failed.
+ * @param {string} [path]
  * @returns {{ passed: number, failed: number, skipped: number }}
  */
-export function readReport() {
-  if (!existsSync(reportPath)) throw new SetupError('No test ran: there is no report of vitest.');
-  const report = JSON.parse(readFileSync(reportPath, 'utf8'));
+export function readReport(path = reportPath) {
+  if (!existsSync(path)) throw new SetupError('No test ran: there is no report of vitest.');
+  const report = JSON.parse(readFileSync(path, 'utf8'));
   const broken = report.testResults.filter(
     (/** @type {{ status: string, assertionResults: { status: string }[] }} */ file) =>
       file.status === 'failed' && !file.assertionResults.some(({ status }) => status === 'failed'),
