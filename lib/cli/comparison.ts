@@ -14,7 +14,8 @@ const SIDE = 32;
 const SOURCE: ShapesTask = 'shape';
 const TARGET: ShapesTask = 'rotation';
 const BATCH = 64;
-const HELD_OUT_IMAGES = 400;
+const MOST_HELD_OUT = 400;
+const heldOut = (o: ComparisonOptions): number => Math.min(o.targetImages, MOST_HELD_OUT);
 const PRETRAINING_EPOCHS = 6;
 /** Seeds of the data keep the parts apart. */
 const SEEDS = { train: 0, val: 1 } as const;
@@ -83,7 +84,7 @@ export async function compareMethods(o: ComparisonOptions): Promise<Comparison |
   if (pretrained === null) return null;
 
   o.note(`Adapting it to ${o.targetImages} images of another task: which ${TARGET}?`);
-  const data = { train: shapes(TARGET, o.targetImages, 'train'), val: shapes(TARGET, HELD_OUT_IMAGES, 'val') };
+  const data = { train: shapes(TARGET, o.targetImages, 'train'), val: shapes(TARGET, heldOut(o), 'val') };
   const adapter = join(o.out, 'adapter');
   const outcomes: Outcome[] = [];
   for (const choice of METHODS) {
@@ -125,7 +126,7 @@ function loaders(
 
 async function pretrain(path: string, o: ComparisonOptions): Promise<Comparison['pretrained'] | null> {
   manualSeed(o.seed);
-  const data = { train: shapes(SOURCE, o.images, 'train'), val: shapes(SOURCE, HELD_OUT_IMAGES, 'val') };
+  const data = { train: shapes(SOURCE, o.images, 'train'), val: shapes(SOURCE, heldOut(o), 'val') };
   const model = createModel(MODEL, { numClasses: data.train.classNames.length });
   const fit = await new Trainer({
     model,
@@ -192,7 +193,7 @@ async function reportOf(
     summary:
       `A ${MODEL} was pretrained to tell the ${SOURCE} on ${o.images} procedural images (${(100 * pretrained.accuracy).toFixed(1)} % right ` +
       `on new ones, ${pretrained.seconds.toFixed(0)} s), then adapted to tell the ${TARGET} from ${o.targetImages} images with each method. ` +
-      `Accuracy is on ${HELD_OUT_IMAGES} images that were never trained on.`,
+      `Accuracy is on ${heldOut(o)} images that were never trained on.`,
     runs: outcomes.map(({ row, total, fit }) => ({ name: row.method, total, history: fit.history, ...row })),
     confusion: { of: SHOWN, classNames: val.classNames, matrix: shown.evaluation.confusion },
     samples: await samplePredictions(shown.evaluation, val, val.classNames),
