@@ -1,5 +1,6 @@
 // The addon's entry: one Environment per JavaScript environment, and the list of its parts.
 #include "binding.h"
+#include "cpu_allocator.h"
 #include "dispatch.h"
 #include "environment.h"
 
@@ -18,6 +19,9 @@ napi_value setup(napi_env env, napi_callback_info info) {
       check(env, napi_create_reference(env, value, 1, &slot));
     };
     if (type_of(env, args[0]) != napi_object) throw ArgumentError("setup: expected an object of classes");
+    napi_value key = property(env, args[0], "key");
+    if (type_of(env, key) != napi_symbol) throw ArgumentError("setup: key must be a symbol");
+    environment.handles.set_key(env, key);
     take("Tensor", environment.tensor_class);
     take("TorchError", environment.error_class);
     return undefined(env);
@@ -30,6 +34,7 @@ napi_value setup(napi_env env, napi_callback_info info) {
 
 NAPI_MODULE_INIT() {
   using namespace torchgraft;
+  install_cpu_allocator();
   auto environment = std::make_unique<Environment>(env);
   const napi_status status = napi_set_instance_data(
       env, environment.get(), [](napi_env, void* data, void*) { delete static_cast<Environment*>(data); }, nullptr);
@@ -45,7 +50,7 @@ NAPI_MODULE_INIT() {
     define_autograd(env, exports);
     define_modes(env, exports);
     define_system(env, exports);
-    // define_files(env, exports);
+    define_files(env, exports);
     define_optim(env, exports);
     return exports;
   });

@@ -362,6 +362,51 @@ c10::IValue to_int_list(napi_env env, const Parameter& parameter, const Given& g
 
 }  // namespace
 
+namespace {
+
+bool whole_number(napi_env env, napi_value value, int64_t& result) {
+  double number = 0;
+  if (napi_get_value_double(env, value, &number) != napi_ok || std::trunc(number) != number ||
+      std::abs(number) > 9007199254740992.0) {
+    return false;
+  }
+  result = static_cast<int64_t>(number);
+  return true;
+}
+
+// The values of most calls, converted without preparing the text of an error; nothing when the value is another or wrong.
+std::optional<c10::IValue> to_plain_ivalue(napi_env env, const Parameter& parameter, const Given& given) {
+  int64_t integer = 0;
+  double number = 0;
+  bool flag = false;
+  switch (parameter.kind) {
+    case Kind::Int:
+      if (whole_number(env, given.value, integer)) return c10::IValue(integer);
+      return std::nullopt;
+    case Kind::Float:
+      if (napi_get_value_double(env, given.value, &number) == napi_ok) return c10::IValue(number);
+      return std::nullopt;
+    case Kind::Bool:
+      if (napi_get_value_bool(env, given.value, &flag) == napi_ok) return c10::IValue(flag);
+      return std::nullopt;
+    case Kind::IntList: {
+      if (!given.array) return std::nullopt;
+      const uint32_t length = array_length(env, given.value);
+      c10::List<int64_t> values;
+      values.reserve(length);
+      for (uint32_t i = 0; i < length; ++i) {
+        if (!whole_number(env, element(env, given.value, i), integer)) return std::nullopt;
+        values.push_back(integer);
+      }
+      return c10::IValue(std::move(values));
+    }
+    default:
+      return std::nullopt;
+  }
+}
+
+}  // namespace
+
 c10::IValue to_ivalue(Environment& environment, const Parameter& parameter, const Given& given, const char* op) {
   const napi_env env = environment.env;
   if (given.type == napi_null || given.absent()) {
@@ -379,6 +424,7 @@ c10::IValue to_ivalue(Environment& environment, const Parameter& parameter, cons
     }
     return c10::IValue(given.tensor->tensor);
   }
+  if (auto plain = to_plain_ivalue(env, parameter, given)) return std::move(*plain);
   const std::string what = label(op, parameter);
   switch (parameter.kind) {
     case Kind::Tensor:

@@ -23,10 +23,7 @@ napi_value Environment::wrap(at::Tensor tensor) {
   napi_value constructor;
   if (!tensor_class) throw std::runtime_error("the addon was used before setup()");
   check(env, napi_get_reference_value(env, tensor_class, &constructor));
-  napi_value object;
-  check(env, napi_new_instance(env, constructor, 0, nullptr, &object));
-  handles.attach(env, object, std::move(tensor));
-  return object;
+  return handles.make(env, constructor, std::move(tensor));
 }
 
 Handle* Environment::handle(napi_value value, const char* what) {

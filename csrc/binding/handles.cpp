@@ -1,51 +1,50 @@
 #include "handles.h"
 
 #include <algorithm>
-#include <cstdlib>
-#include <new>
+#include <stdexcept>
+#include <unordered_set>
 
 namespace torchgraft {
 
-void HandleTable::ChunkDeleter::operator()(Handle* chunk) const {
-  for (size_t i = 0; i < kSlotsPerChunk; ++i) chunk[i].~Handle();
-  std::free(chunk);
+HandleTable::HandleTable() = default;
+
+void HandleTable::set_key(napi_env env, napi_value symbol) {
+  if (key_) check(env, napi_delete_reference(env, key_));
+  check(env, napi_create_reference(env, symbol, 1, &key_));
+}
+
+double HandleTable::number_of(const Handle& handle) {
+  return static_cast<double>(static_cast<uint64_t>(handle.generation) << kIndexBits | handle.index);
 }
 
 Handle* HandleTable::take_slot() {
   if (!free_) {
-    void* memory = std::aligned_alloc(kChunkBytes, kChunkBytes);
-    if (!memory) throw std::bad_alloc();
-    Handle* chunk = static_cast<Handle*>(memory);
-    for (size_t i = 0; i < kSlotsPerChunk; ++i) {
-      new (chunk + i) Handle();
+    const size_t first = chunks_.size() * kSlotsPerChunk;
+    if (first + kSlotsPerChunk > size_t{1} << kIndexBits) throw std::runtime_error("too many live tensors");
+    Handle* chunk = chunks_.emplace_back(std::make_unique<Handle[]>(kSlotsPerChunk)).get();
+    for (uint32_t i = 0; i < kSlotsPerChunk; ++i) {
+      chunk[i].index = static_cast<uint32_t>(first) + i;
       chunk[i].next = i + 1 < kSlotsPerChunk ? chunk + i + 1 : nullptr;
     }
-    chunks_.emplace_back(chunk);
-    chunk_addresses_.insert(reinterpret_cast<uintptr_t>(chunk));
     free_ = chunk;
   }
   Handle* handle = free_;
   free_ = handle->next;
   handle->next = nullptr;
-  ++used_;
+  handle->used = true;
+  ++handle->generation;
   return handle;
-}
-
-void HandleTable::give_back(Handle* handle) {
-  handle->object = nullptr;
-  handle->next = free_;
-  free_ = handle;
-  --used_;
 }
 
 void HandleTable::link(Handle* handle, uint32_t scope) {
   handle->scope = scope;
   if (scope == 0) return;
-  Handle*& head = scopes_[scope - 1];
+  Scope& owner = scopes_[scope - 1];
   handle->previous = nullptr;
-  handle->next = head;
-  if (head) head->previous = handle;
-  head = handle;
+  handle->next = owner.first;
+  if (owner.first) owner.first->previous = handle;
+  owner.first = handle;
+  ++owner.handles;
 }
 
 void HandleTable::unlink(Handle* handle) {
@@ -53,7 +52,7 @@ void HandleTable::unlink(Handle* handle) {
   if (handle->previous) {
     handle->previous->next = handle->next;
   } else {
-    scopes_[handle->scope - 1] = handle->next;
+    scopes_[handle->scope - 1].first = handle->next;
   }
   if (handle->next) handle->next->previous = handle->previous;
   handle->previous = handle->next = nullptr;
@@ -61,11 +60,14 @@ void HandleTable::unlink(Handle* handle) {
 }
 
 size_t HandleTable::owned_bytes(const at::Tensor& tensor) {
-  // Views share their base's storage and weigh nothing; neither do tensors without storage.
+  // What a tensor takes besides its elements; without it, a million scalars would seem to weigh 4 MB and V8 would see
+  // no reason to collect them.
+  constexpr size_t overhead = 512;
+  // Views share their base's storage, and some tensors have none.
   const c10::TensorImpl* impl = tensor.unsafeGetTensorImpl();
-  if (!impl->has_storage()) return 0;
+  if (!impl->has_storage()) return overhead;
   const c10::Storage& storage = impl->unsafe_storage();
-  return storage && storage.use_count() == 1 ? storage.nbytes() : 0;
+  return overhead + (storage && storage.use_count() == 1 ? storage.nbytes() : 0);
 }
 
 void HandleTable::account(napi_env env, int64_t change) {
@@ -79,93 +81,160 @@ void HandleTable::account(napi_env env, int64_t change) {
   }
 }
 
-void HandleTable::on_collected(napi_env env, void* data, void* hint) {
-  auto* handle = static_cast<Handle*>(data);
-  static_cast<HandleTable*>(hint)->release(env, handle);
+void HandleTable::on_collection(napi_env env, void*, void* hint) {
+  auto* table = static_cast<HandleTable*>(hint);
+  table->armed_ = false;
+  table->sweep(env);
 }
 
-void HandleTable::release(napi_env env, Handle* handle) {
-  unlink(handle);
-  drop_tensor(env, handle);
-  // Without its reference the object's finalizer will not run, so each handle is released once.
-  napi_delete_reference(env, handle->object);
-  give_back(handle);
+void HandleTable::arm(napi_env env) {
+  napi_value object;
+  if (napi_create_object(env, &object) == napi_ok &&
+      napi_add_finalizer(env, object, nullptr, on_collection, this, nullptr) == napi_ok) {
+    armed_ = true;
+  }
+}
+
+void HandleTable::watch(napi_env env, Handle* handle, napi_value object) {
+  if (handle->object || !handle->used) return;
+  check(env, napi_create_reference(env, object, 0, &handle->object));
+  ++watched_;
+  handle->bytes = owned_bytes(handle->tensor);
+  account(env, static_cast<int64_t>(handle->bytes));
+  if (!armed_) arm(env);
+}
+
+void HandleTable::own(napi_env env, Handle* handle, napi_value object, at::Tensor tensor) {
+  handle->tensor = std::move(tensor);
+  ++live_;
+  const auto depth = static_cast<uint32_t>(scopes_.size());
+  link(handle, depth);
+  if (depth > 0) {
+    Scope& scope = scopes_.back();
+    scope.bytes += owned_bytes(handle->tensor);
+    if (!scope.large()) return;
+  }
+  watch(env, handle, object);
+}
+
+napi_value HandleTable::make(napi_env env, napi_value constructor, at::Tensor tensor) {
+  maybe_sweep(env);
+  Handle* handle = take_slot();
+  napi_value number;
+  napi_value object = nullptr;
+  napi_status status = napi_create_double(env, number_of(*handle), &number);
+  if (status == napi_ok) status = napi_new_instance(env, constructor, 1, &number, &object);
+  if (status != napi_ok) {
+    free(env, handle);
+    check(env, status);
+  }
+  own(env, handle, object, std::move(tensor));
+  return object;
 }
 
 void HandleTable::attach(napi_env env, napi_value object, at::Tensor tensor) {
   maybe_sweep(env);
   Handle* handle = take_slot();
-  napi_ref reference = nullptr;
-  const napi_status status = napi_wrap(env, object, handle, on_collected, this, &reference);
+  napi_value key;
+  napi_value number;
+  napi_status status = napi_get_reference_value(env, key_, &key);
+  if (status == napi_ok) status = napi_create_double(env, number_of(*handle), &number);
+  if (status == napi_ok) status = napi_set_property(env, object, key, number);
   if (status != napi_ok) {
-    give_back(handle);
+    free(env, handle);
     check(env, status);
   }
-  handle->object = reference;
-  handle->bytes = owned_bytes(tensor);
-  handle->tensor = std::move(tensor);
-  ++live_;
-  link(handle, static_cast<uint32_t>(scopes_.size()));
-  account(env, static_cast<int64_t>(handle->bytes));
+  own(env, handle, object, std::move(tensor));
 }
 
-Handle* HandleTable::find(napi_env env, napi_value value) const {
-  void* data = nullptr;
-  if (napi_unwrap(env, value, &data) != napi_ok || !data) return nullptr;
-  const uintptr_t chunk = reinterpret_cast<uintptr_t>(data) & ~(kChunkBytes - 1);
-  return chunk_addresses_.count(chunk) ? static_cast<Handle*>(data) : nullptr;
-}
-
-void HandleTable::drop_tensor(napi_env env, Handle* handle) {
-  if (!handle->tensor.defined()) return;
-  handle->tensor.reset();
-  --live_;
-  account(env, -static_cast<int64_t>(handle->bytes));
-  handle->bytes = 0;
+Handle* HandleTable::find(napi_env env, napi_value value) {
+  napi_value key;
+  napi_value number;
+  double whole = 0;
+  if (!key_ || napi_get_reference_value(env, key_, &key) != napi_ok) return nullptr;
+  if (napi_get_property(env, value, key, &number) != napi_ok) {
+    // A proxy or a getter that throws is not a tensor.
+    bool pending = false;
+    napi_value ignored;
+    if (napi_is_exception_pending(env, &pending) == napi_ok && pending) napi_get_and_clear_last_exception(env, &ignored);
+    return nullptr;
+  }
+  if (napi_get_value_double(env, number, &whole) != napi_ok || !(whole >= 1 && whole < 9007199254740992.0)) {
+    return nullptr;
+  }
+  const auto bits = static_cast<uint64_t>(whole);
+  const auto index = static_cast<uint32_t>(bits & ((uint64_t{1} << kIndexBits) - 1));
+  const auto generation = static_cast<uint32_t>(bits >> kIndexBits);
+  if (generation == 0 || index / kSlotsPerChunk >= chunks_.size()) return nullptr;
+  Handle* handle = &chunks_[index / kSlotsPerChunk][index % kSlotsPerChunk];
+  return handle->used && handle->generation == generation ? handle : &gone_;
 }
 
 void HandleTable::free(napi_env env, Handle* handle) {
+  if (!handle->used) return;
   unlink(handle);
-  drop_tensor(env, handle);
+  if (handle->tensor.defined()) {
+    handle->tensor.reset();
+    --live_;
+  }
+  if (handle->object) {
+    napi_delete_reference(env, handle->object);
+    handle->object = nullptr;
+    --watched_;
+    account(env, -static_cast<int64_t>(handle->bytes));
+    handle->bytes = 0;
+  }
+  handle->used = false;
+  if (handle->generation == kLastGeneration) return;  // retired: its next number would be one that was used
+  handle->next = free_;
+  free_ = handle;
 }
 
 void HandleTable::retarget(napi_env env, Handle* handle, at::Tensor tensor) {
-  account(env, -static_cast<int64_t>(handle->bytes));
-  handle->bytes = owned_bytes(tensor);
-  account(env, static_cast<int64_t>(handle->bytes));
-  if (!handle->tensor.defined()) ++live_;
   handle->tensor = std::move(tensor);
+  if (!handle->object) return;
+  account(env, -static_cast<int64_t>(handle->bytes));
+  handle->bytes = owned_bytes(handle->tensor);
+  account(env, static_cast<int64_t>(handle->bytes));
 }
 
 uint32_t HandleTable::open_scope() {
-  scopes_.push_back(nullptr);
+  scopes_.emplace_back();
   return static_cast<uint32_t>(scopes_.size());
 }
 
-void HandleTable::close_scope(napi_env env, uint32_t token, const std::vector<Handle*>& survivors) {
+void HandleTable::close_scope(napi_env env, uint32_t token, const std::vector<Survivor>& survivors) {
   if (token == 0 || token != scopes_.size()) {
     throw OutOfRange("scopeClose: scopes must close in the reverse order of their opening");
   }
   // Survivors leave their scope first, whichever inner or outer one it is, so that the list holds only what dies.
-  std::vector<Handle*> moved;
-  for (Handle* handle : survivors) {
-    if (handle->scope == token) {
-      unlink(handle);
-      moved.push_back(handle);
+  std::vector<Survivor> moved;
+  for (const Survivor& survivor : survivors) {
+    if (survivor.handle->scope == token) {
+      unlink(survivor.handle);
+      moved.push_back(survivor);
     }
   }
-  while (Handle* handle = scopes_.back()) free(env, handle);
+  while (Handle* handle = scopes_.back().first) free(env, handle);
   scopes_.pop_back();
-  for (Handle* handle : moved) link(handle, static_cast<uint32_t>(scopes_.size()));
+  const auto depth = static_cast<uint32_t>(scopes_.size());
+  for (const Survivor& survivor : moved) {
+    link(survivor.handle, depth);
+    if (depth > 0) scopes_.back().bytes += owned_bytes(survivor.handle->tensor);
+    if (depth == 0 || scopes_.back().large()) watch(env, survivor.handle, survivor.object);
+  }
 }
 
-void HandleTable::keep(Handle* handle) { unlink(handle); }
+void HandleTable::keep(napi_env env, Handle* handle, napi_value object) {
+  unlink(handle);
+  watch(env, handle, object);
+}
 
 void HandleTable::maybe_sweep(napi_env env) {
-  if (used_ < sweep_at_used_ && told_bytes_ < sweep_at_bytes_) return;
+  if (watched_ < sweep_at_watched_ && told_bytes_ < sweep_at_bytes_) return;
   sweep(env);
   // The next sweep comes after growth in proportion to what stays, so its cost per creation is constant.
-  sweep_at_used_ = std::max<size_t>(4096, used_ + used_ / 2);
+  sweep_at_watched_ = std::max<size_t>(4096, watched_ + watched_ / 2);
   sweep_at_bytes_ = std::max<size_t>(size_t{64} << 20, told_bytes_ + told_bytes_ / 4 + (size_t{32} << 20));
 }
 
@@ -173,12 +242,12 @@ size_t HandleTable::sweep(napi_env env) {
   size_t freed = 0;
   for (const auto& chunk : chunks_) {
     const HandleScope scope(env);
-    for (size_t i = 0; i < kSlotsPerChunk; ++i) {
-      Handle* handle = chunk.get() + i;
+    for (uint32_t i = 0; i < kSlotsPerChunk; ++i) {
+      Handle* handle = &chunk[i];
       if (!handle->object) continue;
       napi_value object = nullptr;
       if (napi_get_reference_value(env, handle->object, &object) == napi_ok && object) continue;
-      release(env, handle);
+      free(env, handle);
       ++freed;
     }
   }
@@ -187,7 +256,7 @@ size_t HandleTable::sweep(napi_env env) {
 
 void HandleTable::release_all() {
   for (const auto& chunk : chunks_) {
-    for (size_t i = 0; i < kSlotsPerChunk; ++i) chunk.get()[i].tensor.reset();
+    for (uint32_t i = 0; i < kSlotsPerChunk; ++i) chunk[i].tensor.reset();
   }
   live_ = 0;
 }
@@ -196,8 +265,8 @@ size_t HandleTable::bytes() const {
   std::unordered_set<const void*> storages;
   size_t total = 0;
   for (const auto& chunk : chunks_) {
-    for (size_t i = 0; i < kSlotsPerChunk; ++i) {
-      const at::Tensor& tensor = chunk.get()[i].tensor;
+    for (uint32_t i = 0; i < kSlotsPerChunk; ++i) {
+      const at::Tensor& tensor = chunk[i].tensor;
       if (!tensor.defined() || !tensor.has_storage()) continue;
       const c10::Storage& storage = tensor.unsafeGetTensorImpl()->unsafe_storage();
       if (storage && storages.insert(storage.unsafeGetStorageImpl()).second) total += storage.nbytes();

@@ -100,6 +100,23 @@ napi_value from_typed_array(napi_env env, napi_callback_info info) {
   });
 }
 
+// An array buffer; a RangeError when there is no memory for it. (napi_create_arraybuffer ends the process then, so large
+// ones are made as JavaScript makes them.)
+napi_value new_array_buffer(napi_env env, size_t bytes, void** data) {
+  constexpr size_t large = size_t{64} << 20;
+  napi_value buffer;
+  if (bytes < large) {
+    check(env, napi_create_arraybuffer(env, bytes, data, &buffer));
+    return buffer;
+  }
+  napi_value global;
+  check(env, napi_get_global(env, &global));
+  const napi_value length = from_double(env, static_cast<double>(bytes));
+  check(env, napi_new_instance(env, property(env, global, "ArrayBuffer"), 1, &length, &buffer));
+  check(env, napi_get_arraybuffer_info(env, buffer, data, nullptr));
+  return buffer;
+}
+
 napi_value to_typed_array(napi_env env, napi_callback_info info) {
   return guard(env, "toTypedArray", [&]() -> napi_value {
     const Args<1> args(env, info);
@@ -110,8 +127,7 @@ napi_value to_typed_array(napi_env env, napi_callback_info info) {
     const size_t bytes = plain.numel() * plain.element_size();
     const size_t length = plain.numel() * (c10::isComplexType(plain.scalar_type()) ? 2 : 1);
     void* data = nullptr;
-    napi_value buffer;
-    check(env, napi_create_arraybuffer(env, bytes, &data, &buffer));
+    const napi_value buffer = new_array_buffer(env, bytes, &data);
     if (bytes > 0) std::memcpy(data, plain.const_data_ptr(), bytes);
     napi_value result;
     check(env, napi_create_typedarray(env, type, length, buffer, 0, &result));
@@ -256,9 +272,10 @@ napi_value scope_close(napi_env env, napi_callback_info info) {
     if (!is_array(env, args[1])) {
       throw ArgumentError("scopeClose: survivors: expected an array of Tensors, given " + describe(env, args[1]));
     }
-    std::vector<Handle*> survivors(array_length(env, args[1]));
+    std::vector<Survivor> survivors(array_length(env, args[1]));
     for (uint32_t i = 0; i < survivors.size(); ++i) {
-      survivors[i] = environment.handle(element(env, args[1], i), "scopeClose: survivors");
+      napi_value survivor = element(env, args[1], i);
+      survivors[i] = {environment.handle(survivor, "scopeClose: survivors"), survivor};
     }
     environment.handles.close_scope(env, static_cast<uint32_t>(token), survivors);
     return undefined(env);
@@ -269,7 +286,7 @@ napi_value keep(napi_env env, napi_callback_info info) {
   return guard(env, "keep", [&] {
     const Args<1> args(env, info);
     Environment& environment = Environment::of(env);
-    environment.handles.keep(environment.handle(args[0], "keep: tensor"));
+    environment.handles.keep(env, environment.handle(args[0], "keep: tensor"), args[0]);
     return args[0];
   });
 }

@@ -36,8 +36,10 @@ export interface Schema {
 
 /** Classes that the addon instantiates, so that its objects and errors have real prototypes. */
 export interface NativeClasses {
-  /** Constructed without arguments; the addon attaches the tensor afterwards. */
-  readonly Tensor: new () => Handle;
+  /** Constructed with the number that the object must keep under `key`; 0 and none mean no tensor yet. */
+  readonly Tensor: new (handle?: number) => Handle;
+  /** Where objects keep the number of their tensor. */
+  readonly key: symbol;
   /** Constructed with (message, { operator }). */
   readonly TorchError: new (message: string, details: { operator: string }) => Error;
 }

@@ -178,8 +178,8 @@ at::Tensor conv_norm_act(const at::Tensor& x, const at::Tensor& weight, const Op
   check(x, weight, mean, variance);
   const bool relu = is_relu(act);
   const Geometry geometry{stride, padding, dilation, groups};
-  const bool learns = needs_graph({weight, value_or_undefined(bias), value_or_undefined(norm_weight),
-                                   value_or_undefined(norm_bias), mean, variance});
+  const bool learns = learn({weight, value_or_undefined(bias), value_or_undefined(norm_weight),
+                             value_or_undefined(norm_bias), mean, variance});
   if (learns || !serves(x, weight, mean)) {
     return composite(x, weight, bias, norm_weight, norm_bias, mean, variance, residual, geometry, eps, relu);
   }

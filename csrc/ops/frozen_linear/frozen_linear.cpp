@@ -59,7 +59,7 @@ struct FrozenLinear : torch::autograd::Function<FrozenLinear> {
 };
 
 at::Tensor frozen_linear(const at::Tensor& x, const at::Tensor& weight, const Optional& bias) {
-  const bool learns = needs_graph({weight, value_or_undefined(bias)});
+  const bool learns = learn({weight, value_or_undefined(bias)});
   if (learns || weight.dim() != 2 || !onednn_serves(x, weight) || at::autocast::is_autocast_enabled(at::kCPU)) {
     return at::linear(x, weight, bias);
   }
@@ -104,7 +104,7 @@ at::Tensor lora_linear(const at::Tensor& x, const at::Tensor& weight, const at::
                         up.size(0) == weight.size(0) && down.size(1) == weight.size(1),
                     "lora_linear: expected a weight [out, in], down [r, in] and up [out, r], got ", weight.sizes(), ", ",
                     down.sizes(), " and ", up.sizes());
-  const bool learns = needs_graph({weight, value_or_undefined(bias)});
+  const bool learns = learn({weight, value_or_undefined(bias)});
   const bool merges = !learns && onednn_serves(x, weight) && x.numel() / x.size(-1) >= kManyRows &&
                       down.scalar_type() == weight.scalar_type() && up.scalar_type() == weight.scalar_type() &&
                       !at::autocast::is_autocast_enabled(at::kCPU);
