@@ -7,11 +7,15 @@
 //
 // How much it keeps: never more than its high-water mark, and that mark sinks again. Every time that a multiple of the
 // arena's size has been allocated, the pages beyond the largest use in that period (and a quarter more) go back.
+//
+// Linux grants more memory than there is and kills the process that then uses it. So a request that is larger than what
+// is left gives an error here.
 #include "cpu_allocator.h"
 
 #include <c10/core/Allocator.h>
 #include <c10/core/CPUAllocator.h>
 #include <c10/core/impl/alloc_cpu.h>
+#include <c10/util/Exception.h>
 
 #include <algorithm>
 #include <cstdint>
@@ -22,6 +26,8 @@
 #include <set>
 #include <unordered_map>
 #include <utility>
+
+#include "available_memory.h"
 
 #ifdef __linux__
 #include <sys/mman.h>
@@ -40,6 +46,8 @@ constexpr std::size_t kSmallest = std::size_t{64} << 10;
 // The arena grows by this much at least, so that system calls are rare.
 constexpr std::size_t kGrowth = std::size_t{16} << 20;
 constexpr std::size_t kSlack = std::size_t{32} << 20;
+// From this size on a request is compared with the memory that is left; the comparison costs far less than the pages.
+constexpr std::size_t kCompared = std::size_t{64} << 20;
 
 constexpr std::size_t round_up(std::size_t n, std::size_t unit) {
   return (n + unit - 1) / unit * unit;
@@ -130,6 +138,12 @@ class Arena {
     give_back(0);
   }
 
+  // Bytes of free blocks that still have their pages, or nearly: what a request can have without asking the system.
+  std::size_t spare() {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    return touched_ - std::min(touched_, live_);
+  }
+
   CpuAllocatorStats stats() {
     const std::lock_guard<std::mutex> lock(mutex_);
     return {true, live_, touched_};
@@ -216,6 +230,16 @@ Arena& arena() {
   return *instance;
 }
 
+void must_fit(std::size_t bytes) {
+  const std::size_t available = available_memory();
+  const std::size_t spare = arena().spare();
+  if (available > bytes || spare > bytes - available) {
+    return;
+  }
+  TORCH_CHECK_WITH(OutOfMemoryError, false, "out of memory: ", bytes, " bytes asked for, ", available + spare,
+                   " bytes left");
+}
+
 void free_block(void* pointer) {
   if (pointer == nullptr) {
     return;
@@ -232,6 +256,9 @@ class ArenaAllocator final : public c10::Allocator {
   c10::DataPtr allocate(std::size_t bytes) override {
     void* pointer = nullptr;
     if (bytes != 0) {
+      if (bytes >= kCompared) {
+        must_fit(bytes);
+      }
       pointer = arena().allocate(bytes);
       if (pointer == nullptr) {
         pointer = c10::alloc_cpu(bytes);  // throws what LibTorch throws when memory is short

@@ -10,12 +10,14 @@ namespace torchgraft {
 Overload::Overload(const c10::OperatorHandle& operator_handle) : handle(operator_handle) {
   const c10::FunctionSchema& schema = handle.schema();
   name = schema.name();
+  guard = find_guard(name);
   if (!schema.overload_name().empty()) name += "." + schema.overload_name();
   for (const c10::Argument& argument : schema.arguments()) {
     parameters.push_back(make_parameter(argument));
     const Parameter& parameter = parameters.back();
     if (!parameter.keyword_only) ++positional;
     has_output_argument |= parameter.output;
+    writes_argument |= argument.alias_info() && argument.alias_info()->isWrite();
     // An argument that JavaScript cannot express is no obstacle while its default serves.
     callable &= parameter.kind != Kind::Unsupported || parameter.default_value || parameter.optional;
   }
@@ -210,8 +212,21 @@ napi_value wrap_result(Environment& environment, const Overload& overload, const
   return environment.wrap(tensor);
 }
 
-napi_value run(Environment& environment, const Overload& overload, const Call& call) {
+// The result of an operator that returns one tensor: where a scope is sure to end it, the number of its handle, for which
+// JavaScript makes the object itself, several times faster than it can be made from here.
+napi_value number_result(Environment& environment, const Overload& overload, const Call& call, c10::IValue& value) {
+  if (value.isTensor() && value.toTensor().defined() && !overload.writes_argument) {
+    at::Tensor tensor = std::move(value).toTensor();
+    const double number = environment.handles.make_number(environment.env, tensor);
+    return number > 0 ? from_double(environment.env, number) : environment.wrap(std::move(tensor));
+  }
+  return wrap_result(environment, overload, call, value);
+}
+
+napi_value run(Environment& environment, const OperatorFunction& function, const Overload& overload,
+               const Call& call) {
   torch::jit::Stack stack = make_stack(environment, overload, call);
+  if (overload.guard) overload.guard(overload, stack);
   try {
     overload.handle.callBoxed(stack);
   } catch (const std::exception& error) {
@@ -229,7 +244,10 @@ napi_value run(Environment& environment, const Overload& overload, const Call& c
   }
   const size_t results = stack.size();
   if (results == 0) return undefined(environment.env);
-  if (results == 1) return wrap_result(environment, overload, call, stack[0]);
+  if (results == 1) {
+    return function.numbers ? number_result(environment, overload, call, stack[0])
+                            : wrap_result(environment, overload, call, stack[0]);
+  }
   napi_value array = new_array(environment.env, results);
   for (size_t i = 0; i < results; ++i) {
     set(environment.env, array, static_cast<uint32_t>(i),
@@ -241,17 +259,15 @@ napi_value run(Environment& environment, const Overload& overload, const Call& c
 napi_value invoke(napi_env env, napi_callback_info info) {
   napi_value values[kMaxArguments];
   size_t count = kMaxArguments;
-  napi_value self = nullptr;
   void* data = nullptr;
-  if (napi_get_cb_info(env, info, &count, values, &self, &data) != napi_ok) return nullptr;
+  if (napi_get_cb_info(env, info, &count, values, nullptr, &data) != napi_ok) return nullptr;
   const auto& function = *static_cast<const OperatorFunction*>(data);
   return guard(env, function.name.c_str(), [&]() -> napi_value {
     Environment& environment = Environment::of(env);
-    if (count + function.method > kMaxArguments) {
+    if (count > kMaxArguments) {
       throw ArgumentError(function.name + ": given " + std::to_string(count) + " arguments, which is too many");
     }
     Call call;
-    if (function.method) call.given[call.count++] = inspect(environment, self);
     for (size_t i = 0; i < count; ++i) call.given[call.count++] = inspect(environment, values[i]);
     if (call.count > 0 && is_options(env, call.given[call.count - 1])) {
       read_options(environment, call.given[--call.count].value, call);
@@ -259,10 +275,10 @@ napi_value invoke(napi_env env, napi_callback_info info) {
     while (call.count > 0 && call.given[call.count - 1].absent()) --call.count;
     if (function.overloads.size() == 1) {
       check_call(environment, function.overloads[0], call);
-      return run(environment, function.overloads[0], call);
+      return run(environment, function, function.overloads[0], call);
     }
     for (const Overload& overload : function.overloads) {
-      if (matches(environment, overload, call)) return run(environment, overload, call);
+      if (matches(environment, overload, call)) return run(environment, function, overload, call);
     }
     refuse_call(environment, function, call);
   });
@@ -311,14 +327,13 @@ std::unique_ptr<OperatorFunction> find_operator(const std::string& name, const s
 
 napi_value operator_(napi_env env, napi_callback_info info) {
   return guard(env, "operator", [&]() -> napi_value {
-    const Args<3> args(env, info);
+    const Args<2> args(env, info);
     Environment& environment = Environment::of(env);
     const std::string name = string_arg(env, args[0], "operator: name");
     const napi_valuetype overload_type = type_of(env, args[1]);
     const bool any = overload_type == napi_null || overload_type == napi_undefined;
     const std::string overload = any ? "" : string_arg(env, args[1], "operator: overload");
-    const bool method = type_of(env, args[2]) != napi_undefined && bool_arg(env, args[2], "operator: method");
-    const std::string key = name + (any ? "|" : "." + overload) + (method ? "|method" : "");
+    const std::string key = name + (any ? "|" : "." + overload);
     auto& slot = environment.operators[key];
     if (!slot) {
       slot = find_operator(name, any ? nullptr : &overload);
@@ -326,10 +341,14 @@ napi_value operator_(napi_env env, napi_callback_info info) {
         environment.operators.erase(key);
         return undefined(env);
       }
-      slot->method = method;
+      slot->numbers = std::all_of(slot->overloads.begin(), slot->overloads.end(), [](const Overload& candidate) {
+        const auto& returns = candidate.handle.schema().returns();
+        return returns.size() == 1 && returns[0].type()->kind() == c10::TypeKind::TensorType;
+      });
     }
     napi_value function;
     check(env, napi_create_function(env, name.c_str(), name.size(), invoke, slot.get(), &function));
+    set(env, function, "numbers", from_bool(env, slot->numbers));
     return function;
   });
 }

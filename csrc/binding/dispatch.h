@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "convert.h"
+#include "guards.h"
 
 namespace torchgraft {
 
@@ -18,14 +19,16 @@ struct Overload {
   std::vector<Parameter> parameters;
   size_t positional = 0;  // how many parameters may be given by position
   bool has_output_argument = false;
+  bool writes_argument = false;  // which may then be the result
   bool callable = true;   // no argument that JavaScript cannot express
+  Guard guard = nullptr;
 };
 
 // What a JavaScript function of the door calls: all overloads of a name, or one of them.
 struct OperatorFunction {
   std::string name;
   std::vector<Overload> overloads;
-  bool method = false;
+  bool numbers = false;  // one tensor is all it returns: calls may answer with a handle's number
 };
 
 void define_dispatch(napi_env env, napi_value exports);

@@ -102,6 +102,9 @@ bool is_array(napi_env env, napi_value value) {
 uint32_t array_length(napi_env env, napi_value array) {
   uint32_t length = 0;
   check(env, napi_get_array_length(env, array, &length));
+  // No operator takes so many; the holes of an array of 2^32 - 1 would be visited one by one.
+  constexpr uint32_t most = uint32_t{1} << 24;
+  if (length > most) throw OutOfRange("an array of " + std::to_string(length) + " elements is too long");
   return length;
 }
 

@@ -1,4 +1,4 @@
-import { emptyLike, type Image } from './image.js';
+import { checkImage, emptyLike, type Image } from './image.js';
 
 /** A rectangle of an image, in pixels; may reach over its edges. */
 export interface Box {
@@ -13,7 +13,8 @@ export interface Box {
  * followed by cropping is one copy.
  */
 export function cropImage(image: Image, box: Box, fill: number | readonly number[] = 0): Image {
-  const { data, width, height, channels } = image;
+  const { data, width, height, channels } = checkImage(image, 'cropImage');
+  checkBox(box);
   if (box.top === 0 && box.left === 0 && box.height === height && box.width === width) return image;
   const result = emptyLike(data, box.height * box.width * channels);
   const x0 = Math.max(box.left, 0);
@@ -32,6 +33,18 @@ export function cropImage(image: Image, box: Box, fill: number | readonly number
   return { data: result, width: box.width, height: box.height, channels };
 }
 
+/** Far more than any image has, and little enough to be counted. */
+const MAX_SIDE = 2 ** 20;
+
+function checkBox(box: Box): void {
+  const inRange = (value: number, low: number): boolean => Number.isInteger(value) && value >= low && value <= MAX_SIDE;
+  const { top, left, height, width } = box;
+  if (inRange(top, -MAX_SIDE) && inRange(left, -MAX_SIDE) && inRange(height, 1) && inRange(width, 1)) return;
+  throw new RangeError(
+    `cropImage: expected a box { top, left, height, width } of whole numbers, height and width from 1 to ${MAX_SIDE}`,
+  );
+}
+
 function fillWith(data: Uint8Array | Float32Array, channels: number, fill: number | readonly number[]): void {
   if (typeof fill === 'number') {
     if (fill !== 0) data.fill(fill);
@@ -47,7 +60,7 @@ function fillWith(data: Uint8Array | Float32Array, channels: number, fill: numbe
 
 /** Mirrors left and right. */
 export function flipHorizontal(image: Image): Image {
-  const { data, width, height, channels } = image;
+  const { data, width, height, channels } = checkImage(image, 'flipHorizontal');
   const result = emptyLike(data, data.length);
   const rowLength = width * channels;
   for (let start = 0; start < data.length; start += rowLength) {
@@ -62,7 +75,7 @@ export function flipHorizontal(image: Image): Image {
 
 /** Mirrors top and bottom. */
 export function flipVertical(image: Image): Image {
-  const { data, width, height, channels } = image;
+  const { data, width, height, channels } = checkImage(image, 'flipVertical');
   const result = emptyLike(data, data.length);
   const rowLength = width * channels;
   for (let y = 0; y < height; y++) {

@@ -16,6 +16,24 @@ export interface Image {
 /** How an image is resampled: `bilinear` and `bicubic` are Pillow's filters, antialiased when shrinking. */
 export type Interpolation = 'bilinear' | 'bicubic';
 
+/** Checks that an image is what its fields say. @throws TypeError or RangeError that names the field */
+export function checkImage(image: Image, where: string): Image {
+  const data: unknown = image?.data;
+  if (!(data instanceof Uint8Array || data instanceof Float32Array)) {
+    throw new TypeError(`${where}: expected an image { data, width, height, channels } with bytes or floats`);
+  }
+  for (const key of ['width', 'height', 'channels'] as const) {
+    if (!Number.isInteger(image[key]) || image[key] < 1) {
+      throw new RangeError(`${where}: the image's ${key} must be a whole number from 1 on, got ${String(image[key])}`);
+    }
+  }
+  const expected = image.width * image.height * image.channels;
+  if (data.length !== expected) {
+    throw new RangeError(`${where}: an image of these sizes has ${expected} values, this one ${data.length}`);
+  }
+  return image;
+}
+
 /** An array of `length` elements of the kind that `data` is. */
 export function emptyLike(data: Uint8Array | Float32Array, length: number): Uint8Array | Float32Array {
   return data instanceof Uint8Array ? new Uint8Array(length) : new Float32Array(length);
@@ -49,8 +67,8 @@ export function resizeImage(
   width: number,
   interpolation: Interpolation = 'bilinear',
 ): Image {
+  const { channels } = checkImage(image, 'resizeImage');
   if (image.height === height && image.width === width) return image;
-  const { channels } = image;
   const data = scope(() => {
     // Channels stay last in memory: LibTorch resamples bytes fastest, and with Pillow's fixed-point sums, in that layout.
     const source = fromTypedArray(image.data, [1, image.height, image.width, channels]).permute([0, 3, 1, 2]);

@@ -3,6 +3,9 @@ import { native } from '../native/index.js';
 import { describe } from './describe.js';
 import type { Tensor } from './tensor.js';
 
+/** As many dimensions as LibTorch's own kernels take at most. */
+const MAX_DIMENSIONS = 64;
+
 /** `value` as a tensor. @throws TypeError that names function and argument */
 export function assertTensor(value: unknown, where: string, argument: string): Tensor {
   if (native.isTensor(value)) return value as Tensor;
@@ -15,7 +18,10 @@ export function assertTensors(value: unknown, where: string, argument: string): 
   if (!Array.isArray(value)) {
     throw new TypeError(`${where}: ${argument} must be a Tensor or an array of tensors; got ${describe(value)}`);
   }
-  return value.map((item, i) => assertTensor(item, where, `${argument}[${i}]`));
+  // Not `map`, which would skip holes, and take minutes to skip those of an array of length 2^32 - 1.
+  const tensors: Tensor[] = [];
+  for (let i = 0; i < value.length; i++) tensors.push(assertTensor(value[i], where, `${argument}[${i}]`));
+  return tensors;
 }
 
 /** `value` as a safe integer of at least `low`. @throws TypeError if it is no number, RangeError if it does not fit */
@@ -35,6 +41,9 @@ export function assertShape(value: unknown, where: string, argument = 'shape'): 
   if (typeof value === 'number') return [assertInteger(value, where, argument, 0)];
   if (!Array.isArray(value)) {
     throw new TypeError(`${where}: ${argument} must be an array of sizes; got ${describe(value)}`);
+  }
+  if (value.length > MAX_DIMENSIONS) {
+    throw new RangeError(`${where}: ${argument} has ${value.length} dimensions; there may be ${MAX_DIMENSIONS}`);
   }
   const shape = value.map((size, i) => assertInteger(size, where, `${argument}[${i}]`, 0));
   if (!Number.isSafeInteger(numelOf(shape))) {

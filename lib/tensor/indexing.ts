@@ -71,8 +71,14 @@ function select(view: Tensor, dim: number, position: number, where: string): Ten
   return view.select(dim, at);
 }
 
+/** No tensor has so many dimensions. */
+const MAX_INDICES = 256;
+
 /** Applies indices from left to right, as PyTorch does. */
 function apply(self: Tensor, given: readonly Index[], where: string): Selection {
+  if (given.length > MAX_INDICES) {
+    throw new RangeError(`${where}: ${given.length} indices; there may be ${MAX_INDICES}`);
+  }
   const indices = given.map((index) => (Array.isArray(index) ? indexTensor(index, where) : index));
   const used = indices.reduce<number>((sum, index) => sum + consumed(index), 0);
   const ndim = self.ndim;

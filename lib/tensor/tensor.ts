@@ -27,6 +27,9 @@ export interface ToOptions {
   nonBlocking?: boolean | undefined;
 }
 
+/** More elements than this would fill the heap of JavaScript, which ends the process. */
+const MAX_LIST = 2 ** 25;
+
 /** A number as `item` and `tolist` give it: a bigint only where a number would not be exact. */
 export type Element = number | bigint | boolean;
 
@@ -210,9 +213,15 @@ export class Tensor {
     return native.item(this);
   }
 
-  /** Elements as nested arrays; the element itself for shape []. A complex element is an array [real, imaginary]. */
+  /**
+   * Elements as nested arrays; the element itself for shape []. A complex element is an array [real, imaginary].
+   * @throws RangeError beyond 2^25 elements, for which JavaScript has no memory; `data()` has no such limit
+   */
   tolist(): NestedResult<Element> {
     const shape = native.shape(this);
+    if (native.numel(this) > MAX_LIST) {
+      throw new RangeError(`tolist: ${native.numel(this)} elements are too many for nested arrays; use data()`);
+    }
     const { kind } = dtypeInfo(this.dtype);
     if (kind === 'complex') return nest(this.data() as Float64Array, [...shape, 2]);
     const half = this.dtype === 'float16' || this.dtype === 'bfloat16';
