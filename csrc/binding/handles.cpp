@@ -104,17 +104,24 @@ void HandleTable::watch(napi_env env, Handle* handle, napi_value object) {
   if (!armed_) arm(env);
 }
 
-void HandleTable::own(napi_env env, Handle* handle, napi_value object, at::Tensor tensor) {
+bool HandleTable::own(Handle* handle, at::Tensor tensor) {
   handle->tensor = std::move(tensor);
   ++live_;
   const auto depth = static_cast<uint32_t>(scopes_.size());
   link(handle, depth);
-  if (depth > 0) {
-    Scope& scope = scopes_.back();
-    scope.bytes += owned_bytes(handle->tensor);
-    if (!scope.large()) return;
-  }
-  watch(env, handle, object);
+  if (depth == 0) return true;
+  Scope& scope = scopes_.back();
+  scope.bytes += owned_bytes(handle->tensor);
+  return scope.large();
+}
+
+double HandleTable::make_number(napi_env env, at::Tensor& tensor) {
+  if (scopes_.empty() || scopes_.back().large()) return 0;
+  maybe_sweep(env);
+  Handle* handle = take_slot();
+  // Should this tensor be what makes the scope large, the next ones are watched.
+  own(handle, std::move(tensor));
+  return number_of(*handle);
 }
 
 napi_value HandleTable::make(napi_env env, napi_value constructor, at::Tensor tensor) {
@@ -128,7 +135,7 @@ napi_value HandleTable::make(napi_env env, napi_value constructor, at::Tensor te
     free(env, handle);
     check(env, status);
   }
-  own(env, handle, object, std::move(tensor));
+  if (own(handle, std::move(tensor))) watch(env, handle, object);
   return object;
 }
 
@@ -144,7 +151,7 @@ void HandleTable::attach(napi_env env, napi_value object, at::Tensor tensor) {
     free(env, handle);
     check(env, status);
   }
-  own(env, handle, object, std::move(tensor));
+  if (own(handle, std::move(tensor))) watch(env, handle, object);
 }
 
 Handle* HandleTable::find(napi_env env, napi_value value) {

@@ -49,6 +49,8 @@ class HandleTable {
   void set_key(napi_env env, napi_value symbol);
   // A new object of `constructor` that holds `tensor`.
   napi_value make(napi_env env, napi_value constructor, at::Tensor tensor);
+  // The number of a new handle whose object JavaScript makes, or 0 where the object would need watching.
+  double make_number(napi_env env, at::Tensor& tensor);
   // Attaches `tensor` to `object`, which must be fresh.
   void attach(napi_env env, napi_value object, at::Tensor tensor);
   // The handle behind a value: null when the value is not one of our objects, a handle without a tensor when its tensor
@@ -86,7 +88,8 @@ class HandleTable {
   static size_t owned_bytes(const at::Tensor& tensor);
   static void on_collection(napi_env env, void* data, void* hint);
   Handle* take_slot();
-  void own(napi_env env, Handle* handle, napi_value object, at::Tensor tensor);
+  // Puts the tensor into the handle; whether the collector must be able to end it.
+  bool own(Handle* handle, at::Tensor tensor);
   // Lets the collector end the handle.
   void watch(napi_env env, Handle* handle, napi_value object);
   void arm(napi_env env);

@@ -3,7 +3,7 @@ import { existsSync } from 'node:fs';
 import { createRequire } from 'node:module';
 import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
-import type { NativeAddon } from './types.js';
+import type { RawAddon } from './types.js';
 
 const require = createRequire(import.meta.url);
 
@@ -42,12 +42,12 @@ function candidates(root: string): { files: string[]; missing: string[] } {
  *
  * @throws Error that lists every place tried, why each failed, and what helps.
  */
-export function loadAddon(root: string = packageRoot): NativeAddon {
+export function loadAddon(root: string = packageRoot): RawAddon {
   const { files, missing } = candidates(root);
   const failures: string[] = [];
   for (const file of files) {
     try {
-      return require(file) as NativeAddon;
+      return require(file) as RawAddon;
     } catch (error) {
       failures.push(`${file}: ${message(error)}`);
     }
@@ -62,4 +62,4 @@ export function loadAddon(root: string = packageRoot): NativeAddon {
   );
 }
 
-export const native: NativeAddon = loadAddon();
+export const native: RawAddon = loadAddon();

@@ -44,6 +44,17 @@ export interface NativeClasses {
   readonly TorchError: new (message: string, details: { operator: string }) => Error;
 }
 
+/** An operator as the addon gives it. */
+export interface RawOperator extends NativeFunction {
+  /** Whether a number as result stands for a new tensor, of which the caller makes the object. */
+  readonly numbers: boolean;
+}
+
+/** The addon as loaded; `addon.ts` makes a `NativeAddon` of it. */
+export interface RawAddon extends Omit<NativeAddon, 'operator'> {
+  operator(name: string, overload: string | null): RawOperator | undefined;
+}
+
 /** A file mapped into memory, privately: writes to its tensors never reach the file. */
 export type MappedFile = object;
 

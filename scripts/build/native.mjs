@@ -1,11 +1,12 @@
 /** Configures and compiles csrc/ into build/Release/torchgraft.node; does next to nothing when nothing changed. */
 import { spawnSync } from 'node:child_process';
-import { existsSync, readFileSync } from 'node:fs';
+import { existsSync, mkdirSync, readFileSync } from 'node:fs';
 import { availableParallelism } from 'node:os';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { SetupError, findCmake, findCompiler, output, requireTools } from './tools.mjs';
 import { obtainLibtorch } from './fetch-libtorch.mjs';
+import { withLock } from './lock.mjs';
 
 export const root = fileURLToPath(new URL('../../', import.meta.url));
 export const buildDir = join(root, 'build');
@@ -47,19 +48,33 @@ function jobs() {
 }
 
 /**
- * Builds the addon.
+ * Builds the addon. Two builds of one folder at a time would spoil each other's precompiled headers: the second waits.
  * @param {{ cmakeArgs?: readonly string[] }} [options] extra arguments for the configure step
  * @returns {Promise<string>} path of the addon
  */
 export async function buildNative({ cmakeArgs = [] } = {}) {
   requireTools([findCmake(), findCompiler()]);
   const libtorch = await obtainLibtorch();
+  mkdirSync(buildDir, { recursive: true });
+  const onWait = (/** @type {number | null} */ pid) => {
+    console.error(`Waiting for another build of this folder (process ${pid ?? 'unknown'}).`);
+  };
+  await withLock(join(buildDir, '.lock'), onWait, async () => compile(libtorch.dir, cmakeArgs));
+  return addonPath;
+}
+
+/**
+ * Configures if need be, and compiles what changed.
+ * @param {string} libtorch
+ * @param {readonly string[]} cmakeArgs
+ */
+function compile(libtorch, cmakeArgs) {
   const configured =
     (existsSync(join(buildDir, 'build.ninja')) || existsSync(join(buildDir, 'Makefile'))) &&
-    cached('LIBTORCH') === libtorch.dir &&
+    cached('LIBTORCH') === libtorch &&
     cmakeArgs.length === 0;
   if (!configured) {
-    const args = ['-S', root, '-B', buildDir, `-DLIBTORCH=${libtorch.dir}`, ...cmakeArgs];
+    const args = ['-S', root, '-B', buildDir, `-DLIBTORCH=${libtorch}`, ...cmakeArgs];
     // A build folder keeps its first generator; CMake refuses another one.
     if (cached('CMAKE_GENERATOR') === null && output('ninja', ['--version']) !== null) args.push('-G', 'Ninja');
     if (output('ccache', ['--version']) !== null) args.push('-DCMAKE_CXX_COMPILER_LAUNCHER=ccache');
@@ -69,5 +84,4 @@ export async function buildNative({ cmakeArgs = [] } = {}) {
     ['--build', buildDir, '--parallel', String(jobs())],
     'The native addon did not compile; the first error stands above. `npm run doctor` checks the tools.',
   );
-  return addonPath;
 }
