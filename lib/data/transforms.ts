@@ -84,7 +84,8 @@ export function isBatchStep(step: Transform): step is TransformOf<'toFloat'> | T
  * @throws TypeError naming the step and the key that is unknown or wrong
  */
 export function parseTransforms(value: unknown): Transform[] {
-  if (!Array.isArray(value))
+  // No list of steps is so long, and the holes of a longer one would be visited one by one.
+  if (!Array.isArray(value) || value.length > 1000)
     throw new TypeError('transforms: expected a list of steps such as { kind: "resize", size: 32 }');
   const steps = value.flat(Infinity).map((step: unknown, i) => parseStep(step, i));
   const firstBatchStep = steps.findIndex(isBatchStep);
