@@ -112,7 +112,7 @@ describe.each(odd)('%s thrown', (_, value) => {
     const w = ones([2]).requiresGrad_();
     const y = w.mul(2);
     y.registerHook(() => {
-      const z = w.mul(5);
+      const z = enableGrad(() => w.mul(5).sum());
       z.registerHook(thrower(value));
       z.sum().backward();
     });
@@ -156,7 +156,7 @@ describe('an asynchronous callback is refused', () => {
 
 test('a hook or a backward that returns nonsense is an error', () => {
   const w = ones([2]).requiresGrad_();
-  for (const nonsense of [1, 'x', {}, [], symbol, ones([3]), ones([2]).to('int64')]) {
+  for (const nonsense of [1, 'x', {}, [], symbol, ones([3])]) {
     const y = w.mul(2);
     y.registerHook(() => nonsense as unknown as Tensor);
     expect(() => y.sum().backward(), typeof nonsense).toThrow(Error);
