@@ -36,6 +36,8 @@ export class JsonlLog {
 
 /** The records of a JSONL file; a last line that was cut short is left out. */
 export function readJsonl(path: string): Record<string, unknown>[] {
+  // A number would be an open file such as the terminal.
+  if (typeof path !== 'string') throw new TypeError(`readJsonl: path must be a string, got a ${typeof path}`);
   const text = readFileSync(path, 'utf8');
   return text
     .slice(0, text.lastIndexOf('\n') + 1)
