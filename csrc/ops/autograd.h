@@ -3,7 +3,6 @@
 
 #include <ATen/core/Tensor.h>
 #include <ATen/core/grad_mode.h>
-#include <c10/core/InferenceMode.h>
 
 #include <initializer_list>
 
@@ -21,21 +20,6 @@ inline bool requires_grad(const std::optional<at::Tensor>& t) {
 // createGraph: then a formula must be made of differentiable operators.
 inline bool needs_graph(std::initializer_list<at::Tensor> tensors) {
   if (!at::GradMode::is_enabled()) {
-    return false;
-  }
-  for (const at::Tensor& t : tensors) {
-    if (requires_grad(t)) {
-      return true;
-    }
-  }
-  return false;
-}
-
-// Whether these tensors are being trained, so that a formula for frozen ones does not serve. It is no question of the grad
-// mode: a stretch that runs once without a graph and again with one (activation checkpointing) must compute the same bits.
-// In inference mode nothing can be trained.
-inline bool learn(std::initializer_list<at::Tensor> tensors) {
-  if (c10::InferenceMode::is_enabled()) {
     return false;
   }
   for (const at::Tensor& t : tensors) {

@@ -31,6 +31,13 @@ inline int64_t mask_bytes(int64_t numel) {
 
 }  // namespace torchgraft
 
+// A BatchNorm with fixed statistics as a scale and a shift per channel, by the same steps as LibTorch's own, so that both
+// give the same bits. All tensors are contiguous and of one type, float or double; weight and bias may be undefined.
+TORCHGRAFT_CPU_KERNEL(
+    void, norm_terms_kernel,
+    (const at::Tensor& scale, const at::Tensor& shift, const at::Tensor& weight, const at::Tensor& bias,
+     const at::Tensor& mean, const at::Tensor& variance, double eps))
+
 // out = act(x * scale + shift + residual). Scale and shift are contiguous, of x's arithmetic type (float for half types);
 // shift and residual may be undefined; out may be x. With `relu`, `mask`, if given, receives a bit per element: whether
 // the gradient passes.

@@ -3,6 +3,7 @@
 #include <ATen/Parallel.h>
 
 #include <algorithm>
+#include <cmath>
 #include <numeric>
 #include <vector>
 
@@ -195,6 +196,23 @@ void affine_pass(bool relu, T* out, const T* x, const T* residual, const at::Ten
 }
 
 }  // namespace
+
+void norm_terms_kernel(const at::Tensor& scale, const at::Tensor& shift, const at::Tensor& weight, const at::Tensor& bias,
+                       const at::Tensor& mean, const at::Tensor& variance, double eps) {
+  AT_DISPATCH_FLOATING_TYPES(mean.scalar_type(), "norm_terms", [&] {
+    auto* alpha = scale.mutable_data_ptr<scalar_t>();
+    auto* beta = shift.mutable_data_ptr<scalar_t>();
+    const auto* means = mean.const_data_ptr<scalar_t>();
+    const auto* variances = variance.const_data_ptr<scalar_t>();
+    const scalar_t* weights = weight.defined() ? weight.const_data_ptr<scalar_t>() : nullptr;
+    const scalar_t* biases = bias.defined() ? bias.const_data_ptr<scalar_t>() : nullptr;
+    for (int64_t c = 0; c < mean.numel(); ++c) {
+      const scalar_t inverse = 1 / std::sqrt(variances[c] + static_cast<scalar_t>(eps));
+      alpha[c] = inverse * (weights != nullptr ? weights[c] : scalar_t(1));
+      beta[c] = (biases != nullptr ? biases[c] : scalar_t(0)) - means[c] * alpha[c];
+    }
+  });
+}
 
 void channel_affine_kernel(const at::Tensor& out, const at::Tensor& x, const at::Tensor& scale, const at::Tensor& shift,
                            const at::Tensor& residual, bool relu, uint8_t* mask, ChannelLayout layout) {

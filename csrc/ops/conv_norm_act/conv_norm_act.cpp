@@ -24,21 +24,20 @@ struct Geometry {
   int64_t groups;
 };
 
-// BatchNorm as a factor and a term per channel, in the arithmetic type. The convolution's bias goes into the term.
+// BatchNorm as a factor and a term per channel, in the arithmetic type.
 struct Affine {
   at::Tensor scale, shift;
 };
 
-Affine fold(const Optional& bias, const Optional& weight, const Optional& norm_bias, const at::Tensor& mean,
-            const at::Tensor& variance, double eps) {
-  const auto type = at::toOpMathType(mean.scalar_type());
-  at::Tensor scale = at::rsqrt(variance.to(type).add(eps));
-  if (weight.has_value()) {
-    scale.mul_(*weight);
-  }
-  at::Tensor center = bias.has_value() ? mean.to(type).sub(*bias) : mean.to(type);
-  at::Tensor shift = norm_bias.has_value() ? at::addcmul(norm_bias->to(type), center, scale, -1) : center.mul(scale).neg_();
-  return {scale.contiguous(), shift.contiguous()};
+Affine fold(const Optional& weight, const Optional& bias, const at::Tensor& mean, const at::Tensor& variance, double eps) {
+  const auto wide = [&](const Optional& t) {
+    return t.has_value() ? t->detach().to(at::toOpMathType(mean.scalar_type())).contiguous() : at::Tensor();
+  };
+  const at::Tensor means = wide(mean);
+  const Affine affine{at::empty_like(means), at::empty_like(means)};
+  TORCHGRAFT_CHOOSE_KERNEL(norm_terms_kernel)
+  (affine.scale, affine.shift, wide(weight), wide(bias), means, wide(variance), eps);
+  return affine;
 }
 
 bool is_relu(c10::string_view act) {
@@ -66,9 +65,9 @@ at::Tensor composite(const at::Tensor& x, const at::Tensor& weight, const Option
 }
 
 // Forward on the CPU without a graph; fills `mask` (bytes) if it is given.
-at::Tensor forward_cpu(const at::Tensor& x, const at::Tensor& weight, const Affine& affine, const Optional& residual,
-                       const Geometry& g, bool relu, at::Tensor* mask) {
-  at::Tensor y = at::conv2d(x, weight, {}, g.stride, g.padding, g.dilation, g.groups);
+at::Tensor forward_cpu(const at::Tensor& x, const at::Tensor& weight, const Optional& bias, const Affine& affine,
+                       const Optional& residual, const Geometry& g, bool relu, at::Tensor* mask) {
+  at::Tensor y = at::conv2d(x, weight, bias, g.stride, g.padding, g.dilation, g.groups);
   const auto [dense, layout] = dense_by_channel(y, 1);
   at::Tensor other;
   if (residual.has_value()) {
@@ -96,11 +95,12 @@ bool serves(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& mea
 
 struct ConvNormAct : torch::autograd::Function<ConvNormAct> {
   static at::Tensor forward(AutogradContext* ctx, const at::Tensor& x, const at::Tensor& weight, const at::Tensor& scale,
-                            const at::Tensor& shift, const Optional& residual, at::IntArrayRef stride,
-                            at::IntArrayRef padding, at::IntArrayRef dilation, int64_t groups, bool relu) {
+                            const at::Tensor& shift, const Optional& residual, const Optional& bias,
+                            at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation, int64_t groups,
+                            bool relu) {
     const at::AutoDispatchBelowADInplaceOrView guard;
     at::Tensor mask;
-    at::Tensor y = forward_cpu(x, weight, {scale, shift}, residual, {stride, padding, dilation, groups}, relu, &mask);
+    at::Tensor y = forward_cpu(x, weight, bias, {scale, shift}, residual, {stride, padding, dilation, groups}, relu, &mask);
     ctx->save_for_backward({weight, scale, mask});
     ctx->saved_data["stride"] = stride;
     ctx->saved_data["padding"] = padding;
@@ -157,7 +157,7 @@ struct ConvNormAct : torch::autograd::Function<ConvNormAct> {
           ctx->saved_data["padding"].toIntVector(), ctx->saved_data["dilation"].toIntVector(), false, {0, 0},
           ctx->saved_data["groups"].toInt(), {true, false, false}));
     }
-    variable_list result(10);
+    variable_list result(11);
     result[0] = grad_x;
     result[4] = masked;
     return result;
@@ -178,19 +178,16 @@ at::Tensor conv_norm_act(const at::Tensor& x, const at::Tensor& weight, const Op
   check(x, weight, mean, variance);
   const bool relu = is_relu(act);
   const Geometry geometry{stride, padding, dilation, groups};
-  const bool learns = learn({weight, value_or_undefined(bias), value_or_undefined(norm_weight),
-                             value_or_undefined(norm_bias), mean, variance});
+  const bool learns = needs_graph({weight, value_or_undefined(bias), value_or_undefined(norm_weight),
+                                   value_or_undefined(norm_bias), mean, variance});
   if (learns || !serves(x, weight, mean)) {
     return composite(x, weight, bias, norm_weight, norm_bias, mean, variance, residual, geometry, eps, relu);
   }
-  const Affine affine = [&] {
-    const at::NoGradGuard guard;
-    return fold(bias, norm_weight, norm_bias, mean, variance, eps);
-  }();
+  const Affine affine = fold(norm_weight, norm_bias, mean, variance, eps);
   if (!needs_graph({x, value_or_undefined(residual)})) {
-    return forward_cpu(x, weight, affine, residual, geometry, relu, nullptr);
+    return forward_cpu(x, weight, bias, affine, residual, geometry, relu, nullptr);
   }
-  return ConvNormAct::apply(x, weight, affine.scale, affine.shift, residual, stride, padding, dilation, groups, relu);
+  return ConvNormAct::apply(x, weight, affine.scale, affine.shift, residual, bias, stride, padding, dilation, groups, relu);
 }
 
 TORCH_LIBRARY_FRAGMENT(torchgraft, m) {

@@ -47,23 +47,38 @@ at::Tensor transposed_product(const at::Tensor& grad, const at::Tensor& weight) 
 struct FrozenLinear : torch::autograd::Function<FrozenLinear> {
   static at::Tensor forward(AutogradContext* ctx, const at::Tensor& x, const at::Tensor& weight, const Optional& bias) {
     const at::AutoDispatchBelowADInplaceOrView guard;
-    ctx->save_for_backward({weight});
+    ctx->save_for_backward({requires_grad(weight) ? x : at::Tensor(), weight});
+    ctx->saved_data["has_bias"] = bias.has_value();
     return linear_product(x, weight, bias);
   }
 
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
     const auto saved = ctx->get_saved_variables();
+    const at::Tensor& x = saved[0];
+    const at::Tensor& weight = saved[1];
     const at::Tensor& grad = grads[0];
-    return {needs_graph({grad}) ? grad.matmul(saved[0]) : transposed_product(grad, saved[0]), at::Tensor(), at::Tensor()};
+    variable_list result(3);
+    if (ctx->needs_input_grad(0)) {
+      result[0] = needs_graph({grad, weight}) ? grad.matmul(weight) : transposed_product(grad, weight);
+    }
+    if (ctx->needs_input_grad(1)) {
+      result[1] = rows(grad).t().mm(rows(x));
+    }
+    // Edges count tensors only, so the bias is the third if it is there at all.
+    if (ctx->saved_data["has_bias"].toBool() && ctx->needs_input_grad(2)) {
+      result[2] = rows(grad).sum(0);
+    }
+    return result;
   }
 };
 
+// Frozen or not, the product is the same, so that a network gives the same bits before and after freezing.
 at::Tensor frozen_linear(const at::Tensor& x, const at::Tensor& weight, const Optional& bias) {
-  const bool learns = learn({weight, value_or_undefined(bias)});
-  if (learns || weight.dim() != 2 || !onednn_serves(x, weight) || at::autocast::is_autocast_enabled(at::kCPU)) {
+  if (weight.dim() != 2 || !onednn_serves(x, weight) || at::autocast::is_autocast_enabled(at::kCPU)) {
     return at::linear(x, weight, bias);
   }
-  return needs_graph({x}) ? FrozenLinear::apply(x, weight, bias) : linear_product(x, weight, bias);
+  return needs_graph({x, weight, value_or_undefined(bias)}) ? FrozenLinear::apply(x, weight, bias)
+                                                            : linear_product(x, weight, bias);
 }
 
 struct LoraLinear : torch::autograd::Function<LoraLinear> {
@@ -104,7 +119,8 @@ at::Tensor lora_linear(const at::Tensor& x, const at::Tensor& weight, const at::
                         up.size(0) == weight.size(0) && down.size(1) == weight.size(1),
                     "lora_linear: expected a weight [out, in], down [r, in] and up [out, r], got ", weight.sizes(), ", ",
                     down.sizes(), " and ", up.sizes());
-  const bool learns = learn({weight, value_or_undefined(bias)});
+  // By what requires a gradient, not by the grad mode: with and without a graph the bits are the same.
+  const bool learns = requires_grad(weight) || requires_grad(bias);
   const bool merges = !learns && onednn_serves(x, weight) && x.numel() / x.size(-1) >= kManyRows &&
                       down.scalar_type() == weight.scalar_type() && up.scalar_type() == weight.scalar_type() &&
                       !at::autocast::is_autocast_enabled(at::kCPU);
