@@ -6,7 +6,9 @@ import { join, resolve } from 'node:path';
 export function distFolder(): string {
   const dist = process.env['TORCHGRAFT_DIST'] ?? resolve(import.meta.dirname, '..', 'dist');
   if (!existsSync(join(dist, 'cli', 'main.js'))) {
-    throw new Error(`${dist} has no compiled command line; run \`npm run build\`, or \`npm test\`, which does it first`);
+    throw new Error(
+      `${dist} has no compiled command line; run \`npm run build\`, or \`npm test\`, which does it first`,
+    );
   }
   return dist;
 }

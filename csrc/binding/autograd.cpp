@@ -224,9 +224,8 @@ napi_value gradients(napi_env env, napi_callback_info info) {
     const bool create = bool_arg(env, args[4], "grad: createGraph");
     const bool allow_unused = bool_arg(env, args[5], "grad: allowUnused");
     torch::autograd::variable_list result;
-    run_engine(environment, outputs, [&] {
-      result = torch::autograd::grad(outputs, inputs, grads, retain || create, create, allow_unused);
-    });
+    run_engine(environment, outputs,
+               [&] { result = torch::autograd::grad(outputs, inputs, grads, retain || create, create, allow_unused); });
     return wrap_list(environment, result);
   });
 }

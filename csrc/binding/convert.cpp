@@ -374,7 +374,8 @@ bool whole_number(napi_env env, napi_value value, int64_t& result) {
   return true;
 }
 
-// The values of most calls, converted without preparing the text of an error; nothing when the value is another or wrong.
+// The values of most calls, converted without preparing the text of an error; nothing when the value is another or
+// wrong.
 std::optional<c10::IValue> to_plain_ivalue(napi_env env, const Parameter& parameter, const Given& given) {
   int64_t integer = 0;
   double number = 0;
@@ -430,16 +431,15 @@ c10::IValue to_ivalue(Environment& environment, const Parameter& parameter, cons
     case Kind::Tensor:
       refuse(env, given.value, what.c_str(), "a Tensor");
     case Kind::TensorList:
-      return to_list<at::Tensor>(env, given, what, "an array of Tensors", [&](napi_value value) {
-        return environment.tensor(value, what.c_str());
-      });
+      return to_list<at::Tensor>(env, given, what, "an array of Tensors",
+                                 [&](napi_value value) { return environment.tensor(value, what.c_str()); });
     case Kind::OptionalTensorList:
-      return to_list<std::optional<at::Tensor>>(
-          env, given, what, "an array of Tensors or nulls", [&](napi_value value) -> std::optional<at::Tensor> {
-            const napi_valuetype type = type_of(env, value);
-            if (type == napi_null || type == napi_undefined) return std::nullopt;
-            return environment.tensor(value, what.c_str());
-          });
+      return to_list<std::optional<at::Tensor>>(env, given, what, "an array of Tensors or nulls",
+                                                [&](napi_value value) -> std::optional<at::Tensor> {
+                                                  const napi_valuetype type = type_of(env, value);
+                                                  if (type == napi_null || type == napi_undefined) return std::nullopt;
+                                                  return environment.tensor(value, what.c_str());
+                                                });
     case Kind::Scalar:
       return to_scalar(env, given, what);
     case Kind::ScalarList: {
@@ -492,8 +492,9 @@ c10::IValue to_ivalue(Environment& environment, const Parameter& parameter, cons
     case Kind::Generator: {
       void* data = nullptr;
       bool ours = false;
-      if (given.type != napi_external || napi_check_object_type_tag(env, given.value, &kGeneratorTag, &ours) != napi_ok ||
-          !ours || napi_get_value_external(env, given.value, &data) != napi_ok) {
+      if (given.type != napi_external ||
+          napi_check_object_type_tag(env, given.value, &kGeneratorTag, &ours) != napi_ok || !ours ||
+          napi_get_value_external(env, given.value, &data) != napi_ok) {
         refuse(env, given.value, what.c_str(), "a generator made by generator()");
       }
       return *static_cast<at::Generator*>(data);

@@ -45,15 +45,15 @@ enum class Kind : uint8_t {
 };
 
 struct Parameter {
-  std::string name;       // as in the schema
+  std::string name;        // as in the schema
   std::string camel_name;  // as in JavaScript
   std::string type_text;
   Kind kind = Kind::Unsupported;
   bool optional = false;
   bool keyword_only = false;
   bool output = false;
-  bool symbolic = false;        // SymInt: the interpreter's value is the same, kept for messages
-  int32_t fixed_length = 0;     // N of int[N], which also takes a single number
+  bool symbolic = false;     // SymInt: the interpreter's value is the same, kept for messages
+  int32_t fixed_length = 0;  // N of int[N], which also takes a single number
   std::optional<c10::IValue> default_value;
 };
 

@@ -1,9 +1,9 @@
 // An arena for the memory of large CPU tensors.
 //
 // A training step allocates and frees the same few hundred blocks over and over. The C library gives blocks of
-// megabytes back to the system as soon as they are free and gets them again as zeroed pages, one fault per 4 KiB: on the
-// reference machine 0.6 ms per MiB, ten times what writing the memory costs, and a third of a ResNet-50 step. The arena
-// keeps the pages, merges free neighbors, takes the best fit, and asks for huge pages.
+// megabytes back to the system as soon as they are free and gets them again as zeroed pages, one fault per 4 KiB: on
+// the reference machine 0.6 ms per MiB, ten times what writing the memory costs, and a third of a ResNet-50 step. The
+// arena keeps the pages, merges free neighbors, takes the best fit, and asks for huge pages.
 //
 // How much it keeps: never more than its high-water mark, and that mark sinks again. Every time that a multiple of the
 // arena's size has been allocated, the pages beyond the largest use in that period (and a quarter more) go back.
@@ -49,9 +49,7 @@ constexpr std::size_t kSlack = std::size_t{32} << 20;
 // From this size on a request is compared with the memory that is left; the comparison costs far less than the pages.
 constexpr std::size_t kCompared = std::size_t{64} << 20;
 
-constexpr std::size_t round_up(std::size_t n, std::size_t unit) {
-  return (n + unit - 1) / unit * unit;
-}
+constexpr std::size_t round_up(std::size_t n, std::size_t unit) { return (n + unit - 1) / unit * unit; }
 
 class Arena {
  public:
@@ -267,9 +265,7 @@ class ArenaAllocator final : public c10::Allocator {
     return {pointer, pointer, &free_block, c10::Device(c10::DeviceType::CPU)};
   }
 
-  c10::DeleterFnPtr raw_deleter() const override {
-    return &free_block;
-  }
+  c10::DeleterFnPtr raw_deleter() const override { return &free_block; }
 
   void copy_data(void* target, const void* source, std::size_t count) const override {
     default_copy_data(target, source, count);

@@ -105,8 +105,7 @@ std::string schema_text(const Overload& overload) {
 }
 
 [[noreturn]] void refuse_call(Environment& environment, const OperatorFunction& function, const Call& call) {
-  std::string message =
-      function.name + ": no overload takes " + describe_call(environment, call) + ". There is:";
+  std::string message = function.name + ": no overload takes " + describe_call(environment, call) + ". There is:";
   size_t shown = 0;
   for (const Overload& overload : function.overloads) {
     if (overload.has_output_argument || !overload.callable) continue;
@@ -122,8 +121,8 @@ std::string schema_text(const Overload& overload) {
 // An overload that was asked for by name, or is the only one: say exactly what is wrong with the call.
 void check_call(Environment& environment, const Overload& overload, const Call& call) {
   if (!overload.callable) {
-    throw ArgumentError(overload.name + ": takes values that cannot be passed from JavaScript: " +
-                        schema_text(overload));
+    throw ArgumentError(overload.name +
+                        ": takes values that cannot be passed from JavaScript: " + schema_text(overload));
   }
   if (call.count > overload.positional) {
     throw ArgumentError(overload.name + ": takes at most " + std::to_string(overload.positional) +
@@ -200,9 +199,8 @@ napi_value wrap_result(Environment& environment, const Overload& overload, const
   const auto same = [&](const Given& given) {
     return given.tensor && given.tensor->tensor.defined() && given.tensor->tensor.is_same(tensor);
   };
-  const c10::AliasInfo* alias = overload.handle.schema().arguments().empty()
-                                    ? nullptr
-                                    : overload.handle.schema().arguments()[0].alias_info();
+  const c10::AliasInfo* alias =
+      overload.handle.schema().arguments().empty() ? nullptr : overload.handle.schema().arguments()[0].alias_info();
   if (alias && alias->isWrite() && call.count > 0 && same(call.given[0])) return call.given[0].value;
   if (overload.has_output_argument) {
     for (const Call::Named& named : call.named) {
@@ -212,8 +210,8 @@ napi_value wrap_result(Environment& environment, const Overload& overload, const
   return environment.wrap(tensor);
 }
 
-// The result of an operator that returns one tensor: where a scope is sure to end it, the number of its handle, for which
-// JavaScript makes the object itself, several times faster than it can be made from here.
+// The result of an operator that returns one tensor: where a scope is sure to end it, the number of its handle, for
+// which JavaScript makes the object itself, several times faster than it can be made from here.
 napi_value number_result(Environment& environment, const Overload& overload, const Call& call, c10::IValue& value) {
   if (value.isTensor() && value.toTensor().defined() && !overload.writes_argument) {
     at::Tensor tensor = std::move(value).toTensor();
@@ -223,8 +221,7 @@ napi_value number_result(Environment& environment, const Overload& overload, con
   return wrap_result(environment, overload, call, value);
 }
 
-napi_value run(Environment& environment, const OperatorFunction& function, const Overload& overload,
-               const Call& call) {
+napi_value run(Environment& environment, const OperatorFunction& function, const Overload& overload, const Call& call) {
   torch::jit::Stack stack = make_stack(environment, overload, call);
   if (overload.guard) overload.guard(overload, stack);
   try {
@@ -250,8 +247,7 @@ napi_value run(Environment& environment, const OperatorFunction& function, const
   }
   napi_value array = new_array(environment.env, results);
   for (size_t i = 0; i < results; ++i) {
-    set(environment.env, array, static_cast<uint32_t>(i),
-        wrap_result(environment, overload, call, stack[i]));
+    set(environment.env, array, static_cast<uint32_t>(i), wrap_result(environment, overload, call, stack[i]));
   }
   return array;
 }

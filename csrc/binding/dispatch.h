@@ -20,7 +20,7 @@ struct Overload {
   size_t positional = 0;  // how many parameters may be given by position
   bool has_output_argument = false;
   bool writes_argument = false;  // which may then be the result
-  bool callable = true;   // no argument that JavaScript cannot express
+  bool callable = true;          // no argument that JavaScript cannot express
   Guard guard = nullptr;
 };
 

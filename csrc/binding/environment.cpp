@@ -3,8 +3,8 @@
 #include <ATen/ThreadLocalState.h>
 #include <c10/util/Exception.h>
 
-#include "errors.h"
 #include "dispatch.h"
+#include "errors.h"
 
 namespace torchgraft {
 

@@ -26,8 +26,8 @@ namespace {
 void throw_torch_error(napi_env env, const std::string& operator_name, const std::string& message) {
   Environment& environment = Environment::of(env);
   napi_value constructor = nullptr;
-  if (!environment.error_class ||
-      napi_get_reference_value(env, environment.error_class, &constructor) != napi_ok || !constructor) {
+  if (!environment.error_class || napi_get_reference_value(env, environment.error_class, &constructor) != napi_ok ||
+      !constructor) {
     napi_throw_error(env, nullptr, message.c_str());
     return;
   }

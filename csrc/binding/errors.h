@@ -11,7 +11,8 @@ inline constexpr const char* kFreedAdvice = "Return it from the scope or wrap it
 
 // LibTorch's refusal of an operator call: becomes a TorchError that carries the operator's name.
 struct TorchFailure : std::runtime_error {
-  TorchFailure(std::string op, const std::string& message) : std::runtime_error(message), operator_name(std::move(op)) {}
+  TorchFailure(std::string op, const std::string& message)
+      : std::runtime_error(message), operator_name(std::move(op)) {}
   std::string operator_name;
 };
 

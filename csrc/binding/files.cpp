@@ -1,8 +1,9 @@
 // Files mapped into memory, and tensors over them without copying.
 //
-// The mapping is private: a write to a tensor copies the page and never reaches the file. It lives as long as its handle
-// or any tensor over it. A file that another program truncates while it is mapped takes its pages with it, and reading
-// them ends the process (SIGBUS); so the size is checked again before each tensor, and writers replace files instead.
+// The mapping is private: a write to a tensor copies the page and never reaches the file. It lives as long as its
+// handle or any tensor over it. A file that another program truncates while it is mapped takes its pages with it, and
+// reading them ends the process (SIGBUS); so the size is checked again before each tensor, and writers replace files
+// instead.
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/from_blob.h>
@@ -147,7 +148,8 @@ MappedFile& mapped_file(napi_env env, napi_value value, const char* function) {
   if (type_of(env, value) != napi_external ||
       napi_check_object_type_tag(env, value, &kMappedFileTag, &ours) != napi_ok || !ours ||
       napi_get_value_external(env, value, &data) != napi_ok) {
-    throw ArgumentError(std::string(function) + ": file: expected what mapFile returned, given " + describe(env, value));
+    throw ArgumentError(std::string(function) + ": file: expected what mapFile returned, given " +
+                        describe(env, value));
   }
   MappedFile& file = *static_cast<MappedFile*>(data);
   return file;
@@ -177,12 +179,13 @@ napi_value map_file(napi_env env, napi_callback_info info) {
     result->path = string_arg(env, args[0], "mapFile: path");
     if (result->path.find('\0') != std::string::npos) throw ArgumentError("mapFile: path: contains a zero byte");
     result->file = std::make_unique<OpenFile>(result->path);
-    if (result->file->size() < 0) throw std::runtime_error(result->path + ": not a regular file, so it cannot be mapped");
+    if (result->file->size() < 0)
+      throw std::runtime_error(result->path + ": not a regular file, so it cannot be mapped");
     result->mapping = std::make_shared<const Mapping>(*result->file, result->path);
     napi_value external;
     check(env, napi_create_external(
-                   env, result.get(), [](napi_env, void* data, void*) { delete static_cast<MappedFile*>(data); }, nullptr,
-                   &external));
+                   env, result.get(), [](napi_env, void* data, void*) { delete static_cast<MappedFile*>(data); },
+                   nullptr, &external));
     result.release();
     check(env, napi_type_tag_object(env, external, &kMappedFileTag));
     return external;
@@ -298,8 +301,7 @@ napi_value tensor_from_map(napi_env env, napi_callback_info info) {
       return environment.wrap(copy.as_strided(sizes, strides));
     }
     std::shared_ptr<const Mapping> share = file.mapping;
-    return environment.wrap(at::from_blob(
-        data, sizes, strides, [share](void*) mutable { share.reset(); }, options));
+    return environment.wrap(at::from_blob(data, sizes, strides, [share](void*) mutable { share.reset(); }, options));
   });
 }
 

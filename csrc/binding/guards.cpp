@@ -159,8 +159,8 @@ void degree_fits(const Overload& overload, const torch::jit::Stack& stack) {
 std::unordered_map<std::string, Guard> make_guards() {
   std::unordered_map<std::string, Guard> guards;
   for (const std::string_view name : kUnchecked) guards.emplace("aten::" + std::string(name), refuse);
-  for (const char* name : {"rrelu_with_noise", "rrelu_with_noise_", "rrelu_with_noise_functional",
-                           "rrelu_with_noise_backward"}) {
+  for (const char* name :
+       {"rrelu_with_noise", "rrelu_with_noise_", "rrelu_with_noise_functional", "rrelu_with_noise_backward"}) {
     guards.emplace(std::string("aten::") + name, noise_fits);
   }
   for (const char* kind : {"reflection", "replication"}) {

@@ -163,7 +163,8 @@ Handle* HandleTable::find(napi_env env, napi_value value) {
     // A proxy or a getter that throws is not a tensor.
     bool pending = false;
     napi_value ignored;
-    if (napi_is_exception_pending(env, &pending) == napi_ok && pending) napi_get_and_clear_last_exception(env, &ignored);
+    if (napi_is_exception_pending(env, &pending) == napi_ok && pending)
+      napi_get_and_clear_last_exception(env, &ignored);
     return nullptr;
   }
   if (napi_get_value_double(env, number, &whole) != napi_ok || !(whole >= 1 && whole < 9007199254740992.0)) {

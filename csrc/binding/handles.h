@@ -2,14 +2,14 @@
 //
 // A handle is a slot that holds one reference to a native tensor. Its JavaScript object knows it by a number, under a
 // symbol of ours: the slot's index and how often the slot has been used, so that an object whose tensor is gone cannot
-// mistake a later one for its own. A handle ends in one of three ways: its scope closes, `free` is called, or its object
-// is collected.
+// mistake a later one for its own. A handle ends in one of three ways: its scope closes, `free` is called, or its
+// object is collected.
 //
-// Only the third needs a weak reference, and that is what a call costs most. So a handle gets one only when nothing else
-// is sure to end it: outside scopes, and in scopes that have grown large. Node-API's finalizers wait for the event loop,
-// so a synchronous loop would never free anything; instead the table sweeps when handles or bytes have grown: a weak
-// reference reads empty as soon as its object is collected. One object with a finalizer stands for all others, so that
-// a collection is followed by a sweep also when nothing grows.
+// Only the third needs a weak reference, and that is what a call costs most. So a handle gets one only when nothing
+// else is sure to end it: outside scopes, and in scopes that have grown large. Node-API's finalizers wait for the event
+// loop, so a synchronous loop would never free anything; instead the table sweeps when handles or bytes have grown: a
+// weak reference reads empty as soon as its object is collected. One object with a finalizer stands for all others, so
+// that a collection is followed by a sweep also when nothing grows.
 #pragma once
 
 #include <ATen/core/Tensor.h>

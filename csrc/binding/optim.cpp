@@ -164,8 +164,7 @@ napi_value clip_grad_norm(napi_env env, napi_callback_info info) {
 }  // namespace
 
 void define_optim(napi_env env, napi_value exports) {
-  define(env, exports,
-         {{"optimizerStep", optimizer_step}, {"zeroGrad", zero_grad}, {"clipGradNorm", clip_grad_norm}});
+  define(env, exports, {{"optimizerStep", optimizer_step}, {"zeroGrad", zero_grad}, {"clipGradNorm", clip_grad_norm}});
 }
 
 }  // namespace torchgraft

@@ -87,7 +87,8 @@ napi_value set_num_threads(napi_env env, napi_callback_info info) {
   return guard(env, "setNumThreads", [&] {
     const Args<1> args(env, info);
     const int64_t count = int_arg(env, args[0], "setNumThreads: count");
-    if (count < 1 || count > 1024) throw OutOfRange("setNumThreads: expected 1 to 1024, given " + std::to_string(count));
+    if (count < 1 || count > 1024)
+      throw OutOfRange("setNumThreads: expected 1 to 1024, given " + std::to_string(count));
     at::set_num_threads(static_cast<int>(count));
     return undefined(env);
   });

@@ -100,8 +100,8 @@ napi_value from_typed_array(napi_env env, napi_callback_info info) {
   });
 }
 
-// An array buffer; a RangeError when there is no memory for it. (napi_create_arraybuffer ends the process then, so large
-// ones are made as JavaScript makes them.)
+// An array buffer; a RangeError when there is no memory for it. (napi_create_arraybuffer ends the process then, so
+// large ones are made as JavaScript makes them.)
 napi_value new_array_buffer(napi_env env, size_t bytes, void** data) {
   constexpr size_t large = size_t{64} << 20;
   napi_value buffer;

@@ -8,16 +8,12 @@
 
 namespace torchgraft {
 
-inline bool requires_grad(const at::Tensor& t) {
-  return t.defined() && t.requires_grad();
-}
+inline bool requires_grad(const at::Tensor& t) { return t.defined() && t.requires_grad(); }
 
-inline bool requires_grad(const std::optional<at::Tensor>& t) {
-  return t.has_value() && requires_grad(*t);
-}
+inline bool requires_grad(const std::optional<at::Tensor>& t) { return t.has_value() && requires_grad(*t); }
 
-// Whether a result computed from these tensors now needs a node in the graph. In a backward pass this is true only under
-// createGraph: then a formula must be made of differentiable operators.
+// Whether a result computed from these tensors now needs a node in the graph. In a backward pass this is true only
+// under createGraph: then a formula must be made of differentiable operators.
 inline bool needs_graph(std::initializer_list<at::Tensor> tensors) {
   if (!at::GradMode::is_enabled()) {
     return false;
@@ -30,8 +26,6 @@ inline bool needs_graph(std::initializer_list<at::Tensor> tensors) {
   return false;
 }
 
-inline at::Tensor value_or_undefined(const std::optional<at::Tensor>& t) {
-  return t.has_value() ? *t : at::Tensor();
-}
+inline at::Tensor value_or_undefined(const std::optional<at::Tensor>& t) { return t.has_value() ? *t : at::Tensor(); }
 
 }  // namespace torchgraft

@@ -93,12 +93,10 @@ test('gradcheck, also of the gradient of the gradient', () => {
   const options = { dtype: 'float64', requiresGrad: true } as const;
   const inputs = [randn([2, 3, 4, 5], options), randn([2, 4, 4, 5], options)];
   const run = (x: Tensor, residual: Tensor) => convNormAct(conv, norm, x, new Context(), { residual });
-  gradcheck((x, residual) => run(x as Tensor, residual as Tensor), inputs);
+  gradcheck((x, residual) => run(x, residual), inputs);
   gradcheck((x, residual) => {
-    const y = run(x as Tensor, residual as Tensor)
-      .square()
-      .sum();
-    return (grad([y], [x as Tensor], { createGraph: true })[0] as Tensor).sin();
+    const y = run(x, residual).square().sum();
+    return (grad([y], [x], { createGraph: true })[0] as Tensor).sin();
   }, inputs);
 });
 

@@ -1,5 +1,5 @@
-#include <ATen/OpMathType.h>
 #include <ATen/Dispatch.h>
+#include <ATen/OpMathType.h>
 #include <ATen/Parallel.h>
 
 #include <algorithm>
@@ -20,8 +20,8 @@ namespace {
 // Elements that one pass handles while they are in the first-level cache.
 constexpr int64_t kChunk = 2048;
 
-// Factors per element of one chunk. With inner = 1 they repeat with the channels, so they are laid out once, long enough
-// for long inner loops; otherwise they are constant along a run of `inner` elements.
+// Factors per element of one chunk. With inner = 1 they repeat with the channels, so they are laid out once, long
+// enough for long inner loops; otherwise they are constant along a run of `inner` elements.
 template <typename Arithmetic>
 class Factors {
  public:
@@ -35,9 +35,7 @@ class Factors {
       values_[static_cast<size_t>(i)] = source[i % channels];
     }
   }
-  const Arithmetic* data() const {
-    return values_.data();
-  }
+  const Arithmetic* data() const { return values_.data(); }
 
  private:
   std::vector<Arithmetic> values_;
@@ -197,8 +195,8 @@ void affine_pass(bool relu, T* out, const T* x, const T* residual, const at::Ten
 
 }  // namespace
 
-void norm_terms_kernel(const at::Tensor& scale, const at::Tensor& shift, const at::Tensor& weight, const at::Tensor& bias,
-                       const at::Tensor& mean, const at::Tensor& variance, double eps) {
+void norm_terms_kernel(const at::Tensor& scale, const at::Tensor& shift, const at::Tensor& weight,
+                       const at::Tensor& bias, const at::Tensor& mean, const at::Tensor& variance, double eps) {
   AT_DISPATCH_FLOATING_TYPES(mean.scalar_type(), "norm_terms", [&] {
     auto* alpha = scale.mutable_data_ptr<scalar_t>();
     auto* beta = shift.mutable_data_ptr<scalar_t>();
@@ -292,7 +290,8 @@ void finish_sums(const std::vector<A>& partial, int64_t blocks, int64_t channels
 }
 
 template <typename T, typename A>
-void reduce_rows(A* sum_gx, A* sum_g, T* scaled, const T* g, const T* x, const A* scale, int64_t rows, int64_t channels) {
+void reduce_rows(A* sum_gx, A* sum_g, T* scaled, const T* g, const T* x, const A* scale, int64_t rows,
+                 int64_t channels) {
   // A fixed number of blocks of whole rows: the order of summation depends on the sizes alone.
   const int64_t blocks = std::clamp<int64_t>(rows / 16, 1, 64);
   std::vector<A> partial_gx(x != nullptr ? static_cast<size_t>(blocks * channels) : 0);

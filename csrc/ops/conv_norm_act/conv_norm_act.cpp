@@ -1,9 +1,9 @@
 // torchgraft::conv_norm_act: y = act(norm(conv(x)) + residual), the norm a BatchNorm with fixed statistics.
 //
 // In a frozen stretch of a network nothing but the gradient of the input is wanted. ATen keeps, for that, the inputs of
-// the convolution, of the norm and of the activation, and makes a pass over the map for each. Here the norm, the sum and
-// the ReLU are one pass over the convolution's result, in place, and the backward pass needs one bit per element. If the
-// convolution or the norm learns after all, the formula is composed of ATen operators.
+// the convolution, of the norm and of the activation, and makes a pass over the map for each. Here the norm, the sum
+// and the ReLU are one pass over the convolution's result, in place, and the backward pass needs one bit per element.
+// If the convolution or the norm learns after all, the formula is composed of ATen operators.
 #include <ATen/ATen.h>
 #include <ATen/OpMathType.h>
 #include <torch/csrc/autograd/custom_function.h>
@@ -29,7 +29,8 @@ struct Affine {
   at::Tensor scale, shift;
 };
 
-Affine fold(const Optional& weight, const Optional& bias, const at::Tensor& mean, const at::Tensor& variance, double eps) {
+Affine fold(const Optional& weight, const Optional& bias, const at::Tensor& mean, const at::Tensor& variance,
+            double eps) {
   const auto wide = [&](const Optional& t) {
     return t.has_value() ? t->detach().to(at::toOpMathType(mean.scalar_type())).contiguous() : at::Tensor();
   };
@@ -46,8 +47,9 @@ bool is_relu(c10::string_view act) {
 }
 
 void check(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& mean, const at::Tensor& variance) {
-  TORCH_CHECK_VALUE(x.dim() == 4 && weight.dim() == 4, "conv_norm_act: expected maps [B, C, H, W] and a weight [out, in, kh, kw], got ",
-                    x.sizes(), " and ", weight.sizes());
+  TORCH_CHECK_VALUE(x.dim() == 4 && weight.dim() == 4,
+                    "conv_norm_act: expected maps [B, C, H, W] and a weight [out, in, kh, kw], got ", x.sizes(),
+                    " and ", weight.sizes());
   TORCH_CHECK_VALUE(mean.dim() == 1 && mean.size(0) == weight.size(0) && variance.sizes() == mean.sizes(),
                     "conv_norm_act: the statistics must have shape [", weight.size(0), "], got ", mean.sizes(), " and ",
                     variance.sizes());
@@ -94,13 +96,14 @@ bool serves(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& mea
 }
 
 struct ConvNormAct : torch::autograd::Function<ConvNormAct> {
-  static at::Tensor forward(AutogradContext* ctx, const at::Tensor& x, const at::Tensor& weight, const at::Tensor& scale,
-                            const at::Tensor& shift, const Optional& residual, const Optional& bias,
-                            at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation, int64_t groups,
-                            bool relu) {
+  static at::Tensor forward(AutogradContext* ctx, const at::Tensor& x, const at::Tensor& weight,
+                            const at::Tensor& scale, const at::Tensor& shift, const Optional& residual,
+                            const Optional& bias, at::IntArrayRef stride, at::IntArrayRef padding,
+                            at::IntArrayRef dilation, int64_t groups, bool relu) {
     const at::AutoDispatchBelowADInplaceOrView guard;
     at::Tensor mask;
-    at::Tensor y = forward_cpu(x, weight, bias, {scale, shift}, residual, {stride, padding, dilation, groups}, relu, &mask);
+    at::Tensor y =
+        forward_cpu(x, weight, bias, {scale, shift}, residual, {stride, padding, dilation, groups}, relu, &mask);
     ctx->save_for_backward({weight, scale, mask});
     ctx->saved_data["stride"] = stride;
     ctx->saved_data["padding"] = padding;
@@ -150,7 +153,8 @@ struct ConvNormAct : torch::autograd::Function<ConvNormAct> {
     at::Tensor grad_x;
     if (needs_x) {
       // Only the sizes and the layout of the input count, since no gradient of the weight is asked for.
-      const auto format = ctx->saved_data["channels_last"].toBool() ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::Contiguous;
+      const auto format =
+          ctx->saved_data["channels_last"].toBool() ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::Contiguous;
       const auto input = at::empty(ctx->saved_data["sizes"].toIntVector(), scaled.options(), format);
       grad_x = std::get<0>(at::convolution_backward(
           scaled, input, weight, at::OptionalIntArrayRef(), ctx->saved_data["stride"].toIntVector(),
@@ -171,10 +175,11 @@ struct ConvNormAct : torch::autograd::Function<ConvNormAct> {
   }
 };
 
-at::Tensor conv_norm_act(const at::Tensor& x, const at::Tensor& weight, const Optional& bias, const Optional& norm_weight,
-                         const Optional& norm_bias, const at::Tensor& mean, const at::Tensor& variance,
-                         const Optional& residual, at::IntArrayRef stride, at::IntArrayRef padding,
-                         at::IntArrayRef dilation, int64_t groups, double eps, c10::string_view act) {
+at::Tensor conv_norm_act(const at::Tensor& x, const at::Tensor& weight, const Optional& bias,
+                         const Optional& norm_weight, const Optional& norm_bias, const at::Tensor& mean,
+                         const at::Tensor& variance, const Optional& residual, at::IntArrayRef stride,
+                         at::IntArrayRef padding, at::IntArrayRef dilation, int64_t groups, double eps,
+                         c10::string_view act) {
   check(x, weight, mean, variance);
   const bool relu = is_relu(act);
   const Geometry geometry{stride, padding, dilation, groups};
@@ -187,20 +192,20 @@ at::Tensor conv_norm_act(const at::Tensor& x, const at::Tensor& weight, const Op
   if (!needs_graph({x, value_or_undefined(residual)})) {
     return forward_cpu(x, weight, bias, affine, residual, geometry, relu, nullptr);
   }
-  return ConvNormAct::apply(x, weight, affine.scale, affine.shift, residual, bias, stride, padding, dilation, groups, relu);
+  return ConvNormAct::apply(x, weight, affine.scale, affine.shift, residual, bias, stride, padding, dilation, groups,
+                            relu);
 }
 
 TORCH_LIBRARY_FRAGMENT(torchgraft, m) {
   m.def(
-      "conv_norm_act(Tensor x, Tensor weight, Tensor? bias, Tensor? norm_weight, Tensor? norm_bias, Tensor running_mean, "
+      "conv_norm_act(Tensor x, Tensor weight, Tensor? bias, Tensor? norm_weight, Tensor? norm_bias, Tensor "
+      "running_mean, "
       "Tensor running_var, Tensor? residual=None, int[2] stride=1, int[2] padding=0, int[2] dilation=1, int groups=1, "
       "float eps=1e-05, str act='relu') -> Tensor");
 }
 // The function chooses by itself whether it makes a graph, so it is the kernel for autograd and below alike; operators
 // that it calls meet autocast on their own.
-TORCH_LIBRARY_IMPL(torchgraft, CompositeImplicitAutograd, m) {
-  m.impl("conv_norm_act", conv_norm_act);
-}
+TORCH_LIBRARY_IMPL(torchgraft, CompositeImplicitAutograd, m) { m.impl("conv_norm_act", conv_norm_act); }
 
 }  // namespace
 }  // namespace torchgraft

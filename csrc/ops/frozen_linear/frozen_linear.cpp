@@ -35,13 +35,12 @@ bool onednn_serves(const at::Tensor& x, const at::Tensor& weight) {
          onednn_linear().has_value();
 }
 
-at::Tensor rows(const at::Tensor& t) {
-  return t.reshape({-1, t.size(-1)});
-}
+at::Tensor rows(const at::Tensor& t) { return t.reshape({-1, t.size(-1)}); }
 
 // g W without a graph.
 at::Tensor transposed_product(const at::Tensor& grad, const at::Tensor& weight) {
-  return grad.numel() < kManyRows * grad.size(-1) ? grad.matmul(weight) : linear_product(grad, weight.t().contiguous(), {});
+  return grad.numel() < kManyRows * grad.size(-1) ? grad.matmul(weight)
+                                                  : linear_product(grad, weight.t().contiguous(), {});
 }
 
 struct FrozenLinear : torch::autograd::Function<FrozenLinear> {
@@ -117,8 +116,8 @@ at::Tensor lora_linear(const at::Tensor& x, const at::Tensor& weight, const at::
                        double scale, const Optional& bias) {
   TORCH_CHECK_VALUE(weight.dim() == 2 && down.dim() == 2 && up.dim() == 2 && down.size(0) == up.size(1) &&
                         up.size(0) == weight.size(0) && down.size(1) == weight.size(1),
-                    "lora_linear: expected a weight [out, in], down [r, in] and up [out, r], got ", weight.sizes(), ", ",
-                    down.sizes(), " and ", up.sizes());
+                    "lora_linear: expected a weight [out, in], down [r, in] and up [out, r], got ", weight.sizes(),
+                    ", ", down.sizes(), " and ", up.sizes());
   // By what requires a gradient, not by the grad mode: with and without a graph the bits are the same.
   const bool learns = requires_grad(weight) || requires_grad(bias);
   const bool merges = !learns && onednn_serves(x, weight) && x.numel() / x.size(-1) >= kManyRows &&

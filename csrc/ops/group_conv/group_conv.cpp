@@ -31,8 +31,8 @@ GroupConvShape shape_of(at::IntArrayRef x, at::IntArrayRef weight, at::IntArrayR
   const auto out = [&](size_t i) {
     return (x[i + 2] + 2 * padding[i] - dilation[i] * (weight[i + 2] - 1) - 1) / stride[i] + 1;
   };
-  return {x[0],      x[2],      x[3],       out(0),     out(1),      weight[0],   weight[1],  weight[2],
-          weight[3], stride[0], stride[1],  padding[0], padding[1],  dilation[0], dilation[1]};
+  return {x[0],      x[2],      x[3],      out(0),     out(1),     weight[0],   weight[1],  weight[2],
+          weight[3], stride[0], stride[1], padding[0], padding[1], dilation[0], dilation[1]};
 }
 
 // [G, per group, kh, kw] as [kh * kw, C].
@@ -79,8 +79,9 @@ struct GroupConv : torch::autograd::Function<GroupConv> {
     variable_list result(6);
     if (needs_graph({grads[0], x, weight})) {
       const auto input = x.defined() ? x : at::empty(sizes, weight.options(), at::MemoryFormat::ChannelsLast);
-      const auto [gx, gw, gb] = at::convolution_backward(grads[0], input, weight, {{weight.size(0)}}, stride, padding, dilation,
-                                                         false, {0, 0}, weight.size(0), {needs_x, needs_weight, needs_bias});
+      const auto [gx, gw, gb] =
+          at::convolution_backward(grads[0], input, weight, {{weight.size(0)}}, stride, padding, dilation, false,
+                                   {0, 0}, weight.size(0), {needs_x, needs_weight, needs_bias});
       result[0] = gx;
       result[1] = gw;
       result[2] = gb;
@@ -108,8 +109,8 @@ struct GroupConv : torch::autograd::Function<GroupConv> {
 
 at::Tensor group_conv(const at::Tensor& x, const at::Tensor& weight, const Optional& bias, at::IntArrayRef stride,
                       at::IntArrayRef padding, at::IntArrayRef dilation, int64_t groups) {
-  const bool geometry = stride.size() == 2 && padding.size() == 2 && dilation.size() == 2 && stride[0] > 0 && stride[1] > 0 &&
-                        padding[0] >= 0 && padding[1] >= 0 && dilation[0] > 0 && dilation[1] > 0;
+  const bool geometry = stride.size() == 2 && padding.size() == 2 && dilation.size() == 2 && stride[0] > 0 &&
+                        stride[1] > 0 && padding[0] >= 0 && padding[1] >= 0 && dilation[0] > 0 && dilation[1] > 0;
   if (!geometry || !serves(x, weight, bias, groups)) {
     return at::conv2d(x, weight, bias, stride, padding, dilation, groups);
   }
@@ -128,9 +129,7 @@ TORCH_LIBRARY_FRAGMENT(torchgraft, m) {
       "group_conv(Tensor x, Tensor weight, Tensor? bias=None, int[2] stride=1, int[2] padding=0, int[2] dilation=1, "
       "int groups=1) -> Tensor");
 }
-TORCH_LIBRARY_IMPL(torchgraft, CompositeImplicitAutograd, m) {
-  m.impl("group_conv", group_conv);
-}
+TORCH_LIBRARY_IMPL(torchgraft, CompositeImplicitAutograd, m) { m.impl("group_conv", group_conv); }
 
 }  // namespace
 }  // namespace torchgraft

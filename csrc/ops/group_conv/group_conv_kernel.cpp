@@ -8,9 +8,9 @@
 
 #include "group_conv.h"
 
-// Channels lie next to each other, so every tap is an elementwise product of vectors of channels; the sum within a group
-// comes last, once per output pixel. The backward pass spreads the gradient over the channels of each group first, and is
-// then a depth-wise one.
+// Channels lie next to each other, so every tap is an elementwise product of vectors of channels; the sum within a
+// group comes last, once per output pixel. The backward pass spreads the gradient over the channels of each group
+// first, and is then a depth-wise one.
 namespace torchgraft::CPU_CAPABILITY {
 namespace {
 
@@ -198,8 +198,8 @@ void backward(T* grad_x, T* grad_taps, const T* grad, const T* x, const T* taps,
 
 }  // namespace
 
-void group_conv_forward_kernel(const at::Tensor& out, const at::Tensor& x, const at::Tensor& taps, const at::Tensor& bias,
-                               const GroupConvShape& shape) {
+void group_conv_forward_kernel(const at::Tensor& out, const at::Tensor& x, const at::Tensor& taps,
+                               const at::Tensor& bias, const GroupConvShape& shape) {
   AT_DISPATCH_FLOATING_TYPES(x.scalar_type(), "group_conv", [&] {
     forward(out.mutable_data_ptr<scalar_t>(), x.const_data_ptr<scalar_t>(), taps.const_data_ptr<scalar_t>(),
             bias.defined() ? bias.const_data_ptr<scalar_t>() : nullptr, shape);

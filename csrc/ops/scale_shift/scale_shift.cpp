@@ -31,8 +31,8 @@ int64_t checked_dim(const at::Tensor& x, const at::Tensor& scale, const at::Tens
   TORCH_CHECK_VALUE(at::isFloatingType(x.scalar_type()), "scale_shift: the input must be floating point, got ",
                     x.scalar_type());
   const auto check = [&](const at::Tensor& t, const char* name) {
-    TORCH_CHECK_VALUE(t.dim() == 1 && t.size(0) == x.size(dim), "scale_shift: ", name, " must have shape [", x.size(dim),
-                      "], the size of dimension ", dim, " of the input ", x.sizes(), ", got ", t.sizes());
+    TORCH_CHECK_VALUE(t.dim() == 1 && t.size(0) == x.size(dim), "scale_shift: ", name, " must have shape [",
+                      x.size(dim), "], the size of dimension ", dim, " of the input ", x.sizes(), ", got ", t.sizes());
     const bool wide = at::isReducedFloatingType(x.scalar_type()) && t.scalar_type() == at::kFloat;
     TORCH_CHECK_VALUE(t.scalar_type() == x.scalar_type() || wide, "scale_shift: ", name, " must be ", x.scalar_type(),
                       " like the input, got ", t.scalar_type());
@@ -164,15 +164,9 @@ at::Tensor autograd(const at::Tensor& x, const at::Tensor& scale, const at::Tens
 TORCH_LIBRARY_FRAGMENT(torchgraft, m) {
   m.def("scale_shift(Tensor x, Tensor scale, Tensor shift, int dim=-1) -> Tensor");
 }
-TORCH_LIBRARY_IMPL(torchgraft, CompositeExplicitAutograd, m) {
-  m.impl("scale_shift", composite);
-}
-TORCH_LIBRARY_IMPL(torchgraft, CPU, m) {
-  m.impl("scale_shift", forward_cpu);
-}
-TORCH_LIBRARY_IMPL(torchgraft, Autograd, m) {
-  m.impl("scale_shift", autograd);
-}
+TORCH_LIBRARY_IMPL(torchgraft, CompositeExplicitAutograd, m) { m.impl("scale_shift", composite); }
+TORCH_LIBRARY_IMPL(torchgraft, CPU, m) { m.impl("scale_shift", forward_cpu); }
+TORCH_LIBRARY_IMPL(torchgraft, Autograd, m) { m.impl("scale_shift", autograd); }
 
 }  // namespace
 }  // namespace torchgraft
