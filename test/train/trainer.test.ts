@@ -110,13 +110,13 @@ describe('steps', () => {
   });
 
   it('leave frozen BatchNorm alone, and move it on request', async () => {
-    const before = numbers(tinyNet().bn.running_mean);
+    const before = numbers(tinyNet().bn.running_mean!);
     const frozen = tinyNet();
     await trainer(frozen, { epochs: 1 }).fit();
-    expect(numbers(frozen.bn.running_mean)).toEqual(before);
+    expect(numbers(frozen.bn.running_mean!)).toEqual(before);
     const moving = tinyNet();
     await trainer(moving, { epochs: 1, bnStats: 'update' }).fit();
-    expect(numbers(moving.bn.running_mean)).not.toEqual(before);
+    expect(numbers(moving.bn.running_mean!)).not.toEqual(before);
   });
 
   it('can be clipped, smoothed, and taken in bfloat16', async () => {
