@@ -33,7 +33,9 @@ class Slow implements Dataset {
     if (this.broken.includes(index)) throw new ImageError(this.describe(index), 'broken on purpose');
     const data = new Uint8Array(this.bytes);
     data.fill(index, 0, 3);
-    return { data, width: this.bytes / 3, height: 1, channels: 3 };
+    // Sides within what images may have.
+    const height = this.bytes > 3 ? 1000 : 1;
+    return { data, width: this.bytes / 3 / height, height, channels: 3 };
   }
   describe(index: number): string {
     return `slow ${index}`;

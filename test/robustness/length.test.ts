@@ -41,7 +41,7 @@ describe('memory that is not there', () => {
 
   test('nested arrays of too many elements', () => {
     expect(() => ones([1]).expand([2 ** 30]).tolist()).toThrow(RangeError); // prettier-ignore
-    expect(String(ones([1]).expand([2 ** 40]))).toMatch(/1\., {2}1\.,? {2}1\., {2}\.\.\./);
+    expect(String(ones([1]).expand([2 ** 40]))).toMatch(/^tensor\(\[1\., 1\., 1\., +\.\.\., 1\., 1\., 1\.\]\)$/);
   });
 });
 
