@@ -39,6 +39,7 @@ constexpr std::string_view kUnchecked[] = {
     "replication_pad2d_backward",
     "replication_pad3d_backward",
     // Inner parts of batch_norm, weight_norm, cholesky_solve, the fft functions, stack, reshape and sparse tensors.
+    "_batch_norm_impl_index_backward",
     "_batch_norm_no_update",
     "_batch_norm_with_update",
     "_batch_norm_with_update_functional",
@@ -96,7 +97,7 @@ double number(const c10::IValue& value) {
   return scalar.isComplex() ? std::abs(scalar.toComplexDouble()) : scalar.toDouble();
 }
 
-// The kernel writes as many numbers into `noise` as `self` has.
+// The kernel writes as many numbers into `noise`, and into `out` without resizing it, as `self` has.
 void noise_fits(const Overload& overload, const torch::jit::Stack& stack) {
   const c10::IValue* self = argument(overload, stack, "self");
   const c10::IValue* noise = argument(overload, stack, "noise");
@@ -104,6 +105,31 @@ void noise_fits(const Overload& overload, const torch::jit::Stack& stack) {
   if (!self->toTensor().sizes().equals(noise->toTensor().sizes()) ||
       self->toTensor().scalar_type() != noise->toTensor().scalar_type()) {
     throw ArgumentError(overload.name + ": noise must have the shape and the dtype of the tensor");
+  }
+  const c10::IValue* out = argument(overload, stack, "out");
+  if (out && out->isTensor() && !out->toTensor().sizes().equals(self->toTensor().sizes())) {
+    throw ArgumentError(overload.name + ": out must have the shape of the tensor");
+  }
+}
+
+// The kernel looks for the next number that the dtype can hold, by steps that are too small to get there.
+void bounds_fit(const Overload& overload, const torch::jit::Stack& stack) {
+  constexpr int64_t exact = int64_t{1} << 53;
+  const c10::IValue* self = argument(overload, stack, "self");
+  if (!self || !self->isTensor() || !self->toTensor().is_floating_point()) return;
+  for (const char* name : {"from", "to"}) {
+    const c10::IValue* bound = argument(overload, stack, name);
+    if (bound && bound->isInt() && (bound->toInt() > exact || bound->toInt() < -exact)) {
+      throw OutOfRange(overload.name + ": " + name + " must be within 2^53 of 0 for floating point tensors");
+    }
+  }
+}
+
+// The kernel divides by a number that is zero as an integer.
+void is_floating(const Overload& overload, const torch::jit::Stack& stack) {
+  const c10::IValue* self = argument(overload, stack, "self");
+  if (self && self->isTensor() && !self->toTensor().is_floating_point()) {
+    throw ArgumentError(overload.name + ": the tensor must be a floating point one");
   }
 }
 
@@ -169,6 +195,10 @@ std::unordered_map<std::string, Guard> make_guards() {
     }
   }
   guards.emplace("aten::range", range_fits);
+  guards.emplace("aten::random", bounds_fit);
+  guards.emplace("aten::random_", bounds_fit);
+  guards.emplace("aten::smooth_l1_loss_backward", is_floating);
+  guards.emplace("aten::huber_loss_backward", is_floating);
   guards.emplace("aten::choose_qparams_optimized", count_fits);
   for (const char* name :
        {"chebyshev_polynomial_t", "chebyshev_polynomial_u", "chebyshev_polynomial_v", "chebyshev_polynomial_w",
