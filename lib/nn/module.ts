@@ -1,5 +1,5 @@
 import type { Tensor } from '../tensor/index.js';
-import { noGrad, type DType, type Device, type MemoryFormat } from '../tensor/index.js';
+import { noGrad, scope, type DType, type Device, type MemoryFormat } from '../tensor/index.js';
 import { Context } from './context.js';
 import type { GraftSet } from './graft.js';
 import { Buffer, Parameter } from './parameter.js';
@@ -209,7 +209,10 @@ export abstract class Module {
         for (const value of Object.values(module)) {
           if (!(value instanceof Parameter || value instanceof Buffer) || done.has(value)) continue;
           done.add(value);
-          moveTensor(value, options);
+          // A scope each: the tensors on the way hold the old elements, and two whole networks would be in memory.
+          scope(() => {
+            moveTensor(value, options);
+          });
         }
       }
     });
