@@ -1,6 +1,6 @@
 /** Backbones by name. A new family is one import and one entry of `families`. */
 import type { z } from 'zod';
-import { withDefaults } from '../tensor/index.js';
+import { scope, withDefaults } from '../tensor/index.js';
 import type { Backbone, Preprocessing } from './backbone.js';
 import { cifarResnet } from './cifar_resnet.js';
 import type { Family } from './family.js';
@@ -57,7 +57,7 @@ function find(name: string): { family: Family; variant: Partial<z.input<Family['
  */
 export function createModel(name: string, options: ModelOptions = {}): Backbone {
   const { family, variant } = find(name);
-  return family.create(name, parseOptions(family.options, { ...variant, ...options }, name));
+  return build(family, name, parseOptions(family.options, { ...variant, ...options }, name));
 }
 
 /**
@@ -70,7 +70,15 @@ export function createModel(name: string, options: ModelOptions = {}): Backbone 
 export function createCustomModel(family: string, options: ModelOptions, name = family): Backbone {
   const found = families.find(({ id }) => id === family);
   if (found === undefined) throw new RangeError(unknownFamily(family));
-  return found.create(name, parseOptions(found.options, options, name));
+  return build(found, name, parseOptions(found.options, options, name));
+}
+
+/**
+ * In a scope, because the tensors that parameters are made from share their elements: uncollected, they would keep the
+ * old ones alive when the model is moved or loaded.
+ */
+function build(family: Family, name: string, options: Parameters<Family['create']>[1]): Backbone {
+  return scope(() => family.create(name, options));
 }
 
 function unknownFamily(family: string): string {
