@@ -12,7 +12,7 @@ import {
   Linear,
   Module,
   type Role,
-  runBlock,
+  runBlocks,
   Sequential,
   site,
   type SiteLayout,
@@ -74,8 +74,7 @@ export function poolMap(x: Tensor, pool: 'avg' | 'max' | 'avgmax'): Tensor {
 /** Blocks that run one after the other, each recomputed in the backward pass when checkpointing is on. */
 export class BlockList extends Sequential {
   override forward(x: Tensor, ctx: Context): Tensor {
-    for (const block of this) x = runBlock(block, x, ctx);
-    return x;
+    return runBlocks(this, x, ctx);
   }
 }
 

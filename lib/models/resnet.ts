@@ -8,6 +8,7 @@ import { z } from 'zod';
 import {
   AvgPool2d,
   type BatchNorm2d,
+  chain,
   Context,
   Conv2d,
   convNormAct,
@@ -226,9 +227,8 @@ export class ResNet extends Backbone {
   }
 
   forwardFeatures(x: Tensor, ctx: Context = new Context()): Tensor {
-    let y = this.stem.run(this.input.run(x, ctx), ctx);
-    for (const stage of this.stages) y = stage.run(y, ctx);
-    return this.features.run(y, ctx);
+    const parts = [this.input, this.stem, ...this.stages, this.features];
+    return chain<Module>(parts, (part, y) => part.run(y, ctx), x, ctx);
   }
 
   forwardHead(features: Tensor, ctx: Context = new Context()): Tensor {

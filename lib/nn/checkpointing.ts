@@ -189,7 +189,20 @@ export function runBlock(block: Module, x: Tensor, ctx: Context): Tensor {
 
 /** `runBlock` for one block after the other. */
 export function runBlocks(blocks: Iterable<Module>, x: Tensor, ctx: Context): Tensor {
-  let y = x;
-  for (const block of blocks) y = runBlock(block, y, ctx);
-  return y;
+  return chain([...blocks], (block, y) => runBlock(block, y, ctx), x, ctx);
+}
+
+/**
+ * Runs `step` on one part after the other. Only about log2(parts) of the outputs between them are held at a time: halves
+ * run in scopes, so what the first half handed to the second is freed when the second is done.
+ */
+export function chain<P>(parts: readonly P[], step: (part: P, x: Tensor) => Tensor, x: Tensor, ctx: Context): Tensor {
+  const [first] = parts;
+  if (first === undefined) return x;
+  if (parts.length === 1) return step(first, x);
+  const middle = parts.length >> 1;
+  return scope(() => {
+    const between = chain(parts.slice(0, middle), step, x, ctx);
+    return [chain(parts.slice(middle), step, between, ctx), ctx.state, ctx.aux, ctx.losses] as const;
+  })[0];
 }

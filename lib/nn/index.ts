@@ -1,4 +1,4 @@
-export { checkpoint, runBlock, runBlocks } from './checkpointing.js';
+export { chain, checkpoint, runBlock, runBlocks } from './checkpointing.js';
 export { ModuleDict, ModuleList, Sequential } from './containers.js';
 export { Context, type ContextOptions } from './context.js';
 export * as functional from './functional.js';
