@@ -5,6 +5,7 @@
  */
 import type { z } from 'zod';
 import {
+  chain,
   Context,
   Conv2d,
   DropPath,
@@ -158,8 +159,8 @@ export class Mlp extends Module {
   }
 
   forward(x: Tensor, ctx: Context): Tensor {
-    const hidden = this.drop1.run(this.act.run(this.fc1.run(x, ctx), ctx), ctx);
-    return this.drop2.run(this.fc2.run(hidden, ctx), ctx);
+    const parts = [this.fc1, this.act, this.drop1, this.fc2, this.drop2];
+    return chain<Module>(parts, (part, t) => part.run(t, ctx), x, ctx);
   }
 }
 
@@ -190,11 +191,12 @@ export class ViTBlock extends Module {
   }
 
   forward(x: Tensor, ctx: Context): Tensor {
-    let y = this.attn.run(this.norm1.run(x, ctx), ctx);
+    const run = (module: Module, t: Tensor): Tensor => module.run(t, ctx);
+    let y = chain<Module>([this.norm1, this.attn], run, x, ctx);
     if (this.ls1) y = this.ls1.run(y, ctx);
     if (this.drop_path1) y = this.drop_path1.run(y, ctx);
     const z = x.add(y);
-    y = this.mlp.run(this.norm2.run(z, ctx), ctx);
+    y = chain<Module>([this.norm2, this.mlp], run, z, ctx);
     if (this.ls2) y = this.ls2.run(y, ctx);
     if (this.drop_path2) y = this.drop_path2.run(y, ctx);
     return z.add(y);
