@@ -1,5 +1,3 @@
-import { setFlagsFromString } from 'node:v8';
-import { runInNewContext } from 'node:vm';
 import fc from 'fast-check';
 import { describe, expect, it } from 'vitest';
 import {
@@ -10,6 +8,7 @@ import {
   topKAccuracy,
 } from '../../lib/metrics/index.js';
 import { memory, scope, tensor, type Tensor } from '../../lib/tensor/index.js';
+import { collectGarbage } from '../support/collect_garbage.js';
 
 const ints = (values: number[]): Tensor => tensor(values, { dtype: 'int64' });
 
@@ -85,9 +84,7 @@ describe('ClassificationMeter', () => {
   });
 
   it('keeps two tensors, and none after reset', () => {
-    // What earlier tests left outside scopes must not be collected while we count.
-    setFlagsFromString('--expose-gc');
-    for (let i = 0; i < 3; i++) (runInNewContext('gc') as () => void)();
+    collectGarbage();
     const before = memory().tensors;
     const meter = new ClassificationMeter(2);
     scope(() => {

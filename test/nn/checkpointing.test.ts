@@ -1,5 +1,3 @@
-import { setFlagsFromString } from 'node:v8';
-import { runInNewContext } from 'node:vm';
 import { describe, expect, it } from 'vitest';
 import {
   BatchNorm2d,
@@ -28,6 +26,7 @@ import {
   tensor,
   type Tensor,
 } from '../../lib/tensor/index.js';
+import { collectGarbage } from '../support/collect_garbage.js';
 
 /** A residual block with random numbers and statistics in it. */
 class ConvBlock extends Module {
@@ -86,12 +85,6 @@ function expectSameBits(make: () => Module[], x: Tensor, count: number): void {
 
 const images = randn([3, 4, 5, 5]);
 const tokens = randn([2, 3, 6]);
-
-/** So that what earlier tests left outside scopes is not counted. */
-function collectGarbage(): void {
-  setFlagsFromString('--expose-gc');
-  for (let i = 0; i < 3; i++) (runInNewContext('gc') as () => void)();
-}
 
 describe('checkpoint', () => {
   it('gives the same bits as a plain run: outputs, gradients, statistics', () => {
