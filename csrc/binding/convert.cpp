@@ -228,12 +228,34 @@ Given inspect(Environment& environment, napi_value value) {
   return given;
 }
 
+bool whole_number(napi_env env, napi_value value, int64_t& result) {
+  double number = 0;
+  if (napi_get_value_double(env, value, &number) != napi_ok || std::trunc(number) != number ||
+      std::abs(number) > 9007199254740992.0) {
+    return false;
+  }
+  result = static_cast<int64_t>(number);
+  return true;
+}
+
+bool plain_scalar(napi_env env, const Given& given, at::Scalar& result) {
+  double number = 0;
+  if (napi_get_value_double(env, given.value, &number) != napi_ok) return false;
+  const bool whole = std::trunc(number) == number && std::abs(number) <= 9007199254740992.0;
+  // -0 keeps its sign.
+  if (whole && !(number == 0 && std::signbit(number))) {
+    result = at::Scalar(static_cast<int64_t>(number));
+  } else {
+    result = at::Scalar(number);
+  }
+  return true;
+}
+
 namespace {
 
 bool is_integral(napi_env env, napi_value value) {
-  double number = 0;
-  return napi_get_value_double(env, value, &number) == napi_ok && std::trunc(number) == number &&
-         std::abs(number) <= 9007199254740992.0;
+  int64_t ignored = 0;
+  return whole_number(env, value, ignored);
 }
 
 // Whether the first element speaks for a list of this kind. Conversion checks the others.
@@ -315,22 +337,19 @@ std::string label(const char* op, const Parameter& parameter) {
 }
 
 at::Scalar to_scalar(napi_env env, const Given& given, const std::string& what) {
+  at::Scalar result;
   switch (given.type) {
-    case napi_number: {
-      double number = 0;
-      check(env, napi_get_value_double(env, given.value, &number));
-      // Whole numbers count as integers, as they do in PyTorch when written without a point; -0 keeps its sign.
-      const bool whole = std::trunc(number) == number && std::abs(number) <= 9007199254740992.0;
-      if (whole && !(number == 0 && std::signbit(number))) return at::Scalar(static_cast<int64_t>(number));
-      return at::Scalar(number);
-    }
+    case napi_number:
+      if (plain_scalar(env, given, result)) return result;
+      break;
     case napi_bigint:
       return at::Scalar(int_arg(env, given.value, what.c_str()));
     case napi_boolean:
       return at::Scalar(bool_arg(env, given.value, what.c_str()));
     default:
-      refuse(env, given.value, what.c_str(), "a number, bigint or boolean");
+      break;
   }
+  refuse(env, given.value, what.c_str(), "a number, bigint or boolean");
 }
 
 template <typename Element, typename Convert>
@@ -363,16 +382,6 @@ c10::IValue to_int_list(napi_env env, const Parameter& parameter, const Given& g
 }  // namespace
 
 namespace {
-
-bool whole_number(napi_env env, napi_value value, int64_t& result) {
-  double number = 0;
-  if (napi_get_value_double(env, value, &number) != napi_ok || std::trunc(number) != number ||
-      std::abs(number) > 9007199254740992.0) {
-    return false;
-  }
-  result = static_cast<int64_t>(number);
-  return true;
-}
 
 // The values of most calls, converted without preparing the text of an error; nothing when the value is another or
 // wrong.

@@ -77,6 +77,12 @@ Given inspect(Environment& environment, napi_value value);
 // Whether `given` could be converted for `parameter`, judged by its type alone (and, for strings, its spelling).
 bool accepts(Environment& environment, const Parameter& parameter, const Given& given);
 
+// The whole number that a value is, exactly; false for anything else.
+bool whole_number(napi_env env, napi_value value, int64_t& result);
+
+// The scalar that a JavaScript number is: whole numbers count as integers, as in PyTorch when written without a point.
+bool plain_scalar(napi_env env, const Given& given, at::Scalar& result);
+
 // Converts, or throws an ArgumentError that names operator, argument, expected and given.
 c10::IValue to_ivalue(Environment& environment, const Parameter& parameter, const Given& given, const char* op);
 

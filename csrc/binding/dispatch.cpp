@@ -21,6 +21,7 @@ Overload::Overload(const c10::OperatorHandle& operator_handle) : handle(operator
     // An argument that JavaScript cannot express is no obstacle while its default serves.
     callable &= parameter.kind != Kind::Unsupported || parameter.default_value || parameter.optional;
   }
+  if (!guard) direct = find_direct_call(handle, parameters);
 }
 
 namespace {
@@ -210,15 +211,41 @@ napi_value wrap_result(Environment& environment, const Overload& overload, const
   return environment.wrap(tensor);
 }
 
-// The result of an operator that returns one tensor: where a scope is sure to end it, the number of its handle, for
+// The result of an operator that returns one new tensor: where a scope is sure to end it, the number of its handle, for
 // which JavaScript makes the object itself, several times faster than it can be made from here.
-napi_value number_result(Environment& environment, const Overload& overload, const Call& call, c10::IValue& value) {
-  if (value.isTensor() && value.toTensor().defined() && !overload.writes_argument) {
-    at::Tensor tensor = std::move(value).toTensor();
-    const double number = environment.handles.make_number(environment.env, tensor);
-    return number > 0 ? from_double(environment.env, number) : environment.wrap(std::move(tensor));
+napi_value new_result(Environment& environment, const OperatorFunction& function, at::Tensor tensor) {
+  if (!function.numbers || !tensor.defined()) return environment.wrap(std::move(tensor));
+  const double number = environment.handles.make_number(environment.env, tensor);
+  return number > 0 ? from_double(environment.env, number) : environment.wrap(std::move(tensor));
+}
+
+// LibTorch's refusal in our words, with the shapes that were given.
+[[noreturn]] void fail(Environment& environment, const Overload& overload, const Call& call,
+                       const std::exception& error) {
+  // Boxed kernels consume the stack, so the message takes the shapes from the caller's tensors again.
+  torch::jit::Stack again;
+  try {
+    again = make_stack(environment, overload, call);
+  } catch (...) {
+    // An argument that changed meanwhile only costs the message its shapes.
   }
-  return wrap_result(environment, overload, call, value);
+  const auto* torch_error = dynamic_cast<const c10::Error*>(&error);
+  const std::string what = torch_error ? torch_error->what_without_backtrace() : error.what();
+  throw TorchFailure(overload.name, overload.name + ": " + first_words(what) + describe_tensors(overload, again));
+}
+
+// The result of the direct call, or null where there is none or a value is not plain.
+napi_value run_directly(Environment& environment, const OperatorFunction& function, const Overload& overload,
+                        const Call& call) {
+  if (!overload.direct || !call.named.empty() || call.count > overload.positional) return nullptr;
+  std::optional<at::Tensor> result;
+  try {
+    result = overload.direct(environment, overload, call.given, call.count);
+  } catch (const std::exception& error) {
+    if (environment.callback_error) throw;
+    fail(environment, overload, call, error);
+  }
+  return result ? new_result(environment, function, std::move(*result)) : nullptr;
 }
 
 napi_value run(Environment& environment, const OperatorFunction& function, const Overload& overload, const Call& call) {
@@ -228,22 +255,15 @@ napi_value run(Environment& environment, const OperatorFunction& function, const
     overload.handle.callBoxed(stack);
   } catch (const std::exception& error) {
     if (environment.callback_error) throw;
-    // Boxed kernels consume the stack, so the message takes the shapes from the caller's tensors again.
-    torch::jit::Stack again;
-    try {
-      again = make_stack(environment, overload, call);
-    } catch (...) {
-      // An argument that changed meanwhile only costs the message its shapes.
-    }
-    const auto* torch_error = dynamic_cast<const c10::Error*>(&error);
-    const std::string what = torch_error ? torch_error->what_without_backtrace() : error.what();
-    throw TorchFailure(overload.name, overload.name + ": " + first_words(what) + describe_tensors(overload, again));
+    fail(environment, overload, call, error);
   }
   const size_t results = stack.size();
   if (results == 0) return undefined(environment.env);
   if (results == 1) {
-    return function.numbers ? number_result(environment, overload, call, stack[0])
-                            : wrap_result(environment, overload, call, stack[0]);
+    if (!stack[0].isTensor() || overload.writes_argument) {
+      return wrap_result(environment, overload, call, stack[0]);
+    }
+    return new_result(environment, function, std::move(stack[0]).toTensor());
   }
   napi_value array = new_array(environment.env, results);
   for (size_t i = 0; i < results; ++i) {
@@ -269,12 +289,14 @@ napi_value invoke(napi_env env, napi_callback_info info) {
       read_options(environment, call.given[--call.count].value, call);
     }
     while (call.count > 0 && call.given[call.count - 1].absent()) --call.count;
-    if (function.overloads.size() == 1) {
+    const bool sole = function.overloads.size() == 1;
+    for (const Overload& overload : function.overloads) {
+      if (napi_value result = run_directly(environment, function, overload, call)) return result;
+      if (!sole && matches(environment, overload, call)) return run(environment, function, overload, call);
+    }
+    if (sole) {
       check_call(environment, function.overloads[0], call);
       return run(environment, function, function.overloads[0], call);
-    }
-    for (const Overload& overload : function.overloads) {
-      if (matches(environment, overload, call)) return run(environment, function, overload, call);
     }
     refuse_call(environment, function, call);
   });

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "convert.h"
+#include "direct.h"
 #include "guards.h"
 
 namespace torchgraft {
@@ -22,6 +23,7 @@ struct Overload {
   bool writes_argument = false;  // which may then be the result
   bool callable = true;          // no argument that JavaScript cannot express
   Guard guard = nullptr;
+  DirectCall direct = nullptr;  // for the frequent signatures
 };
 
 // What a JavaScript function of the door calls: all overloads of a name, or one of them.

@@ -15,4 +15,5 @@ export const bitfit = defineMethod({
     () =>
     ({ name }) =>
       name.includes('bias'),
+  learningRate: 0.03,
 });

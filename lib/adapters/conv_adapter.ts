@@ -243,13 +243,15 @@ const VARIANTS = {
   norm: { adapters: false, trains: /bn|gn|norm|before_head/ },
   bias: { adapters: false, trains: /bias/ },
   prompt: { adapters: false, trains: null },
+  linear: { adapters: false, trains: null },
+  full: { adapters: false, trains: /^/ },
 } as const;
 
 /**
  * Conv-Adapter, its four schemes and the comparison methods of its code.
  *
  * The published start does not make the adapted model equal to the backbone: nothing is zero at first. `init: 'zero'`
- * does; it is also what makes training stable when BatchNorm's statistics stay frozen.
+ * does; it is also what makes training stable when BatchNorm's statistics stay frozen (docs/adapters.md has figures).
  */
 export const convAdapter = defineMethod({
   id: 'conv_adapter',
@@ -262,7 +264,7 @@ export const convAdapter = defineMethod({
     scheme: z.enum(['conv_par', 'conv_seq', 'res_par', 'res_seq']).default('conv_par'),
     /** Which of the official code's methods. */
     variant: z
-      .enum(['conv_adapt', 'conv_adapt_norm', 'conv_adapt_bias', 'norm', 'bias', 'prompt'])
+      .enum(['conv_adapt', 'conv_adapt_norm', 'conv_adapt_bias', 'norm', 'bias', 'prompt', 'linear', 'full'])
       .default('conv_adapt'),
     /** `official`: as the backbone's own convolutions start; `zero`: the adapted model starts as the backbone. */
     init: z.enum(['official', 'zero', 'default', 'fan_out', 'trunc_normal']).default('official'),
@@ -298,5 +300,10 @@ export const convAdapter = defineMethod({
     return ({ name }) => trains !== null && trains.test(name);
   },
   bnStats: 'update',
-  officialNames: { adapter: 'tuning_module', prompt: 'tuning_module', norm: 'norm' },
+  learningRate: 0.01,
+  officialName: ({ rule, site, path, leaf }) => {
+    if (rule === 'norm') return `norm.${leaf}`;
+    if (rule === 'bias') return `${path}.${leaf}`;
+    return rule === 'prompt' ? `tuning_module.${leaf}` : `${site?.block ?? ''}.tuning_module.${leaf}`;
+  },
 });

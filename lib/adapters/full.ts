@@ -10,4 +10,5 @@ export const full = defineMethod({
   rules: () => [],
   trains: () => () => true,
   bnStats: 'update',
+  learningRate: 0.001,
 });

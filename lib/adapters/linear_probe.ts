@@ -8,4 +8,5 @@ export const linearProbe = defineMethod({
   paper: 'Alain and Bengio, Understanding intermediate layers using linear classifier probes, arXiv 1610.01644',
   options: z.strictObject({}),
   rules: () => [],
+  learningRate: 0.1,
 });

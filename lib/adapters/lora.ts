@@ -156,5 +156,8 @@ export const lora = defineMethod({
       form: (site) => loraForm(site, { rank, dropout, dropoutAt }),
     },
   ],
-  officialNames: { lora: 'lora' },
+  learningRate: 0.01,
+  // PETL-ViT's files: `blocks.0.attn.lora_q.adapter_down.weight`.
+  officialName: ({ path, site, leaf }) =>
+    site?.slice ? `${path.replace(/\.qkv$/, '')}.lora_${site.slice.name}.adapter_${leaf}` : `${path}.lora.${leaf}`,
 });

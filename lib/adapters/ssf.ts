@@ -26,6 +26,24 @@ export class ScaleShift extends Module implements AffineForm {
   }
 }
 
+/** Number of the official pair that follows a module of a vision transformer, in the module that owns it. */
+const PAIRS: Readonly<Record<string, 1 | 2>> = {
+  'patch_embed.proj': 1,
+  norm1: 1,
+  norm2: 2,
+  'attn.qkv': 1,
+  'attn.proj': 2,
+  'mlp.fc1': 1,
+  'mlp.fc2': 2,
+  norm: 1,
+};
+
+/** `blocks.0.attn.qkv` + `scale` -> `blocks.0.attn.ssf_scale_1`; null for a module that the official code gives no pair. */
+function pairName(path: string, leaf: string): string | null {
+  const pair = PAIRS[path.replace(/^blocks\.\d+\./, '')];
+  return pair === undefined ? null : [...path.split('.').slice(0, -1), `ssf_${leaf}_${pair}`].join('.');
+}
+
 /**
  * Scaling and shifting of features: a learned affine map per channel after every linear layer, convolution and norm of
  * the frozen backbone, except in its downsampling layers on transformers (the official code builds none there). Folds
@@ -49,5 +67,6 @@ export const ssf = defineMethod({
       form: (site: Site) => new ScaleShift(site.out, start),
     },
   ],
-  officialNames: { ssf: 'ssf' },
+  learningRate: 0.03,
+  officialName: ({ path, leaf }) => pairName(path, leaf),
 });

@@ -8,7 +8,6 @@ import type { TransformInput } from '../data/index.js';
 import { parseSettings } from './arguments.js';
 import { asUsage, UsageError } from './output.js';
 import { buildTransforms, type PreprocessFlags } from './preprocess.js';
-import { defaultRate } from './recipes.js';
 
 /** What `finetune` was told, as commander parses it. */
 export interface FinetuneFlags extends PreprocessFlags {
@@ -89,7 +88,7 @@ export function readSettings(out: string): RunSettings | null {
 
 /** Decides everything that the flags leave open. */
 export async function resolveSettings(model: string, flags: FinetuneFlags): Promise<RunSettings> {
-  const { findMethod } = await import('../adapters/index.js');
+  const { findMethod, learningRate } = await import('../adapters/index.js');
   const { modelInfo } = await import('../models/index.js');
   const { getNumThreads } = await import('../tensor/index.js');
   if (flags.data === undefined) throw new UsageError('--data is missing: a folder of images, or shapes:TASK');
@@ -110,7 +109,7 @@ export async function resolveSettings(model: string, flags: FinetuneFlags): Prom
     epochs: flags.epochs,
     batchSize: flags.batchSize,
     optimizer: flags.optimizer,
-    lr: flags.lr ?? defaultRate(flags.method, info.parameters),
+    lr: flags.lr ?? learningRate(method, info.parameters),
     weightDecay: flags.weightDecay,
     schedule: flags.schedule,
     warmupEpochs: flags.warmupEpochs,

@@ -1,6 +1,6 @@
 /** What every backbone is: a module with published sites, a feature part, a head, and a way to read its checkpoints. */
 import { applyKeyMap, type KeyMap } from '../checkpoint/index.js';
-import { type Context, Module, type Site, sitesOf } from '../nn/index.js';
+import { Context, type ContextOptions, Module, type Site, sitesOf } from '../nn/index.js';
 import type { Tensor } from '../tensor/index.js';
 
 /** How images must be prepared for a backbone. */
@@ -36,6 +36,8 @@ export abstract class Backbone extends Module {
   /** Name in the registry, such as `resnet50`. */
   abstract readonly name: string;
   readonly config: Preprocessing;
+  /** What the model was created with, beyond its name. */
+  options: Readonly<Record<string, unknown>> = {};
   /** Path of the classifier, such as `fc`. */
   abstract readonly classifier: string;
   /** Width of the vector that enters the classifier. */
@@ -71,7 +73,12 @@ export abstract class Backbone extends Module {
     return applyKeyMap(this.keyMap, state).tensors;
   }
 
-  forward(x: Tensor, ctx: Context): Tensor {
+  /**
+   * Images to logits. With options instead of a context, a pass of its own:
+   * `model.forward(x, { adapters: ['cats', 'cats', 'dogs'] })` says which adapter each sample uses.
+   */
+  forward(x: Tensor, ctx: Context | ContextOptions = {}): Tensor {
+    if (!(ctx instanceof Context)) return this.run(x, new Context(ctx));
     return this.forwardHead(this.forwardFeatures(x, ctx), ctx);
   }
 

@@ -12,5 +12,6 @@ export { createCustomModel, createModel, listModels, modelInfo } from './registr
 export type { ModelInfo, ModelOptions } from './registry.js';
 export { ResNet } from './resnet.js';
 export type { ResNetOptions } from './resnet.js';
-export { VisionTransformer, ViTBlock } from './vit.js';
+export { VisionTransformer } from './vit.js';
+export { ViTBlock } from './vit_blocks.js';
 export type { ViTOptions } from './vit.js';

@@ -57,7 +57,9 @@ function find(name: string): { family: Family; variant: Partial<z.input<Family['
  */
 export function createModel(name: string, options: ModelOptions = {}): Backbone {
   const { family, variant } = find(name);
-  return build(family, name, parseOptions(family.options, { ...variant, ...options }, name));
+  const model = build(family, name, parseOptions(family.options, { ...variant, ...options }, name));
+  model.options = options;
+  return model;
 }
 
 /**

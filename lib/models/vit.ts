@@ -4,204 +4,18 @@
  * position): Touvron et al. 2022, arXiv 2204.07118; registers: Darcet et al. 2023, arXiv 2309.16588.
  */
 import type { z } from 'zod';
-import {
-  chain,
-  Context,
-  Conv2d,
-  DropPath,
-  Dropout,
-  GELU,
-  type Identity,
-  init,
-  LayerNorm,
-  LayerScale,
-  Linear,
-  Module,
-  Parameter,
-  site,
-} from '../nn/index.js';
+import { Context, Dropout, type Identity, init, LayerNorm, Linear, Parameter, site } from '../nn/index.js';
 import { aten, empty, noGrad, type Tensor } from '../tensor/index.js';
 import type { KeyMap } from '../checkpoint/index.js';
 import { Backbone, type FeatureLevel, type Preprocessing } from './backbone.js';
 import { BlockList, classifierSite, dropPathRateAt, identitySite } from './blocks.js';
 import { sizePair } from './family.js';
 import { resamplePosEmbed } from './pos_embed.js';
+import { PatchEmbed, tokenNorm, ViTBlock } from './vit_blocks.js';
 import type { vitOptions } from './vit_variants.js';
 
 /** Options of a vision transformer, defaults filled in. */
 export type ViTOptions = z.output<typeof vitOptions>;
-
-/** Image [B, C, H, W] to tokens [B, N, D], row by row; says the grid to the context. */
-export class PatchEmbed extends Module {
-  readonly proj: Conv2d;
-
-  constructor(
-    private readonly imgSize: readonly [number, number],
-    readonly patchSize: readonly [number, number],
-    inChans: number,
-    embedDim: number,
-    private readonly anySize: boolean,
-  ) {
-    super();
-    this.proj = site(
-      new Conv2d(inChans, embedDim, { kernelSize: [...patchSize], stride: [...patchSize], bias: true }),
-      { role: 'conv' },
-    );
-    site(this, {
-      role: 'patch_embed',
-      in: inChans,
-      out: embedDim,
-      layout: 'tokens',
-      kernel: patchSize,
-      stride: patchSize,
-    });
-  }
-
-  /** Rows and columns of patches at the configured image size. */
-  get grid(): [number, number] {
-    return [Math.floor(this.imgSize[0] / this.patchSize[0]), Math.floor(this.imgSize[1] / this.patchSize[1])];
-  }
-
-  forward(x: Tensor, ctx: Context): Tensor {
-    const [, , height = 0, width = 0] = x.shape;
-    const [ph, pw] = this.patchSize;
-    if (!this.anySize && (height !== this.imgSize[0] || width !== this.imgSize[1])) {
-      throw new RangeError(
-        `this vision transformer was built for images of ${this.imgSize.join(' x ')} and was given ${height} x ${width}; ` +
-          'resize them, or create the model with { imgSize } of that size or { dynamicImgSize: true }',
-      );
-    }
-    if (height % ph !== 0 || width % pw !== 0) {
-      throw new RangeError(`an image of ${height} x ${width} does not divide into patches of ${ph} x ${pw}`);
-    }
-    const map = this.proj.run(x, ctx);
-    const [, , rows = 0, columns = 0] = map.shape;
-    ctx.grid = [rows, columns];
-    return map.flatten(2).transpose(1, 2);
-  }
-}
-
-/** Sizes of a transformer block. */
-export interface ViTBlockOptions {
-  readonly dim: number;
-  readonly numHeads: number;
-  /** Width of the MLP's hidden layer. */
-  readonly hidden: number;
-  readonly qkvBias: boolean;
-  readonly normEps: number;
-  /** Initial layer scale, or null for none. */
-  readonly initValues: number | null;
-  readonly dropPath: number;
-  readonly projDrop: number;
-  readonly attnDrop: number;
-  readonly depth: number;
-}
-
-/**
- * Multi-head self-attention: softmax(q k^T / sqrt(d)) v per head of width d = D / heads, then `proj`. Rows 0..D-1 of
- * `qkv` make q (head after head), then k, then v. [B, N, D] -> [B, N, D].
- */
-export class Attention extends Module {
-  readonly qkv: Linear;
-  readonly proj: Linear;
-  readonly proj_drop: Dropout;
-
-  constructor(
-    dim: number,
-    readonly numHeads: number,
-    { qkvBias, attnDrop, projDrop }: Pick<ViTBlockOptions, 'qkvBias' | 'attnDrop' | 'projDrop'>,
-  ) {
-    super();
-    if (dim % numHeads !== 0)
-      throw new RangeError(`attention: a width of ${dim} does not divide into ${numHeads} heads`);
-    this.attnDrop = attnDrop;
-    this.qkv = site(new Linear(dim, 3 * dim, { bias: qkvBias }), {
-      role: 'linear',
-      layout: 'tokens',
-      slice: ['q', 'k', 'v'].map((name, i) => ({ name, start: i * dim, length: dim })),
-    });
-    this.proj = site(new Linear(dim, dim), { role: 'linear', layout: 'tokens' });
-    this.proj_drop = new Dropout(projDrop);
-    site(this, { role: 'attention', in: dim, out: dim, layout: 'tokens' });
-  }
-
-  private readonly attnDrop: number;
-
-  forward(x: Tensor, ctx: Context): Tensor {
-    const [batch = 0, length = 0, dim = 0] = x.shape;
-    const headDim = dim / this.numHeads;
-    const qkv = this.qkv.run(x, ctx).reshape([batch, length, 3, this.numHeads, headDim]).permute([2, 0, 3, 1, 4]);
-    const dropout = this.training ? this.attnDrop : 0;
-    // One unbind: its gradient is one stack, where three selects would each make a gradient of full size.
-    const [q, k, v] = qkv.unbind(0) as [Tensor, Tensor, Tensor];
-    const mixed = aten.scaledDotProductAttention(q, k, v, null, dropout);
-    const joined = mixed.transpose(1, 2).reshape([batch, length, dim]);
-    return this.proj_drop.run(this.proj.run(joined, ctx), ctx);
-  }
-}
-
-/** fc2(GELU(fc1 x)), exact (erf) GELU. */
-export class Mlp extends Module {
-  readonly fc1: Linear;
-  readonly act: GELU;
-  readonly drop1: Dropout;
-  readonly fc2: Linear;
-  readonly drop2: Dropout;
-
-  constructor(dim: number, hidden: number, drop = 0) {
-    super();
-    this.fc1 = site(new Linear(dim, hidden), { role: 'linear', layout: 'tokens' });
-    this.act = new GELU();
-    this.drop1 = new Dropout(drop);
-    this.fc2 = site(new Linear(hidden, dim), { role: 'linear', layout: 'tokens' });
-    this.drop2 = new Dropout(drop);
-    site(this, { role: 'mlp', in: dim, out: dim, layout: 'tokens' });
-  }
-
-  forward(x: Tensor, ctx: Context): Tensor {
-    const parts = [this.fc1, this.act, this.drop1, this.fc2, this.drop2];
-    return chain<Module>(parts, (part, t) => part.run(t, ctx), x, ctx);
-  }
-}
-
-/** Pre-norm block: z += ls1(attn(norm1 z)); z += ls2(mlp(norm2 z)). [B, N, D] -> [B, N, D]. */
-export class ViTBlock extends Module {
-  readonly norm1: LayerNorm;
-  readonly attn: Attention;
-  readonly ls1: LayerScale | null;
-  readonly drop_path1: DropPath | null;
-  readonly norm2: LayerNorm;
-  readonly mlp: Mlp;
-  readonly ls2: LayerScale | null;
-  readonly drop_path2: DropPath | null;
-
-  constructor(o: ViTBlockOptions) {
-    super();
-    const scale = () => (o.initValues === null ? null : new LayerScale(o.dim, { init: o.initValues }));
-    const path = () => (o.dropPath > 0 ? new DropPath(o.dropPath) : null);
-    this.norm1 = tokenNorm(o.dim, o.normEps);
-    this.attn = new Attention(o.dim, o.numHeads, o);
-    this.ls1 = scale();
-    this.drop_path1 = path();
-    this.norm2 = tokenNorm(o.dim, o.normEps);
-    this.mlp = new Mlp(o.dim, o.hidden, o.projDrop);
-    this.ls2 = scale();
-    this.drop_path2 = path();
-    site(this, { role: 'block', in: o.dim, out: o.dim, layout: 'tokens', stage: 0, depth: o.depth });
-  }
-
-  forward(x: Tensor, ctx: Context): Tensor {
-    const run = (module: Module, t: Tensor): Tensor => module.run(t, ctx);
-    let y = chain<Module>([this.norm1, this.attn], run, x, ctx);
-    if (this.ls1) y = this.ls1.run(y, ctx);
-    if (this.drop_path1) y = this.drop_path1.run(y, ctx);
-    const z = x.add(y);
-    y = chain<Module>([this.norm2, this.mlp], run, z, ctx);
-    if (this.ls2) y = this.ls2.run(y, ctx);
-    if (this.drop_path2) y = this.drop_path2.run(y, ctx);
-    return z.add(y);
-  }
-}
 
 /** Vision transformer. Tokens stand in the order [class, registers, patches row by row]. */
 export class VisionTransformer extends Backbone {
@@ -379,10 +193,6 @@ export class VisionTransformer extends Backbone {
       if (module.bias) init.zeros_(module.bias);
     });
   }
-}
-
-function tokenNorm(dim: number, eps: number): LayerNorm {
-  return site(new LayerNorm(dim, { eps }), { role: 'norm', layout: 'tokens' });
 }
 
 function blockOf(o: ViTOptions, depth: number): ViTBlock {

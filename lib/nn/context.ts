@@ -2,8 +2,8 @@ import { Tensor } from '../tensor/index.js';
 
 /** What a forward pass may be told from outside. */
 export interface ContextOptions {
-  /** Name of the adapter that each sample of the batch uses; absent: the active adapters of the model. */
-  adapters?: readonly string[];
+  /** Name of the adapter that each sample of the batch uses, null for none; absent: the active adapters of the model. */
+  adapters?: readonly (string | null)[];
 }
 
 /**
@@ -21,8 +21,8 @@ export class Context {
   readonly losses: Tensor[] = [];
   /** Auxiliary outputs by name: attention maps, intermediate logits. */
   readonly aux: Map<string, Tensor>;
-  /** Name of the adapter that each sample of the batch uses. */
-  readonly adapters?: readonly string[];
+  /** Name of the adapter that each sample of the batch uses, null for none. */
+  readonly adapters?: readonly (string | null)[];
   /** True while activation checkpointing runs a stretch for the second time: leave running statistics alone. */
   recomputing = false;
   /** Height and width of the token grid, once the patches are embedded. */
@@ -38,9 +38,9 @@ export class Context {
     if (options.adapters !== undefined) this.adapters = options.adapters;
   }
 
-  /** A context that starts where this one stands, with its own maps and no losses yet. */
-  fork(): Context {
-    const copy = new Context(this.adapters === undefined ? {} : { adapters: this.adapters });
+  /** A context that starts where this one stands, with its own maps and no losses yet, perhaps for other samples. */
+  fork(adapters = this.adapters): Context {
+    const copy = new Context(adapters === undefined ? {} : { adapters });
     for (const [key, value] of this.state) copy.state.set(key, value);
     for (const [key, value] of this.aux) copy.aux.set(key, value);
     copy.recomputing = this.recomputing;

@@ -5,6 +5,16 @@ export type Role =
   | 'block'
   | 'stage'
   | 'attention'
+  /** What an attention's (an MLP's) normed input becomes until it is added to the stream, stochastic depth included. */
+  | 'attention_path'
+  | 'mlp_path'
+  /** As `attention_path`, from the stream itself, the norm included. */
+  | 'attention_branch'
+  | 'mlp_branch'
+  /** Keys and values of an attention, and the stretch from queries to joined heads, all in layout `heads`. */
+  | 'keys'
+  | 'values'
+  | 'heads'
   | 'mlp'
   | 'norm'
   | 'conv'
@@ -17,8 +27,8 @@ export type Role =
   | 'head'
   | (string & {});
 
-/** How the features at a site lie in memory: `map` [B, C, H, W], `tokens` [B, N, C], `vector` [B, C]. */
-export type SiteLayout = 'map' | 'tokens' | 'vector';
+/** How the features at a site lie in memory: `map` [B, C, H, W], `tokens` [B, N, C], `vector` [B, C], `heads` [B, H, N, C/H]. */
+export type SiteLayout = 'map' | 'tokens' | 'vector' | 'heads';
 
 /** A height and a width; a single number stands for both. */
 export type Size2 = number | readonly [height: number, width: number];
@@ -48,6 +58,8 @@ export interface SiteTag {
   readonly stride?: Size2;
   readonly padding?: Size2;
   readonly groups?: number;
+  /** Number of heads, at sites of an attention. */
+  readonly heads?: number;
   /** Name of the nonlinearity that follows the site inside its block, such as `relu`. */
   readonly activation?: string;
   readonly slice?: readonly SliceTag[];
@@ -71,6 +83,7 @@ export interface Site {
   readonly stride?: readonly [number, number];
   readonly padding?: readonly [number, number];
   readonly groups?: number;
+  readonly heads?: number;
   readonly activation?: string;
   /** Path of the innermost module with role `block` that contains the site (or is the site); null outside blocks. */
   readonly block: string | null;
@@ -123,6 +136,7 @@ function geometry(tag: SiteTag) {
     ...(tag.stride !== undefined && { stride: pair(tag.stride) }),
     ...(tag.padding !== undefined && { padding: pair(tag.padding) }),
     ...(tag.groups !== undefined && { groups: tag.groups }),
+    ...(tag.heads !== undefined && { heads: tag.heads }),
     ...(tag.activation !== undefined && { activation: tag.activation }),
   };
 }

@@ -1,6 +1,6 @@
 import { describe, expect, test } from 'vitest';
 import type { Backbone } from '../../lib/models/index.js';
-import { Context, type GraftSet, Identity, type Site } from '../../lib/nn/index.js';
+import { type SiteLayout, Context, type GraftSet, Identity, type Site } from '../../lib/nn/index.js';
 import { manualSeed, noGrad, randn, type Tensor } from '../../lib/tensor/index.js';
 import { randomize, type Tiny, tinyModels } from './tiny.js';
 
@@ -34,7 +34,10 @@ function observe(
 }
 
 /** Channels of a feature of any layout: maps hold them second, tokens and vectors last. */
-const channelsOf = (shape: readonly number[]): number | undefined => (shape.length === 4 ? shape[1] : shape.at(-1));
+function channelsOf(shape: readonly number[], layout: SiteLayout): number | undefined {
+  if (layout === 'heads') return (shape[1] ?? 0) * (shape[3] ?? 0);
+  return shape.length === 4 ? shape[1] : shape.at(-1);
+}
 
 describe.each(tinyModels)('$name', (tiny) => {
   test('computes logits at its image sizes, and the same as features and head', () => {
@@ -56,11 +59,11 @@ describe.each(tinyModels)('$name', (tiny) => {
     expect(new Set(sites.map((site) => site.path)).size).toBe(sites.length);
     for (const site of sites.filter(({ slice }) => slice === undefined)) {
       const [input = [], out = []] = shapes.get(site.path) ?? [];
-      expect([site.path, channelsOf(input), channelsOf(out), out.length]).toEqual([
+      expect([site.path, channelsOf(input, site.layout), channelsOf(out, site.layout), out.length]).toEqual([
         site.path,
         site.in,
         site.out,
-        { map: 4, tokens: 3, vector: 2 }[site.layout],
+        { map: 4, tokens: 3, vector: 2, heads: 4 }[site.layout],
       ]);
     }
     // Watching takes the blocks through their spans instead of the joined last step.

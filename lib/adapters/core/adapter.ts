@@ -1,13 +1,15 @@
 /** One adapter in one model: what it consists of, whether it is active, and how it leaves. */
 import type { Backbone } from '../../models/index.js';
-import type { Parameter } from '../../nn/index.js';
+import type { Module, Parameter } from '../../nn/index.js';
 import type { Tensor } from '../../tensor/index.js';
-import { saveAdapter, type SaveOptions } from './folder.js';
+import { isWeightable } from './compose.js';
+import { readAdapterFolder, saveAdapter, swapAdapterState, type AdapterFolder, type SaveOptions } from './folder.js';
 import type { Graft } from './grafts.js';
 import { Head, type HeadOptions } from './head.js';
 import type { AdapterHost, Overlay, Resident } from './host.js';
 import { mergeAdapter, unmergeAdapter, type MergeOptions, type MergeRecord, type MergeReport } from './merge.js';
 import type { Method } from './method.js';
+import { loadOfficialState, officialState } from './official.js';
 import { summarize, type AdapterSummary } from './summary.js';
 
 /** See `GraftOptions.head`. */
@@ -21,6 +23,7 @@ interface AdapterParts {
   readonly options: Readonly<Record<string, unknown>>;
   readonly head: HeadChoice;
   readonly grafts: readonly Graft[];
+  readonly shared: ReadonlyMap<string, Module>;
   readonly overlays: readonly Overlay[];
 }
 
@@ -41,6 +44,8 @@ export class Adapter implements Resident {
   readonly options: Readonly<Record<string, unknown>>;
   readonly head: HeadChoice;
   readonly grafts: readonly Graft[];
+  /** Parts that several grafts use, by name. */
+  readonly shared: ReadonlyMap<string, Module>;
   readonly overlays: readonly Overlay[];
   readonly #host: AdapterHost<Adapter>;
   #merge: MergeRecord | null = null;
@@ -53,6 +58,7 @@ export class Adapter implements Resident {
     this.options = parts.options;
     this.head = parts.head;
     this.grafts = parts.grafts;
+    this.shared = parts.shared;
     this.overlays = parts.overlays;
     this.#host = parts.host;
   }
@@ -73,8 +79,8 @@ export class Adapter implements Resident {
   // ---- what it consists of --------------------------------------------------------------------------------------
 
   /**
-   * The trainable parameters: `<site path>.<rule>.<parameter>` for grafts and head, `backbone.<name>` for parameters of
-   * the backbone that the adapter trains.
+   * The trainable parameters: `<site path>.<rule>.<parameter>` for grafts and head, `shared.<part>.<parameter>` for what
+   * several grafts use, `backbone.<name>` for parameters of the backbone that the adapter trains.
    */
   namedParameters(): [string, Parameter][] {
     const named: [string, Parameter][] = [];
@@ -82,6 +88,9 @@ export class Adapter implements Resident {
       const prefix = graftPrefix(graft);
       if (graft.scale) named.push([`${prefix}.scale`, graft.scale]);
       for (const [leaf, parameter] of graft.form.namedParameters()) named.push([`${prefix}.${leaf}`, parameter]);
+    }
+    for (const [name, part] of this.shared) {
+      for (const [leaf, parameter] of part.namedParameters()) named.push([`shared.${name}.${leaf}`, parameter]);
     }
     for (const overlay of this.overlays) {
       if (overlay.trains) named.push([`backbone.${overlay.name}`, overlay.target]);
@@ -96,8 +105,12 @@ export class Adapter implements Resident {
 
   /** Buffers of the grafts, such as the running statistics of a norm that the method adds. */
   namedBuffers(): [string, Tensor][] {
-    return this.grafts.flatMap((graft) =>
-      graft.form.namedBuffers().map(([leaf, buffer]): [string, Tensor] => [`${graftPrefix(graft)}.${leaf}`, buffer]),
+    const parts: [string, Module][] = [
+      ...this.grafts.map((graft): [string, Module] => [graftPrefix(graft), graft.form]),
+      ...Array.from(this.shared, ([name, part]): [string, Module] => [`shared.${name}`, part]),
+    ];
+    return parts.flatMap(([prefix, part]) =>
+      part.namedBuffers().map(([leaf, buffer]): [string, Tensor] => [`${prefix}.${leaf}`, buffer]),
     );
   }
 
@@ -162,6 +175,65 @@ export class Adapter implements Resident {
   save(path: string, options: SaveOptions = {}): void {
     this.#mustLive();
     saveAdapter(this, path, options);
+  }
+
+  // ---- exchanging values ----------------------------------------------------------------------------------------
+
+  /**
+   * Takes over the values of another adapter of the same method, options and head, in place: nothing is rebuilt, no
+   * object changes, an optimizer keeps its parameters. For a server that changes adapters between requests.
+   *
+   * @param folder path of an adapter folder, or what `readAdapterFolder` returned
+   * @throws Error that names the difference when the folder's adapter is of another kind; nothing has changed then
+   */
+  swap(folder: string | AdapterFolder): this {
+    this.#mustLive();
+    if (this.isMerged) throw new Error(`adapter '${this.name}' is merged; call unmerge() before swap()`);
+    swapAdapterState(this, typeof folder === 'string' ? readAdapterFolder(folder) : folder);
+    return this;
+  }
+
+  /**
+   * Factor of the adapter's effect on the features, 1 unless set: y = f(x) + strength s g(x), and an affine map is drawn
+   * that far from the identity. Weighs adapters that are active together, and fades one in or out.
+   *
+   * @throws RangeError where a graft exchanges what enters or leaves its site and so cannot be weighted, or for a number
+   *   that is not finite
+   */
+  get strength(): number {
+    return this.grafts.find(({ rule }) => rule !== 'head')?.strength ?? 1;
+  }
+
+  set strength(factor: number) {
+    this.#mustLive();
+    if (this.isMerged) throw new Error(`adapter '${this.name}' is merged; call unmerge() before weighting it`);
+    if (!Number.isFinite(factor)) throw new RangeError(`strength must be a finite number, got ${factor}`);
+    const grafts = this.grafts.filter(({ rule }) => rule !== 'head');
+    const fixed = grafts.find(({ composition }) => !isWeightable(composition));
+    if (fixed && factor !== 1) {
+      throw new RangeError(
+        `adapter '${this.name}' cannot be weighted: its graft at ${fixed.site.path} is there or not (${fixed.composition.kind})`,
+      );
+    }
+    for (const graft of grafts) graft.strength = factor;
+  }
+
+  // ---- official names -------------------------------------------------------------------------------------------
+
+  /** What training changed, under the names of the method's official checkpoints, for those that these have. */
+  officialState(): Map<string, Tensor> {
+    return officialState(this);
+  }
+
+  /**
+   * Loads the adapter's tensors from an official checkpoint; other names in it are the backbone's and are left alone.
+   *
+   * @throws Error that lists what is missing or has another shape; nothing has changed then
+   */
+  loadOfficialState(state: ReadonlyMap<string, Tensor>): this {
+    this.#mustLive();
+    loadOfficialState(this, state);
+    return this;
   }
 
   // ---- merging --------------------------------------------------------------------------------------------------

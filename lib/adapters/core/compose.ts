@@ -84,25 +84,46 @@ export interface Part {
   readonly composition: Composition;
   readonly form: Module;
   readonly scale: Parameter | null;
+  /** Factor of the whole effect, 1 unless adapters are weighted. */
+  readonly strength: number;
 }
 
-function addScaled(y: Tensor, g: Tensor, scale: Scale, learned: Parameter | null): Tensor {
-  if (learned) return aten.addcmul(y, g, learned);
-  return scale === 1 || typeof scale !== 'number' ? aten.add(y, g) : aten.add(y, g, { alpha: scale });
+function addScaled(y: Tensor, g: Tensor, scale: Scale, { scale: learned, strength }: Part): Tensor {
+  if (learned) return aten.addcmul(y, g, learned, { value: strength });
+  const factor = typeof scale === 'number' ? scale * strength : strength;
+  return factor === 1 ? aten.add(y, g) : aten.add(y, g, { alpha: factor });
+}
+
+/** An affine map's factor and summand, drawn toward the identity by a strength below 1 (and beyond it by one above). */
+export function affineOf({
+  form,
+  strength,
+}: Pick<Part, 'form' | 'strength'>): ReturnType<AffineForm['factorAndSummand']> {
+  const map = (form as AffineForm).factorAndSummand();
+  if (strength === 1) return map;
+  const { factor, summand } = map;
+  return { factor: factor && factor.sub(1).mul(strength).add(1), summand: summand && summand.mul(strength) };
+}
+
+/** Whether a composition's effect can be weighted; what exchanges input or output can only be there or not. */
+export function isWeightable(composition: Composition): boolean {
+  if (composition.kind === 'sequential') return composition.residual;
+  return composition.kind !== 'before' && composition.kind !== 'replace';
 }
 
 /** The site's output y (or its slice) with one graft applied; x is the site's input. `before` and `replace` act earlier. */
-function combine({ site, composition, form, scale }: Part, x: Tensor, y: Tensor, ctx: Context): Tensor {
+function combine(part: Part, x: Tensor, y: Tensor, ctx: Context): Tensor {
+  const { site, composition, form } = part;
   switch (composition.kind) {
     case 'parallel':
-      return addScaled(y, form.run(x, ctx), composition.scale, scale);
+      return addScaled(y, form.run(x, ctx), composition.scale, part);
     case 'sequential':
-      return composition.residual ? addScaled(y, form.run(y, ctx), composition.scale, scale) : form.run(y, ctx);
+      return composition.residual ? addScaled(y, form.run(y, ctx), composition.scale, part) : form.run(y, ctx);
     case 'delta':
-      if (isDeltaForm(form) && form.addTo) return form.addTo(y, x, composition.scale, ctx);
-      return addScaled(y, form.run(x, ctx), composition.scale, null);
+      if (isDeltaForm(form) && form.addTo) return form.addTo(y, x, composition.scale * part.strength, ctx);
+      return addScaled(y, form.run(x, ctx), composition.scale, part);
     case 'affine': {
-      const { factor, summand } = (form as AffineForm).factorAndSummand();
+      const { factor, summand } = affineOf(part);
       const dim = channelDim(site);
       if (factor && summand) return scaleShift(y, factor, summand, dim);
       const spread = (v: Tensor): Tensor => (dim === 1 ? v.view([-1, ...Array<number>(y.ndim - 2).fill(1)]) : v);
@@ -116,9 +137,9 @@ function combine({ site, composition, form, scale }: Part, x: Tensor, y: Tensor,
 }
 
 /** The layer and its increment in one product, if `part` is an increment of the whole layer and knows how; else null. */
-function layerWithDelta(module: Module, { composition, form, site }: Part, x: Tensor): Tensor | null {
+function layerWithDelta(module: Module, { composition, form, site, strength }: Part, x: Tensor): Tensor | null {
   if (composition.kind !== 'delta' || site.slice || !isDeltaForm(form)) return null;
-  return form.applyWith?.(module, x, composition.scale) ?? null;
+  return form.applyWith?.(module, x, composition.scale * strength) ?? null;
 }
 
 /** Runs `module` with `parts`, in their order: inputs first, then the module or its replacement, then outputs. */
@@ -134,20 +155,22 @@ export function runWithGrafts(module: Module, parts: readonly Part[], x: Tensor,
   let y = merged ?? (replacement ? replacement.form.run(input, ctx) : module.forward(input, ctx));
   for (const part of parts) {
     if (merged && part === first) continue;
-    const slice = part.site.slice;
-    if (!slice) {
-      y = combine(part, input, y, ctx);
-      continue;
-    }
-    const dim = channelDim(part.site);
-    const end = slice.start + slice.length;
-    const total = y.shape.at(dim) ?? 0;
-    const pieces = [combine(part, input, y.narrow(dim, slice.start, slice.length), ctx)];
-    if (slice.start > 0) pieces.unshift(y.narrow(dim, 0, slice.start));
-    if (end < total) pieces.push(y.narrow(dim, end, total - end));
-    y = aten.cat(pieces, dim);
+    y = addPart(part, input, y, ctx);
   }
   return y;
+}
+
+/** The site's output y, whole, with one graft applied to it or to its slice; x is the site's input. */
+export function addPart(part: Part, x: Tensor, y: Tensor, ctx: Context): Tensor {
+  const { slice } = part.site;
+  if (!slice) return combine(part, x, y, ctx);
+  const dim = channelDim(part.site);
+  const end = slice.start + slice.length;
+  const total = y.shape.at(dim) ?? 0;
+  const pieces = [combine(part, x, y.narrow(dim, slice.start, slice.length), ctx)];
+  if (slice.start > 0) pieces.unshift(y.narrow(dim, 0, slice.start));
+  if (end < total) pieces.push(y.narrow(dim, end, total - end));
+  return aten.cat(pieces, dim);
 }
 
 /** Why a composition cannot stand at a site, or null when it can. */

@@ -4,6 +4,7 @@
  */
 import { mkdirSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
+import { isDeepStrictEqual } from 'node:util';
 import { z } from 'zod';
 import { readSafetensors, writeAtomically, writeSafetensors } from '../../checkpoint/index.js';
 import { noGrad, type Tensor } from '../../tensor/index.js';
@@ -28,7 +29,12 @@ const config = z.object({
   method: z.string(),
   options: z.record(z.string(), z.unknown()),
   head,
-  backbone: z.object({ name: z.string(), fingerprint: z.string() }),
+  backbone: z.object({
+    name: z.string(),
+    /** What differs from the published model; for people and for `createModel`. */
+    options: z.record(z.string(), z.unknown()).optional(),
+    fingerprint: z.string(),
+  }),
   classNames: z.array(z.string()).nullable(),
   preprocessing: z.unknown(),
 });
@@ -76,7 +82,7 @@ export function saveAdapter(adapter: Adapter, path: string, options: SaveOptions
     method: method.id,
     options: adapter.options,
     head: adapter.head,
-    backbone: { name: model.name, fingerprint: ownFingerprint(model) },
+    backbone: { name: model.name, options: model.options, fingerprint: ownFingerprint(model) },
     classNames: options.classNames ? [...options.classNames] : null,
     preprocessing: options.preprocessing ?? null,
   };
@@ -113,6 +119,25 @@ export function readAdapterFolder(path: string): AdapterFolder {
   return { path, config: parsed.data, classNames, preprocessing, tensors };
 }
 
+/** See `Adapter.swap`. */
+export function swapAdapterState(adapter: Adapter, folder: AdapterFolder): void {
+  const { method, options, head, backbone } = folder.config;
+  const pairs: [string, unknown, unknown][] = [
+    ['method', adapter.method.id, method],
+    ['options', adapter.options, options],
+    ['head', adapter.head, head],
+    ['backbone', adapter.model.name, backbone.name],
+  ];
+  for (const [what, own, other] of pairs) {
+    if (isDeepStrictEqual(own, other)) continue;
+    throw new Error(
+      `the adapter in ${folder.path} cannot take the place of '${adapter.name}': its ${what} is ${JSON.stringify(other)}, ` +
+        `and here it is ${JSON.stringify(own)}; set it in with loadAdapter instead`,
+    );
+  }
+  loadAdapterState(adapter, folder.tensors, folder.path);
+}
+
 /** Copies a saved state into an adapter, strictly: no missing name, no unexpected one, no other shape. */
 export function loadAdapterState(adapter: Adapter, tensors: ReadonlyMap<string, Tensor>, from: string): void {
   const targets = new Map<string, Tensor>();
@@ -141,6 +166,11 @@ export function loadAdapterState(adapter: Adapter, tensors: ReadonlyMap<string, 
   }
   noGrad(() => {
     for (const [name, t] of tensors) targets.get(name)?.copy_(t);
+    // A statistic that the folder does not hold is the backbone's own.
+    for (const overlay of adapter.overlays) {
+      if (!overlay.trains && !tensors.has(`buffers.${overlay.name}`))
+        adapter.valueOf(overlay).copy_(adapter.originalOf(overlay));
+    }
   });
   adapter.headModule?.markTrained();
 }

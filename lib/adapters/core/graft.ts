@@ -12,7 +12,7 @@ import { misfit, replace, scaleParameter, type Composition } from './compose.js'
 import type { Graft } from './grafts.js';
 import { Head } from './head.js';
 import { AdapterHost, type Overlay } from './host.js';
-import type { BackboneParameter, Method, Rule } from './method.js';
+import type { BackboneParameter, Method, Rule, Surroundings } from './method.js';
 import { nothingMatched, selectSites } from './select.js';
 import { warn } from './warn.js';
 
@@ -64,22 +64,26 @@ export function graftMethod<S extends z.ZodObject>(
     for (const site of found) wanted.push({ rule, site });
   }
 
+  const shared = new Map<string, Module>();
   // Build: forms, head and the adapter's own values of backbone tensors, nothing of which the model sees yet.
   const { grafts, overlays } = seeded(seed, () =>
     likeModel(model, () => {
-      const built = wanted.map(({ rule, site }) => build(method.id, rule, site));
-      if (typeof head === 'object') built.push(buildHead(method.id, sites, model.name, head));
+      const built = wanted.map(({ rule, site }) => {
+        const beside = wanted.filter((other) => other.rule === rule).map((other) => other.site);
+        return build(method.id, name, rule, site, { sites: beside, all: sites }, shared);
+      });
+      if (typeof head === 'object') built.push(buildHead(method.id, name, sites, model.name, head));
       return { grafts: built, overlays: makeOverlays(model, method.trains?.(parsed), head) };
     }),
   );
   if (grafts.length === 0 && !overlays.some(({ trains }) => trains)) {
     throw new RangeError(`${method.id}: nothing would be trained; choose a head other than 'frozen'`);
   }
-  for (const graft of grafts) graft.form.train(model.training);
+  for (const part of [...grafts.map(({ form }) => form), ...shared.values()]) part.train(model.training);
   warnAboutSize(method.id, grafts);
 
   // Set in.
-  const adapter = new Adapter({ model, host, name, method, options: parsed, head, grafts, overlays });
+  const adapter = new Adapter({ model, host, name, method, options: parsed, head, grafts, shared, overlays });
   host.add(adapter);
   if (activate !== 'no') {
     try {
@@ -109,10 +113,24 @@ function likeModel<T>(model: Module, make: () => T): T {
   return first ? withDefaults({ device: first.device, dtype: first.dtype }, make) : make();
 }
 
-function build(method: string, rule: Rule, site: Site): Graft {
+function build(
+  method: string,
+  adapter: string,
+  rule: Rule,
+  site: Site,
+  around: Omit<Surroundings, 'shared'>,
+  parts: Map<string, Module>,
+): Graft {
   let form: Module;
+  const used = new Set<Module>();
+  const shared = <M extends Module>(key: string, make: () => M): M => {
+    const part = parts.get(key) ?? make();
+    parts.set(key, part);
+    used.add(part);
+    return part as M;
+  };
   try {
-    form = rule.form(site);
+    form = rule.form(site, { ...around, shared });
   } catch (error) {
     if (error instanceof RangeError)
       throw new RangeError(`${method} at ${site.path}: ${error.message}`, { cause: error });
@@ -120,22 +138,35 @@ function build(method: string, rule: Rule, site: Site): Graft {
   }
   const problem = misfit(rule.compose, form, site);
   if (problem !== null) throw new RangeError(`${method}: rule '${rule.id}' cannot stand at ${site.path}: ${problem}`);
-  return newGraft(site, rule.id, rule.compose, form);
+  return newGraft(adapter, site, rule.id, rule.compose, form, [...used]);
 }
 
-function newGraft(site: Site, rule: string, composition: Composition, form: Module): Graft {
+function newGraft(
+  adapter: string,
+  site: Site,
+  rule: string,
+  composition: Composition,
+  form: Module,
+  shared: readonly Module[] = [],
+): Graft {
   const scale = scaleParameter(composition, site);
-  return { site, rule, composition, form, scale, active: false, merged: false };
+  return { adapter, site, rule, composition, form, scale, shared, strength: 1, active: false, merged: false };
 }
 
-function buildHead(method: string, sites: readonly Site[], model: string, options: Exclude<HeadChoice, string>): Graft {
+function buildHead(
+  method: string,
+  adapter: string,
+  sites: readonly Site[],
+  model: string,
+  options: Exclude<HeadChoice, string>,
+): Graft {
   const { classes } = options;
   if (!Number.isInteger(classes) || classes < 1) {
     throw new RangeError(`${method}: head.classes must be a positive integer, got ${classes}`);
   }
   const [site] = selectSites(HEAD_RULE, sites);
   if (!site) throw nothingMatched(method, HEAD_RULE, model, sites);
-  return newGraft(site, HEAD_RULE.id, HEAD_RULE.compose, new Head(site.in, options));
+  return newGraft(adapter, site, HEAD_RULE.id, HEAD_RULE.compose, new Head(site.in, options));
 }
 
 /** The adapter's own copies of backbone parameters that it trains and of running statistics that training may move. */

@@ -2,14 +2,21 @@
 import type { Context, GraftSet, Module, Parameter, Site } from '../../nn/index.js';
 import type { Tensor } from '../../tensor/index.js';
 import { runWithGrafts, type Composition, type Part } from './compose.js';
+import { runMixed } from './mixed.js';
 
 /** One form at one site, belonging to one adapter. */
 export interface Graft extends Part {
+  /** Name of the adapter. */
+  readonly adapter: string;
   readonly site: Site;
   readonly rule: string;
   readonly composition: Composition;
   readonly form: Module;
   readonly scale: Parameter | null;
+  /** Parts of the adapter that the form shares with others. */
+  readonly shared: readonly Module[];
+  /** Factor of the graft's effect; see `Adapter.strength`. */
+  strength: number;
   /** Whether it takes part in forward passes. Changed only by the host, which then calls `refresh`. */
   active: boolean;
   /** Whether merging has folded it into the site's weights: it stays known but computes nothing. */
@@ -41,17 +48,19 @@ export class Grafts implements GraftSet {
   }
 
   apply(module: Module, x: Tensor, ctx: Context): Tensor {
+    if (ctx.adapters) return runMixed(module, this.#all, x, ctx);
     return this.#active.length === 0 ? module.forward(x, ctx) : runWithGrafts(module, this.#active, x, ctx);
   }
 
   *parameters(): Iterable<Parameter> {
     for (const graft of this.#active) {
       yield* graft.form.parameters();
+      for (const part of graft.shared) yield* part.parameters();
       if (graft.scale) yield graft.scale;
     }
   }
 
   *modules(): Iterable<Module> {
-    for (const graft of this.#all) yield graft.form;
+    for (const graft of this.#all) yield* [graft.form, ...graft.shared];
   }
 }

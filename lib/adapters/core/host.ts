@@ -5,6 +5,7 @@
 import type { Buffer, Module, Parameter } from '../../nn/index.js';
 import { keep, type Tensor } from '../../tensor/index.js';
 import { Grafts, type Graft } from './grafts.js';
+import { RootGrafts, type MixedHost } from './mixed.js';
 
 /** A backbone tensor of which an adapter has its own value: a trained norm or bias, or running statistics that may move. */
 export type Overlay = {
@@ -17,6 +18,7 @@ export type Overlay = {
 /** What the host knows of an adapter. */
 export interface Resident {
   readonly name: string;
+  readonly isMerged: boolean;
   readonly grafts: readonly Graft[];
   readonly overlays: readonly Overlay[];
 }
@@ -24,7 +26,7 @@ export interface Resident {
 const hosts = new WeakMap<Module, AdapterHost>();
 
 /** The adapters of one model. */
-export class AdapterHost<A extends Resident = Resident> {
+export class AdapterHost<A extends Resident = Resident> implements MixedHost {
   readonly #adapters = new Map<string, A>();
   #active: readonly A[] = [];
   /** The backbone's own values of overlaid tensors, and which adapter's value stands there now. */
@@ -54,6 +56,8 @@ export class AdapterHost<A extends Resident = Resident> {
     if (this.#adapters.size === 0) {
       this.#requiredGrad = this.model.parameters().map((p) => [p, p.requiresGrad] as const);
       this.model.freeze();
+      // A root that is a site holds grafts of its own; then mixed batches are checked where their grafts are met.
+      this.model.grafts ??= new RootGrafts(this);
     }
     this.#adapters.set(adapter.name, adapter);
     for (const graft of adapter.grafts) {
@@ -77,6 +81,7 @@ export class AdapterHost<A extends Resident = Resident> {
     if (this.#adapters.size === 0) {
       for (const [parameter, required] of this.#requiredGrad) parameter.requiresGrad = required;
       this.#requiredGrad = [];
+      if (this.model.grafts instanceof RootGrafts) this.model.grafts = undefined;
     }
   }
 
@@ -141,6 +146,42 @@ export class AdapterHost<A extends Resident = Resident> {
       if (original) target.setData(original.to({ device: target.device, dtype: target.dtype }));
       this.#originals.delete(target);
       this.#occupied.delete(target);
+    }
+  }
+
+  // ---- mixed batches ----------------------------------------------------------------------------------------------
+
+  check(names: readonly (string | null)[]): void {
+    for (const name of new Set(names)) {
+      if (name === null) continue;
+      const adapter = this.#adapters.get(name);
+      const there = [...this.#adapters.keys()].map((key) => `'${key}'`).join(', ');
+      if (!adapter) throw new RangeError(`the model has no adapter '${name}'; there are ${there}, and null for none`);
+      if (adapter.isMerged) {
+        throw new RangeError(`adapter '${name}' is merged and cannot serve a mixed batch; call unmerge() first`);
+      }
+    }
+  }
+
+  backboneKey(name: string | null): string {
+    const adapter = name === null ? undefined : this.#adapters.get(name);
+    const own = adapter?.overlays.some(
+      (overlay) => overlay.trains || !this.valueOf(overlay).equal(this.originalOf(overlay.target)),
+    );
+    return own === true ? `own/${name ?? ''}` : 'backbone';
+  }
+
+  under<T>(name: string | null, compute: () => T): T {
+    const before = this.#active;
+    const adapter = name === null ? undefined : this.#adapters.get(name);
+    const wanted = adapter && this.backboneKey(name) !== 'backbone' ? [adapter] : [];
+    if (before.every(({ overlays }) => overlays.length === 0) && wanted.length === 0) return compute();
+    if (before.length === 1 && wanted.length === 1 && before[0] === wanted[0]) return compute();
+    this.activate(wanted);
+    try {
+      return compute();
+    } finally {
+      this.activate(before);
     }
   }
 

@@ -27,6 +27,15 @@ export { Grafts, type Graft } from './grafts.js';
 export { Head, type HeadOptions } from './head.js';
 export { AdapterHost } from './host.js';
 export type { MergeOptions, MergeReport } from './merge.js';
-export { defineMethod, type BackboneParameter, type Method, type Rule, type SiteQuery } from './method.js';
+export {
+  defineMethod,
+  learningRate,
+  type BackboneParameter,
+  type Method,
+  type OfficialPart,
+  type Rule,
+  type SiteQuery,
+  type Surroundings,
+} from './method.js';
 export { matches, selectSites, siteName } from './select.js';
 export type { AdapterSummary, SiteSummary } from './summary.js';

@@ -5,7 +5,7 @@
 import { BatchNorm2d, Conv2d, GroupNorm, LayerNorm, Linear, type Module, Parameter } from '../../nn/index.js';
 import { keep, noGrad, scope, type Tensor, zeros } from '../../tensor/index.js';
 import type { Adapter } from './adapter.js';
-import { isAffineForm, isDeltaForm } from './compose.js';
+import { affineOf, isAffineForm, isDeltaForm } from './compose.js';
 import { Grafts, type Graft } from './grafts.js';
 import { Head } from './head.js';
 
@@ -145,13 +145,14 @@ function foldAll(grafts: readonly Graft[]): Draft[] {
 }
 
 /** Changes the draft by one graft, in the order in which grafts compute. */
-function fold({ composition, form, site }: Graft, draft: Draft): void {
+function fold(graft: Graft, draft: Draft): void {
+  const { composition, form, site, strength, shared } = graft;
   const { start, length } = site.slice ?? { start: 0, length: site.out };
   const rows = (t: Tensor): Tensor => t.narrow(0, start, length);
   if (composition.kind === 'delta' && isDeltaForm(form)) {
-    rows(draft.weight).add_(inDouble(form, () => form.delta()).mul(composition.scale));
+    rows(draft.weight).add_(inDouble([form, ...shared], () => form.delta()).mul(composition.scale * strength));
   } else if (composition.kind === 'affine' && isAffineForm(form)) {
-    const { factor, summand } = form.factorAndSummand();
+    const { factor, summand } = inDouble([form, ...shared], () => affineOf(graft));
     if (factor) {
       const double = factor.detach().to('float64');
       rows(draft.weight).mul_(double.view([-1, ...Array<number>(draft.weight.ndim - 1).fill(1)]));
@@ -164,9 +165,9 @@ function fold({ composition, form, site }: Graft, draft: Draft): void {
   }
 }
 
-/** Evaluates `compute` with the form's parameters in float64. */
-function inDouble(form: Module, compute: () => Tensor): Tensor {
-  const held = form.parameters().map((parameter) => [parameter, parameter.detach()] as const);
+/** Evaluates `compute` with the parts' parameters in float64. */
+function inDouble<T>(parts: readonly Module[], compute: () => T): T {
+  const held = parts.flatMap((part) => part.parameters()).map((parameter) => [parameter, parameter.detach()] as const);
   try {
     for (const [parameter, value] of held) parameter.setData(value.to('float64'));
     return compute();

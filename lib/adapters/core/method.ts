@@ -23,6 +23,31 @@ export interface SiteQuery {
   readonly except?: string | readonly string[];
 }
 
+/** What a form may know beyond its own site. */
+export interface Surroundings {
+  /** The sites of the rule in the model's order, this one among them. */
+  readonly sites: readonly Site[];
+  /** All sites of the model. */
+  readonly all: readonly Site[];
+  /**
+   * A part of the adapter that several grafts use: made at the first request for `name`, the same one at every later.
+   * Its parameters are `shared.<name>.<leaf>`. A form keeps it in a private (#) field, so that it is counted once.
+   */
+  shared<M extends Module>(name: string, make: () => M): M;
+}
+
+/** A tensor of an adapter, for its name in official checkpoints. */
+export interface OfficialPart {
+  /** Path of the site, without the slice; empty for a shared part. */
+  readonly path: string;
+  /** The site; absent for a shared part. */
+  readonly site?: Site;
+  /** Id of the rule, or the name of the shared part. */
+  readonly rule: string;
+  /** Name inside the form or shared part; `scale` for a composition's learned scale. */
+  readonly leaf: string;
+}
+
 /** One row of a method: what is set in, where, and how it is combined. */
 export interface Rule {
   /** Names the graft in the adapter's tree: `<site path>.<id>.<parameter>`. */
@@ -31,7 +56,7 @@ export interface Rule {
   readonly at: SiteQuery | readonly SiteQuery[];
   readonly compose: Composition;
   /** Builds the graft for one site; throws RangeError, saying what would fit, when it cannot be built there. */
-  readonly form: (site: Site) => Module;
+  readonly form: (site: Site, around: Surroundings) => Module;
   /** True for a rule that may match nothing on some backbones. Default false: matching nothing is an error. */
   readonly optional?: boolean;
 }
@@ -58,8 +83,23 @@ export interface Method<S extends z.ZodObject = z.ZodObject> {
   readonly trains?: (options: z.output<S>) => (parameter: BackboneParameter) => boolean;
   /** What training does to BatchNorm's running statistics unless the user says otherwise. Default `frozen`. */
   readonly bnStats?: 'frozen' | 'update';
-  /** Name of a graft in the official checkpoints, by rule: prefix of its parameters relative to its block. */
-  readonly officialNames?: Readonly<Record<string, string>>;
+  /** `eval`: what belongs to the backbone stays in evaluation mode while grafts and head train. Default `train`. */
+  readonly backboneMode?: 'train' | 'eval';
+  /** Learning rate to begin with: AdamW, batches of 64, a backbone at the size of CIFAR. Default 0.005. */
+  readonly learningRate?: number;
+  /** Name of a tensor in the official checkpoints; null where they have none. Default: our own names. */
+  readonly officialName?: (part: OfficialPart, options: z.output<S>) => string | null;
+}
+
+/** Learning rate where the method states none. */
+const DEFAULT_RATE = 0.005;
+
+/** Larger backbones want smaller steps: a tenth from this many parameters on. */
+const LARGE = 5_000_000;
+
+/** Learning rate to begin with for a method on a backbone of `parameters` parameters. */
+export function learningRate({ learningRate: rate = DEFAULT_RATE }: Method, parameters: number): number {
+  return parameters >= LARGE ? rate / 10 : rate;
 }
 
 const ID = /^[a-z][a-z0-9]*(_[a-z0-9]+)*$/;

@@ -44,7 +44,8 @@ export function summarize(adapter: Adapter): AdapterSummary {
   const trainedHead = count(trained.filter(({ name }) => name.startsWith(classifier)).map(({ target }) => target));
   const ownHead = sites.filter(({ rule }) => rule === 'head').reduce((sum, s) => sum + s.parameters, 0);
   const head = ownHead + trainedHead;
-  const grafts = sites.reduce((sum, s) => sum + s.parameters, 0) - ownHead;
+  const shared = count([...adapter.shared.values()].flatMap((part) => part.parameters()));
+  const grafts = sites.reduce((sum, s) => sum + s.parameters, 0) - ownHead + shared;
   const backbone = count(trained.map(({ target }) => target)) - trainedHead;
   const replaced = ownHead > 0 ? count(adapter.model.getModule(adapter.model.classifier).parameters()) : 0;
   const total = count(adapter.model.parameters()) - replaced + grafts + ownHead;

@@ -1,5 +1,5 @@
 /** What builders of adapted models share: an adapter's tensors under the names of official checkpoints. */
-import type { Adapter, Graft } from '../../../lib/adapters/index.js';
+import type { Adapter, Graft, OfficialPart } from '../../../lib/adapters/index.js';
 import { createCustomModel, type Backbone } from '../../../lib/models/index.js';
 import { Context } from '../../../lib/nn/index.js';
 import type { Tensor } from '../../../lib/tensor/index.js';
@@ -9,28 +9,50 @@ import { type Built, entriesOf, type Entry, soleInput } from '../builder.js';
 /** How a model's and its adapter's tensors are called in an official checkpoint; null: the format has no such tensor. */
 export interface Naming {
   readonly backbone?: (name: string) => string | null;
-  /** `leaf` is the name inside the graft's form; a learned scale of the composition is `scale`. */
-  readonly graft: (graft: Graft, leaf: string) => string | null;
+  /** From the name that the method gives a tensor in official checkpoints. Default: that name. */
+  readonly graft?: (official: string) => string | null;
+}
+
+/** The official name of a tensor of an adapter's graft or shared part. */
+function officialName(adapter: Adapter, part: OfficialPart, naming: Naming): string | null {
+  const name = adapter.method.officialName?.(part, adapter.options);
+  if (name === undefined) throw new Error(`${adapter.method.id} states no official names`);
+  return name === null || !naming.graft ? name : naming.graft(name);
 }
 
 /** The tensors of one graft by their official names. */
-function graftEntries(graft: Graft, naming: Naming): [string, Entry][] {
-  const own: [string, Tensor][] = [...(graft.scale ? [['scale', graft.scale] as [string, Tensor]] : [])];
-  return [...own, ...graft.form.namedState()].flatMap(([leaf, tensor]): [string, Entry][] => {
-    const name = naming.graft(graft, leaf);
+function graftEntries(adapter: Adapter, { site, rule, form, scale }: Graft, naming: Naming): [string, Entry][] {
+  const own: [string, Tensor][] = [...(scale ? [['scale', scale] as [string, Tensor]] : []), ...form.namedState()];
+  const path = site.path.replace(/\[.*\]$/, '');
+  return own.flatMap(([leaf, tensor]): [string, Entry][] => {
+    const name = officialName(adapter, { path, site, rule, leaf }, naming);
     return name === null ? [] : [[name, { tensor }]];
   });
 }
 
+/** The tensors of the parts that grafts share. */
+function sharedEntries(adapter: Adapter, naming: Naming): [string, Entry][] {
+  return [...adapter.shared].flatMap(([rule, part]) =>
+    part.namedState().flatMap(([leaf, tensor]): [string, Entry][] => {
+      const name = officialName(adapter, { path: '', rule, leaf }, naming);
+      return name === null ? [] : [[name, { tensor }]];
+    }),
+  );
+}
+
 /** A backbone with an adapter in it. `run` defaults to the whole model on the case's one input, with the output `y`. */
-export function adapted(model: Backbone, adapter: Adapter, naming: Naming, run?: Built['run']): Built {
+export function adapted(model: Backbone, adapter: Adapter, naming: Naming = {}, run?: Built['run']): Built {
   return {
     module: model,
-    state: new Map([...entriesOf(model, naming.backbone), ...adapter.grafts.flatMap((g) => graftEntries(g, naming))]),
+    state: new Map([
+      ...entriesOf(model, naming.backbone),
+      ...adapter.grafts.filter(({ rule }) => rule !== 'head').flatMap((g) => graftEntries(adapter, g, naming)),
+      ...sharedEntries(adapter, naming),
+    ]),
     run: run ?? ((inputs) => ({ y: model.run(soleInput(inputs)) })),
     merge: () => {
       adapter.merge({ partial: true });
-      const left = adapter.grafts.filter(({ merged }) => !merged).flatMap((g) => graftEntries(g, naming));
+      const left = adapter.grafts.filter(({ merged }) => !merged).flatMap((g) => graftEntries(adapter, g, naming));
       const state = new Map(
         [...entriesOf(model, naming.backbone), ...left].map(([name, { tensor }]) => [name, tensor]),
       );

@@ -1,16 +1,7 @@
 /** Conv-Adapter: its modules, and its official ResNet classifiers with every method and scheme. */
-import {
-  type Adapter,
-  ConvAdapter,
-  ConvAdapterDesign1,
-  defineMethod,
-  graft,
-  LinearAdapter,
-  sequential,
-} from '../../../lib/adapters/index.js';
+import { type Adapter, ConvAdapter, ConvAdapterDesign1, graft, LinearAdapter } from '../../../lib/adapters/index.js';
 import { createCustomModel, type Backbone } from '../../../lib/models/index.js';
-import { BatchNorm2d, type Module } from '../../../lib/nn/index.js';
-import { z } from 'zod';
+import type { Module } from '../../../lib/nn/index.js';
 import { type Built, type Builder, Config, entriesOf, soleInput, UnknownCase } from '../builder.js';
 import type { CountsRow, GoldenCase } from '../case.js';
 import { adapted, countAdapted, type Naming } from './adapted.js';
@@ -55,41 +46,17 @@ function convolution(config: Config): ConstructorParameters<typeof ConvAdapter>[
   };
 }
 
-/** The official ResNet always ends in a new BatchNorm; these two methods add nothing else. */
-const bare = (id: string, all: boolean) =>
-  defineMethod({
-    id,
-    summary: 'the head and the norm before it',
-    paper: 'comparison method of arXiv 2208.07463',
-    options: z.strictObject({}),
-    rules: () => [
-      {
-        id: 'norm',
-        at: { role: 'features' },
-        compose: sequential({ residual: false }),
-        form: (site) => new BatchNorm2d(site.out),
-      },
-    ],
-    trains: () => () => all,
-  });
-
 function adaptResNet(model: Backbone, config: Config): Adapter {
   const method = config.get<string>('method');
   const scheme = config.get<string | null>('scheme', null) ?? 'conv_par';
   const reduction = config.get<number | null>('adapt_size', null) ?? 8;
   const promptSize = config.get<number | null>('prompt_size', null) ?? 10;
   const imageSize = config.get('image_size', 224);
-  if (method === 'full' || method === 'linear') return graft(model, bare(`official_${method}`, method === 'full'));
   return graft(model, 'conv_adapter', { variant: method, finalNorm: true, scheme, reduction, promptSize, imageSize });
 }
 
 const naming: Naming = {
   backbone: (name) => name.replace(/^fc\./, 'head.linear.'),
-  graft: ({ rule, site }, leaf) => {
-    if (rule === 'norm') return `norm.${leaf}`;
-    if (rule === 'prompt') return `tuning_module.${leaf}`;
-    return rule === 'bias' ? `${site.path}.${leaf}` : `${site.block ?? ''}.tuning_module.${leaf}`;
-  },
 };
 
 function resnet(config: Config): Built {

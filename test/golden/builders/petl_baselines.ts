@@ -1,19 +1,12 @@
 /** The standard methods of the ViT papers that this project has: linear probe, BitFit, LoRA. */
-import { graft, type Adapter, type Graft } from '../../../lib/adapters/index.js';
+import { graft, type Adapter } from '../../../lib/adapters/index.js';
 import type { Backbone } from '../../../lib/models/index.js';
 import { type Built, type Builder, Config, entriesOf, UnknownCase } from '../builder.js';
 import type { CountsRow, GoldenCase } from '../case.js';
 import { adapted, blockName, countAdapted, type Naming, runBlock, singleBlock } from './adapted.js';
 import { plain, published, vitOf } from './timm_backbones.js';
 
-/** `blocks.0.attn.qkv[q]` + `down.weight` -> `blocks.0.attn.lora_q.adapter_down.weight`. */
-function loraName({ site }: Graft, leaf: string): string {
-  const attention = site.path.replace(/\.qkv(\[.*\])?$/, '');
-  return `${attention}.lora_${site.slice?.name ?? ''}.adapter_${leaf}`;
-}
-
-const naming: Naming = { graft: loraName };
-const blockNaming: Naming = { backbone: blockName, graft: (part, leaf) => blockName(loraName(part, leaf)) };
+const blockNaming: Naming = { backbone: blockName, graft: blockName };
 
 /** q and v of every attention; the scale multiplies directly, dropout acts between the factors. */
 function loraQv(config: Config): Record<string, unknown> {
@@ -45,7 +38,7 @@ function build(golden: GoldenCase): Built {
   const options = method.options(config);
   config.done();
   const adapter = graft(model, method.id, options, { head: single ? 'frozen' : 'train' });
-  return single ? adapted(model, adapter, blockNaming, runBlock(model)) : adapted(model, adapter, naming);
+  return single ? adapted(model, adapter, blockNaming, runBlock(model)) : adapted(model, adapter);
 }
 
 function buildMerged(golden: GoldenCase): Built {

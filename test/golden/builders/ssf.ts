@@ -8,31 +8,7 @@ import type { CountsRow, GoldenCase } from '../case.js';
 import { adapted, blockName, countAdapted, type Naming, runBlock, singleBlock } from './adapted.js';
 import { plain, published, vitOf } from './timm_backbones.js';
 
-/** Number of the pair that follows a module in the module that owns it. */
-const PAIRS: Readonly<Record<string, 1 | 2>> = {
-  'patch_embed.proj': 1,
-  norm1: 1,
-  norm2: 2,
-  'attn.qkv': 1,
-  'attn.proj': 2,
-  'mlp.fc1': 1,
-  'mlp.fc2': 2,
-  norm: 1,
-};
-
-/** `blocks.0.attn.qkv` + `scale` -> `blocks.0.attn.ssf_scale_1`. */
-function pairName(path: string, leaf: string): string {
-  const local = path.replace(/^blocks\.\d+\./, '');
-  const pair = PAIRS[local];
-  if (pair === undefined) throw new Error(`the official code has no pair after ${path}`);
-  return [...path.split('.').slice(0, -1), `ssf_${leaf}_${pair}`].join('.');
-}
-
-const naming: Naming = { graft: ({ site }, leaf) => pairName(site.path, leaf) };
-const blockNaming: Naming = {
-  backbone: blockName,
-  graft: ({ site }, leaf) => blockName(pairName(site.path, leaf)),
-};
+const blockNaming: Naming = { backbone: blockName, graft: blockName };
 
 function isBlock(config: Config): boolean {
   config.expect('backbone', 'vit').expect('tuning_mode', 'ssf').expect('act', 'gelu(erf)').expect('module', 'Block');
@@ -57,7 +33,7 @@ function build(golden: GoldenCase): Built {
   const model = single ? block(config) : vitOf(config);
   config.done();
   const adapter = graft(model, 'ssf', {}, { head: single ? 'frozen' : 'train' });
-  return single ? adapted(model, adapter, blockNaming, runBlock(model)) : adapted(model, adapter, naming);
+  return single ? adapted(model, adapter, blockNaming, runBlock(model)) : adapted(model, adapter);
 }
 
 /** The plain model; a pair that is left over follows the final features. */

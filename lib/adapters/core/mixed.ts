@@ -1,0 +1,178 @@
+/**
+ * Mixed batches: every sample names its adapter, and one pass over the frozen backbone serves them all. At each site the
+ * backbone computes once for the whole batch, and every adapter's grafts see their own samples only.
+ */
+import { type Context, type GraftSet, type Module, type Parameter } from '../../nn/index.js';
+import { aten, isGradEnabled, type Tensor, tensor } from '../../tensor/index.js';
+import { addPart } from './compose.js';
+import type { Graft } from './grafts.js';
+
+/** The samples of one adapter; null stands for the backbone alone. */
+interface Group {
+  readonly adapter: string | null;
+  readonly rows: readonly number[];
+}
+
+const PLAN = Symbol('mixed batch');
+
+class Plan {
+  readonly groups: readonly Group[];
+  readonly #indices = new Map<string, Tensor>();
+
+  constructor(readonly names: readonly (string | null)[]) {
+    const rows = new Map<string | null, number[]>();
+    names.forEach((name, row) => rows.set(name, [...(rows.get(name) ?? []), row]));
+    this.groups = Array.from(rows, ([adapter, members]) => ({ adapter, rows: members }));
+  }
+
+  static of(ctx: Context): Plan {
+    let plan = ctx.state.get(PLAN) as Plan | undefined;
+    if (!plan) ctx.state.set(PLAN, (plan = new Plan(ctx.adapters ?? [])));
+    return plan;
+  }
+
+  /** How many rows of `x` belong to one sample: windows and heads may share the first dimension with the batch. */
+  rowsPerSample(x: Tensor): number {
+    const [rows = 0] = x.shape;
+    const each = rows / this.names.length;
+    if (this.names.length === 0 || !Number.isInteger(each)) {
+      throw new RangeError(
+        `a mixed batch of ${this.names.length} names meets features of ${rows} rows; give one adapter name for each sample`,
+      );
+    }
+    return each;
+  }
+
+  /** The rows of a group in features with `each` rows per sample, on the device of `like`. */
+  #rowsOf(group: Group, each: number, like: Tensor): Tensor {
+    return this.#index(`${group.adapter ?? ''}/${group.adapter === null}/${each}/${like.device}`, like, () =>
+      group.rows.flatMap((row) => Array.from({ length: each }, (_, i) => row * each + i)),
+    );
+  }
+
+  #index(key: string, like: Tensor, make: () => number[]): Tensor {
+    let index = this.#indices.get(key);
+    if (!index) this.#indices.set(key, (index = tensor(make(), { dtype: 'int64', device: like.device })));
+    return index;
+  }
+
+  take(x: Tensor, group: Group): Tensor {
+    return this.groups.length === 1 ? x : x.indexSelect(0, this.#rowsOf(group, this.rowsPerSample(x), x));
+  }
+
+  /** Puts the groups' results, in the order of the groups, back into the order of the batch. */
+  join(parts: readonly Tensor[], module: Module): Tensor {
+    const [first] = parts;
+    if (!first || parts.length === 1) return first as Tensor;
+    const shapes = parts.map((part) => part.shape.slice(1).join(' x '));
+    if (new Set(shapes).size > 1) {
+      throw new RangeError(
+        `the adapters of a mixed batch must leave features of one shape, and at a ${module.constructor.name} they give ` +
+          `${shapes.join(' and ')}; adapters that insert different numbers of tokens, or heads of different sizes, need a pass each`,
+      );
+    }
+    const each = (first.shape[0] ?? 0) / (this.groups[0]?.rows.length ?? 1);
+    const inverse = this.#index(`inverse/${each}/${first.device}`, first, () => {
+      const order = this.groups.flatMap((group) => group.rows);
+      const places: number[] = [];
+      order.forEach((row, place) => {
+        for (let i = 0; i < each; i++) places[row * each + i] = place * each + i;
+      });
+      return places;
+    });
+    return aten.cat(parts, 0).indexSelect(0, inverse);
+  }
+}
+
+/** Runs `module` for a mixed batch with the grafts that the samples' adapters have beside it. */
+export function runMixed(module: Module, all: readonly Graft[], x: Tensor, ctx: Context): Tensor {
+  const plan = Plan.of(ctx);
+  const per = plan.groups.map((group) => all.filter((graft) => graft.adapter === group.adapter));
+  if (per.every((grafts) => grafts.length === 0)) return module.forward(x, ctx);
+  const each = <T>(compute: (grafts: readonly Graft[], group: Group) => T): T[] =>
+    plan.groups.map((group, i) => compute(per[i] ?? [], group));
+
+  const changesInput = per.some((grafts) => grafts.some(({ composition }) => composition.kind === 'before'));
+  const input = changesInput
+    ? plan.join(
+        each((grafts, group) => {
+          const befores = grafts.filter(({ composition }) => composition.kind === 'before');
+          return befores.reduce((z, { form }) => form.run(z, ctx), plan.take(x, group));
+        }),
+        module,
+      )
+    : x;
+
+  const replacing = per.map((grafts) => grafts.findLast(({ composition }) => composition.kind === 'replace'));
+  const whole = replacing.every(Boolean) ? null : module.forward(input, ctx);
+  return plan.join(
+    each((grafts, group) => {
+      const own = plan.take(input, group);
+      const replacement = replacing[plan.groups.indexOf(group)];
+      const y = replacement ? replacement.form.run(own, ctx) : plan.take(whole as Tensor, group);
+      return grafts.reduce((z, graft) => addPart(graft, own, z, ctx), y);
+    }),
+    module,
+  );
+}
+
+/** What a model's host tells its root about mixed batches. */
+export interface MixedHost {
+  /** @throws RangeError for names that no adapter has, or for one that is merged */
+  check(names: readonly (string | null)[]): void;
+  /** A key that two adapters share when the backbone has the same tensors under both. */
+  backboneKey(name: string | null): string;
+  /** Runs `compute` with the backbone's tensors as they are under that adapter. */
+  under<T>(name: string | null, compute: () => T): T;
+}
+
+/**
+ * Stands at the root of an adapted model: checks the names of a mixed batch, and gives adapters that have their own
+ * values of backbone tensors (trained norms, moved statistics) a pass each, since they share no backbone.
+ */
+export class RootGrafts implements GraftSet {
+  constructor(private readonly host: MixedHost) {}
+
+  apply(module: Module, x: Tensor, ctx: Context): Tensor {
+    const { adapters: names } = ctx;
+    if (!names) return module.forward(x, ctx);
+    if (names.length !== x.shape[0]) {
+      throw new RangeError(
+        `adapters: ${names.length} names for a batch of ${x.shape[0] ?? 0}; give one for each sample`,
+      );
+    }
+    this.host.check(names);
+    const classes = new Map<string, number[]>();
+    names.forEach((name, row) => {
+      const key = this.host.backboneKey(name);
+      classes.set(key, [...(classes.get(key) ?? []), row]);
+    });
+    if (classes.size > 1 && isGradEnabled()) {
+      throw new RangeError(
+        'these adapters have their own values of backbone tensors and cannot be trained in one batch; train them one at a time, or run under noGrad',
+      );
+    }
+    const passes = [...classes.values()];
+    const outputs = passes.map((rows) => {
+      const own = rows.map((row) => names[row] ?? null);
+      const fork = ctx.fork(own);
+      const part = passes.length === 1 ? x : x.indexSelect(0, tensor(rows, { dtype: 'int64', device: x.device }));
+      const y = this.host.under(own[0] ?? null, () => module.forward(part, fork));
+      ctx.join(fork);
+      return y;
+    });
+    const [only] = outputs;
+    if (only && outputs.length === 1) return only;
+    const places: number[] = [];
+    passes.flat().forEach((row, place) => (places[row] = place));
+    return aten.cat(outputs, 0).indexSelect(0, tensor(places, { dtype: 'int64', device: x.device }));
+  }
+
+  *parameters(): Iterable<Parameter> {
+    // The root itself carries no grafts.
+  }
+
+  *modules(): Iterable<Module> {
+    // As above.
+  }
+}

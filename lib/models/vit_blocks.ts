@@ -1,0 +1,220 @@
+/** The parts of pre-norm vision transformers, in timm's names: patches, attention, MLP, block. */
+import {
+  chain,
+  type Context,
+  Conv2d,
+  DropPath,
+  Dropout,
+  GELU,
+  Identity,
+  LayerNorm,
+  LayerScale,
+  Linear,
+  Module,
+  site,
+  Span,
+} from '../nn/index.js';
+import { aten, type Tensor } from '../tensor/index.js';
+
+/** Image [B, C, H, W] to tokens [B, N, D], row by row; says the grid to the context. */
+export class PatchEmbed extends Module {
+  readonly proj: Conv2d;
+
+  constructor(
+    private readonly imgSize: readonly [number, number],
+    readonly patchSize: readonly [number, number],
+    inChans: number,
+    embedDim: number,
+    private readonly anySize: boolean,
+  ) {
+    super();
+    this.proj = site(
+      new Conv2d(inChans, embedDim, { kernelSize: [...patchSize], stride: [...patchSize], bias: true }),
+      { role: 'conv' },
+    );
+    site(this, {
+      role: 'patch_embed',
+      in: inChans,
+      out: embedDim,
+      layout: 'tokens',
+      kernel: patchSize,
+      stride: patchSize,
+    });
+  }
+
+  /** Rows and columns of patches at the configured image size. */
+  get grid(): [number, number] {
+    return [Math.floor(this.imgSize[0] / this.patchSize[0]), Math.floor(this.imgSize[1] / this.patchSize[1])];
+  }
+
+  forward(x: Tensor, ctx: Context): Tensor {
+    const [, , height = 0, width = 0] = x.shape;
+    const [ph, pw] = this.patchSize;
+    if (!this.anySize && (height !== this.imgSize[0] || width !== this.imgSize[1])) {
+      throw new RangeError(
+        `this vision transformer was built for images of ${this.imgSize.join(' x ')} and was given ${height} x ${width}; ` +
+          'resize them, or create the model with { imgSize } of that size or { dynamicImgSize: true }',
+      );
+    }
+    if (height % ph !== 0 || width % pw !== 0) {
+      throw new RangeError(`an image of ${height} x ${width} does not divide into patches of ${ph} x ${pw}`);
+    }
+    const map = this.proj.run(x, ctx);
+    const [, , rows = 0, columns = 0] = map.shape;
+    ctx.grid = [rows, columns];
+    return map.flatten(2).transpose(1, 2);
+  }
+}
+
+/** Sizes of a transformer block. */
+export interface ViTBlockOptions {
+  readonly dim: number;
+  readonly numHeads: number;
+  /** Width of the MLP's hidden layer. */
+  readonly hidden: number;
+  readonly qkvBias: boolean;
+  readonly normEps: number;
+  /** Initial layer scale, or null for none. */
+  readonly initValues: number | null;
+  readonly dropPath: number;
+  readonly projDrop: number;
+  readonly attnDrop: number;
+  readonly depth: number;
+}
+
+/**
+ * Multi-head self-attention: softmax(q k^T / sqrt(d)) v per head of width d = D / heads, then `proj`. Rows 0..D-1 of
+ * `qkv` make q (head after head), then k, then v. [B, N, D] -> [B, N, D].
+ */
+export class Attention extends Module {
+  readonly qkv: Linear;
+  readonly proj: Linear;
+  readonly proj_drop: Dropout;
+  /** The keys [B, H, N, d] before they meet the queries; `values` alike. */
+  readonly keys: Identity;
+  readonly values: Identity;
+  /** Queries [B, H, N, d] to what the heads found, before it is joined and projected. */
+  readonly core: Span;
+
+  constructor(
+    dim: number,
+    readonly numHeads: number,
+    { qkvBias, attnDrop, projDrop }: Pick<ViTBlockOptions, 'qkvBias' | 'attnDrop' | 'projDrop'>,
+  ) {
+    super();
+    if (dim % numHeads !== 0)
+      throw new RangeError(`attention: a width of ${dim} does not divide into ${numHeads} heads`);
+    this.attnDrop = attnDrop;
+    this.qkv = site(new Linear(dim, 3 * dim, { bias: qkvBias }), {
+      role: 'linear',
+      layout: 'tokens',
+      slice: ['q', 'k', 'v'].map((name, i) => ({ name, start: i * dim, length: dim })),
+    });
+    this.proj = site(new Linear(dim, dim), { role: 'linear', layout: 'tokens' });
+    this.proj_drop = new Dropout(projDrop);
+    const ends = { in: dim, out: dim, layout: 'heads', heads: numHeads } as const;
+    this.keys = site(new Identity(), { role: 'keys', ...ends });
+    this.values = site(new Identity(), { role: 'values', ...ends });
+    this.core = site(new Span((q, ctx) => this.mix(q, ctx)), { role: 'heads', ...ends });
+    site(this, { role: 'attention', in: dim, out: dim, layout: 'tokens' });
+  }
+
+  private readonly attnDrop: number;
+
+  forward(x: Tensor, ctx: Context): Tensor {
+    const [batch = 0, length = 0, dim = 0] = x.shape;
+    const headDim = dim / this.numHeads;
+    const qkv = this.qkv.run(x, ctx).reshape([batch, length, 3, this.numHeads, headDim]).permute([2, 0, 3, 1, 4]);
+    // One unbind: its gradient is one stack, where three selects would each make a gradient of full size.
+    const [q, k, v] = qkv.unbind(0) as [Tensor, Tensor, Tensor];
+    ctx.state.set(this, { k: this.keys.run(k, ctx), v: this.values.run(v, ctx) });
+    const joined = this.core.run(q, ctx).transpose(1, 2).reshape([batch, length, dim]);
+    ctx.state.delete(this);
+    return this.proj_drop.run(this.proj.run(joined, ctx), ctx);
+  }
+
+  /** softmax(q k^T / sqrt(d)) v for queries [B, H, N, d]; grafts may have lengthened keys and values. */
+  private mix(q: Tensor, ctx: Context): Tensor {
+    const { k, v } = ctx.state.get(this) as { k: Tensor; v: Tensor };
+    return aten.scaledDotProductAttention(q, k, v, null, this.training ? this.attnDrop : 0);
+  }
+}
+
+/** fc2(GELU(fc1 x)), exact (erf) GELU. */
+export class Mlp extends Module {
+  readonly fc1: Linear;
+  readonly act: GELU;
+  readonly drop1: Dropout;
+  readonly fc2: Linear;
+  readonly drop2: Dropout;
+
+  constructor(dim: number, hidden: number, drop = 0) {
+    super();
+    this.fc1 = site(new Linear(dim, hidden), { role: 'linear', layout: 'tokens' });
+    this.act = new GELU();
+    this.drop1 = new Dropout(drop);
+    this.fc2 = site(new Linear(hidden, dim), { role: 'linear', layout: 'tokens' });
+    this.drop2 = new Dropout(drop);
+    site(this, { role: 'mlp', in: dim, out: dim, layout: 'tokens' });
+  }
+
+  forward(x: Tensor, ctx: Context): Tensor {
+    const parts = [this.fc1, this.act, this.drop1, this.fc2, this.drop2];
+    return chain<Module>(parts, (part, t) => part.run(t, ctx), x, ctx);
+  }
+}
+
+/** Pre-norm block: z += ls1(attn(norm1 z)); z += ls2(mlp(norm2 z)). [B, N, D] -> [B, N, D]. */
+export class ViTBlock extends Module {
+  readonly norm1: LayerNorm;
+  readonly attn: Attention;
+  readonly ls1: LayerScale | null;
+  readonly drop_path1: DropPath | null;
+  readonly norm2: LayerNorm;
+  readonly mlp: Mlp;
+  readonly ls2: LayerScale | null;
+  readonly drop_path2: DropPath | null;
+  /** norm1 x -> what is added to x. */
+  readonly attn_path: Span;
+  /** x -> what is added to x. */
+  readonly attn_branch: Span;
+  readonly mlp_path: Span;
+  readonly mlp_branch: Span;
+
+  constructor(o: ViTBlockOptions) {
+    super();
+    const scale = () => (o.initValues === null ? null : new LayerScale(o.dim, { init: o.initValues }));
+    const path = () => (o.dropPath > 0 ? new DropPath(o.dropPath) : null);
+    this.norm1 = tokenNorm(o.dim, o.normEps);
+    this.attn = new Attention(o.dim, o.numHeads, o);
+    this.ls1 = scale();
+    this.drop_path1 = path();
+    this.norm2 = tokenNorm(o.dim, o.normEps);
+    this.mlp = new Mlp(o.dim, o.hidden, o.projDrop);
+    this.ls2 = scale();
+    this.drop_path2 = path();
+    this.attn_path = stretch('attention_path', o.dim, () => [this.attn, this.ls1, this.drop_path1]);
+    this.attn_branch = stretch('attention_branch', o.dim, () => [this.norm1, this.attn_path]);
+    this.mlp_path = stretch('mlp_path', o.dim, () => [this.mlp, this.ls2, this.drop_path2]);
+    this.mlp_branch = stretch('mlp_branch', o.dim, () => [this.norm2, this.mlp_path]);
+    site(this, { role: 'block', in: o.dim, out: o.dim, layout: 'tokens', stage: 0, depth: o.depth });
+  }
+
+  forward(x: Tensor, ctx: Context): Tensor {
+    const z = x.add(this.attn_branch.run(x, ctx));
+    return z.add(this.mlp_branch.run(z, ctx));
+  }
+}
+
+/** A stretch of a block: the modules that there are, one after the other. Each holds what it computes no longer than needed. */
+export function stretch(role: string, dim: number, modules: () => readonly (Module | null)[]): Span {
+  const span = new Span((x, ctx) => {
+    const there = modules().filter((module) => module !== null);
+    return chain<Module>(there, (module, t) => module.run(t, ctx), x, ctx);
+  });
+  return site(span, { role, in: dim, out: dim, layout: 'tokens' });
+}
+
+export function tokenNorm(dim: number, eps: number): LayerNorm {
+  return site(new LayerNorm(dim, { eps }), { role: 'norm', layout: 'tokens' });
+}
