@@ -4,18 +4,16 @@
  */
 import { z } from 'zod';
 import {
+  activationLayer,
   BatchNorm2d,
   type Context,
   Conv2d,
   functional,
-  GELU,
   init,
   Linear,
   Module,
   Parameter,
-  ReLU,
   type Role,
-  SiLU,
   type Site,
 } from '../nn/index.js';
 import { aten, ones, randn, type Tensor, zeros } from '../tensor/index.js';
@@ -36,13 +34,6 @@ export interface ConvAdapterOptions {
   readonly activation?: string;
   /** Default `fan_out`. */
   readonly start?: Start;
-}
-
-function activationOf(name: string): Module {
-  if (name === 'relu') return new ReLU();
-  if (name === 'gelu') return new GELU();
-  if (name === 'silu') return new SiLU();
-  throw new RangeError(`knows the activations relu, gelu and silu, not '${name}'`);
 }
 
 /**
@@ -66,7 +57,7 @@ export class ConvAdapter extends Module {
     this.se = new Parameter(ones([1, outChannels, 1, 1]));
     this.conv1 = new Conv2d(inChannels, width, { kernelSize: kernel, stride, padding, groups: width });
     this.conv2 = new Conv2d(width, outChannels, { kernelSize: 1 });
-    this.act = activationOf(options.activation ?? 'relu');
+    this.act = activationLayer(options.activation ?? 'relu');
     startConvolutions([this.conv1, this.conv2], options.start ?? 'fan_out');
   }
 
@@ -102,7 +93,7 @@ export class LinearAdapter extends Module {
     this.se = new Parameter(ones([1, outFeatures]));
     this.fc1 = new Linear(inFeatures, width);
     this.fc2 = new Linear(width, outFeatures);
-    this.act = activationOf(activation);
+    this.act = activationLayer(activation);
   }
 
   forward(x: Tensor, ctx: Context): Tensor {
@@ -132,7 +123,7 @@ export class ConvAdapterDesign1 extends Module {
     this.norm2 = new BatchNorm2d(width);
     this.conv3 = new Conv2d(width, outChannels, { kernelSize: 1 });
     this.norm3 = new BatchNorm2d(outChannels);
-    this.act = activationOf(options.activation ?? 'relu');
+    this.act = activationLayer(options.activation ?? 'relu');
     this.#scale = options.scale;
   }
 

@@ -1,5 +1,13 @@
 export { bitfit } from './bitfit.js';
 export {
+  Bottleneck,
+  BOTTLENECK_STARTS,
+  startBottleneck,
+  type BottleneckNorm,
+  type BottleneckOptions,
+  type BottleneckStart,
+} from './bottleneck.js';
+export {
   ChannelBias,
   ConvAdapter,
   convAdapter,

@@ -76,3 +76,26 @@ export class Tanh extends Module {
     return aten.tanh(x);
   }
 }
+
+const BY_NAME = {
+  relu: () => new ReLU(),
+  gelu: () => new GELU(),
+  gelu_tanh: () => new GELU({ approximate: 'tanh' }),
+  quick_gelu: () => new QuickGELU(),
+  silu: () => new SiLU(),
+  tanh: () => new Tanh(),
+} as const satisfies Record<string, () => Module>;
+
+/** Names that `activationLayer` knows. */
+export type ActivationName = keyof typeof BY_NAME;
+
+/** Those names, for options: `z.enum(ACTIVATIONS)`. */
+export const ACTIVATIONS = Object.keys(BY_NAME) as [ActivationName, ...ActivationName[]];
+
+/** The activation of that name. @throws RangeError for an unknown one; the message lists those there are */
+export function activationLayer(name: string): Module {
+  if (!Object.hasOwn(BY_NAME, name)) {
+    throw new RangeError(`knows the activations ${ACTIVATIONS.join(', ')}, not '${name}'`);
+  }
+  return BY_NAME[name as ActivationName]();
+}

@@ -1,4 +1,15 @@
-export { GELU, QuickGELU, ReLU, ReLU6, Sigmoid, SiLU, Tanh } from './activation.js';
+export {
+  activationLayer,
+  ACTIVATIONS,
+  type ActivationName,
+  GELU,
+  QuickGELU,
+  ReLU,
+  ReLU6,
+  Sigmoid,
+  SiLU,
+  Tanh,
+} from './activation.js';
 export { Conv2d, type Conv2dOptions } from './conv.js';
 export { Dropout, DropPath } from './dropout.js';
 export { Embedding, Linear } from './linear.js';
