@@ -165,6 +165,7 @@ async function adapt(
     optimizer: { kind: 'adamw', lr },
     schedule: { kind: 'cosine', warmupEpochs: 1 },
     bnStats: adapter.bnStats,
+    backboneMode: adapter.backboneMode,
     seed: o.seed,
     signal: o.signal,
     onEvent: o.listener(method.padEnd(12)),

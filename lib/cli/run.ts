@@ -87,6 +87,7 @@ export async function trainRun(settings: RunSettings, out: string, o: RunOptions
     clip: settings.clip,
     autocast: settings.amp ? 'bfloat16' : null,
     bnStats: settings.bnStats,
+    backboneMode: adapter.backboneMode,
     seed: settings.seed,
     outDir: out,
     resume: o.resume,

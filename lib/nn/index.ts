@@ -23,3 +23,4 @@ export {
 } from './site.js';
 export { Span } from './span.js';
 export { describeReport, type LoadOptions, type LoadReport, type StateSource } from './state.js';
+export { trainingMode, type TrainingModeOptions } from './training_mode.js';

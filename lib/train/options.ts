@@ -102,6 +102,8 @@ export interface TrainerOptions {
   readonly autocast?: Extract<DType, 'bfloat16'> | null;
   /** `frozen` (default) keeps every BatchNorm of the model in eval mode; `update` lets batches move the statistics. */
   readonly bnStats?: 'frozen' | 'update';
+  /** `eval` keeps dropout and stochastic depth of the backbone off; grafts and head train as ever. Default `train`. */
+  readonly backboneMode?: 'train' | 'eval';
   /** Seeds everything random in the steps (dropout); the order of the data is the data source's. Default 0. */
   readonly seed?: number;
   /** Receives `last.safetensors` (the state of the run), `best.safetensors` and `log.jsonl`. Without it nothing is written. */

@@ -6,7 +6,7 @@
  */
 import { join } from 'node:path';
 import { setImmediate as breathe } from 'node:timers/promises';
-import { BatchNorm2d, Context, functional as F, type Parameter } from '../nn/index.js';
+import { Context, functional as F, type Parameter, trainingMode } from '../nn/index.js';
 import { manualSeed, noGrad, scope, type Device, type Tensor } from '../tensor/index.js';
 import { Checkpoints } from './checkpoints.js';
 import { evaluate, hardLabels, maybeAutocast } from './evaluate.js';
@@ -153,11 +153,9 @@ export class Trainer {
     return F.crossEntropy(logits, labels, { labelSmoothing: loss.labelSmoothing ?? 0 });
   }
 
-  /** Train mode everywhere, but for BatchNorms whose statistics are to stay. */
   private setModes(): void {
-    this.o.model.train();
-    if ((this.o.bnStats ?? 'frozen') === 'update') return;
-    for (const [, module] of this.o.model.namedModules()) if (module instanceof BatchNorm2d) module.eval();
+    const { model, bnStats = 'frozen', backboneMode = 'train' } = this.o;
+    trainingMode(model, { bnStats, backbone: backboneMode });
   }
 
   private advance(batches: readonly Batch[]): void {
@@ -273,6 +271,7 @@ export class Trainer {
       clip: o.clip ?? null,
       autocast: o.autocast ?? null,
       bnStats: o.bnStats ?? 'frozen',
+      backboneMode: o.backboneMode ?? 'train',
       ...describeRecipe(o.optimizer, o.schedule),
       labelSmoothing: typeof o.loss === 'function' ? 'custom loss' : (o.loss?.labelSmoothing ?? 0),
       device: this.device,

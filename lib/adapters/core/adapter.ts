@@ -68,6 +68,11 @@ export class Adapter implements Resident {
     return this.method.bnStats ?? 'frozen';
   }
 
+  /** Whether the backbone's dropout and stochastic depth act in training. */
+  get backboneMode(): 'train' | 'eval' {
+    return this.method.backboneMode ?? 'train';
+  }
+
   get isActive(): boolean {
     return this.#host.active.includes(this);
   }

@@ -3,7 +3,7 @@
  * backbone computes once for the whole batch, and every adapter's grafts see their own samples only.
  */
 import { type Context, type GraftSet, type Module, type Parameter } from '../../nn/index.js';
-import { aten, isGradEnabled, type Tensor, tensor } from '../../tensor/index.js';
+import { aten, isGradEnabled, keep, type Tensor, tensor } from '../../tensor/index.js';
 import { addPart } from './compose.js';
 import type { Graft } from './grafts.js';
 
@@ -26,8 +26,10 @@ class Plan {
   }
 
   static of(ctx: Context): Plan {
+    const { adapters: names = [] } = ctx;
     let plan = ctx.state.get(PLAN) as Plan | undefined;
-    if (!plan) ctx.state.set(PLAN, (plan = new Plan(ctx.adapters ?? [])));
+    // A fork for other samples inherits the state of its origin.
+    if (plan?.names !== names) ctx.state.set(PLAN, (plan = new Plan(names)));
     return plan;
   }
 
@@ -52,7 +54,8 @@ class Plan {
 
   #index(key: string, like: Tensor, make: () => number[]): Tensor {
     let index = this.#indices.get(key);
-    if (!index) this.#indices.set(key, (index = tensor(make(), { dtype: 'int64', device: like.device })));
+    // The pass may open scopes that end before it does.
+    if (!index) this.#indices.set(key, (index = keep(tensor(make(), { dtype: 'int64', device: like.device }))));
     return index;
   }
 
