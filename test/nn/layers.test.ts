@@ -7,12 +7,14 @@ import {
   Conv2d,
   DropPath,
   Dropout,
+  Dropout2d,
   Embedding,
   Flatten,
   GELU,
   GroupNorm,
   Identity,
   LayerNorm,
+  LayerNorm2d,
   LayerScale,
   Linear,
   MaxPool2d,
@@ -133,6 +135,27 @@ describe('dropout', () => {
 });
 
 describe('small layers', () => {
+  it('LayerNorm2d is LayerNorm over the channels of every pixel', () => {
+    const norm = new LayerNorm2d(3, { eps: 1e-6 });
+    norm.weight?.detach().copy_(tensor([1, 2, 3]));
+    const x = randn([2, 3, 4, 5]);
+    const pixel = x.select(3, 1).select(2, 2);
+    const centered = pixel.sub(pixel.mean([1], true));
+    const expected = centered.div(centered.square().mean([1], true).add(1e-6).sqrt()).mul(tensor([1, 2, 3]));
+    expectClose(norm.run(x).select(3, 1).select(2, 2), expected);
+    expect(norm.siteDefaults()).toEqual({ in: 3, out: 3, layout: 'map' });
+  });
+
+  it('Dropout2d drops whole channels, and nothing in evaluation', () => {
+    manualSeed(1);
+    const drop = new Dropout2d(0.5);
+    const y = drop.run(ones([4, 16, 3, 3])).flatten(2);
+    expect(y.amin([2]).equal(y.amax([2]))).toBe(true);
+    expect(new Set(y.flatten().tolist() as number[])).toEqual(new Set([0, 2]));
+    const x = randn([1, 2, 3, 3]);
+    expect(drop.eval().run(x).equal(x)).toBe(true);
+  });
+
   it('Identity, LayerScale, QuickGELU, ReLU in place', () => {
     const x = tensor([[-1, 2]]);
     expect(new Identity().run(x)).toBe(x);

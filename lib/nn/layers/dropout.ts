@@ -21,6 +21,13 @@ export class Dropout extends Module {
   }
 }
 
+/** `Dropout` of whole channels of maps [B, C, H, W]. Tompson et al. 2015, arXiv 1411.4280. */
+export class Dropout2d extends Dropout {
+  override forward(x: Tensor): Tensor {
+    return this.training && this.p > 0 ? aten.featureDropout(x, this.p, true) : x;
+  }
+}
+
 /**
  * Stochastic depth: drops whole samples of a residual branch with probability p while training and scales the rest by
  * 1 / (1 - p); else the identity. Huang et al. 2016, arXiv 1603.09382.

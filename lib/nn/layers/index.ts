@@ -11,8 +11,8 @@ export {
   Tanh,
 } from './activation.js';
 export { Conv2d, type Conv2dOptions } from './conv.js';
-export { Dropout, DropPath } from './dropout.js';
+export { Dropout, Dropout2d, DropPath } from './dropout.js';
 export { Embedding, Linear } from './linear.js';
-export { BatchNorm2d, GroupNorm, LayerNorm, type BatchNormOptions, type NormOptions } from './norm.js';
+export { BatchNorm2d, GroupNorm, LayerNorm, LayerNorm2d, type BatchNormOptions, type NormOptions } from './norm.js';
 export { AdaptiveAvgPool2d, AvgPool2d, MaxPool2d, type PoolOptions } from './pool.js';
 export { Flatten, Identity, LayerScale } from './shape.js';

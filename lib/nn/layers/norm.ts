@@ -128,6 +128,21 @@ export class LayerNorm extends Module {
   }
 }
 
+/** `LayerNorm` over the channels of maps [B, C, H, W], each pixel by itself. */
+export class LayerNorm2d extends LayerNorm {
+  constructor(channels: number, options: NormOptions = {}) {
+    super(channels, options);
+  }
+
+  override forward(x: Tensor): Tensor {
+    return super.forward(x.permute([0, 2, 3, 1])).permute([0, 3, 1, 2]);
+  }
+
+  override siteDefaults(): SiteDefaults {
+    return { ...super.siteDefaults(), layout: 'map' };
+  }
+}
+
 /** Normalization of groups of channels of [B, C, ...], with a scale and a shift per channel. Wu & He 2018. */
 export class GroupNorm extends Module {
   readonly numGroups: number;
