@@ -30,7 +30,9 @@ export type KeyRule =
       readonly dim?: number;
     }
   /** Permutes the dimensions of the tensors that match: `dims` as in `permute`; [1, 0] transposes a matrix. */
-  | { readonly kind: 'permute'; readonly match: KeyPattern; readonly dims: readonly number[] };
+  | { readonly kind: 'permute'; readonly match: KeyPattern; readonly dims: readonly number[] }
+  /** Sets a dimension of size 1 in at `dim`, or takes it out, of the tensors that match. */
+  | { readonly kind: 'unsqueeze' | 'squeeze'; readonly match: KeyPattern; readonly dim: number };
 
 /** Renames by pattern, or by regular expression (`$1` in `to`), which is inverted by `back` if given. */
 export type RenameRule =
@@ -107,6 +109,10 @@ function invertRule(rule: KeyRule): KeyRule {
       return { ...rule, kind: 'split', from: rule.to, to: rule.from };
     case 'permute':
       return { ...rule, dims: rule.dims.map((_, axis) => rule.dims.indexOf(axis)) };
+    case 'unsqueeze':
+      return { ...rule, kind: 'squeeze' };
+    case 'squeeze':
+      return { ...rule, kind: 'unsqueeze' };
   }
 }
 
@@ -138,6 +144,20 @@ function applyRule(rule: KeyRule, current: Map<string, Tensor>, dropped: string[
           );
         }
         return [[name, tensor.permute([...rule.dims])]];
+      });
+    case 'unsqueeze':
+      return mapEach(current, (name, tensor) =>
+        match(rule.match, name) === null ? null : [[name, tensor.unsqueeze(rule.dim)]],
+      );
+    case 'squeeze':
+      return mapEach(current, (name, tensor) => {
+        if (match(rule.match, name) === null) return null;
+        if (tensor.shape[rule.dim] !== 1) {
+          throw new RangeError(
+            `key map: ${quote(name)} of shape [${tensor.shape.join(', ')}] has no dimension ${rule.dim} of size 1 to take out`,
+          );
+        }
+        return [[name, tensor.squeeze(rule.dim)]];
       });
     case 'split':
       return mapEach(current, (name, tensor) => {

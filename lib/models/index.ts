@@ -1,7 +1,9 @@
-export { Backbone } from './backbone.js';
+export { Backbone, IMAGENET_MEAN, IMAGENET_STD } from './backbone.js';
 export type { FeatureLevel, Preprocessing } from './backbone.js';
 export { CifarResNet } from './cifar_resnet.js';
 export type { CifarResNetOptions } from './cifar_resnet.js';
+export { type ClipFormat } from './clip_names.js';
+export { ClipVisionTransformer } from './clip_vit.js';
 export type { Family } from './family.js';
 export { loadState, loadWeights } from './load.js';
 export type { WeightsOptions, WeightsReport } from './load.js';

@@ -3,12 +3,13 @@ import type { z } from 'zod';
 import { scope, withDefaults } from '../tensor/index.js';
 import type { Backbone, Preprocessing } from './backbone.js';
 import { cifarResnet } from './cifar_resnet.js';
+import { clipVit } from './clip_vit.js';
 import type { Family } from './family.js';
 import { parseOptions, suggestion } from './options.js';
 import { resnet } from './resnet.js';
 import { vit } from './vit_variants.js';
 
-const families = [resnet, cifarResnet, vit] as unknown as readonly Family[];
+const families = [resnet, cifarResnet, vit, clipVit] as unknown as readonly Family[];
 
 /** Options of `createModel`; which ones there are depends on the family (`modelInfo(name).options`). */
 export interface ModelOptions {

@@ -4,7 +4,7 @@
  * position): Touvron et al. 2022, arXiv 2204.07118; registers: Darcet et al. 2023, arXiv 2309.16588.
  */
 import type { z } from 'zod';
-import { Context, Dropout, type Identity, init, LayerNorm, Linear, Parameter, site } from '../nn/index.js';
+import { Context, Dropout, Identity, init, LayerNorm, Linear, Parameter, site, Span } from '../nn/index.js';
 import { aten, empty, noGrad, type Tensor } from '../tensor/index.js';
 import type { KeyMap } from '../checkpoint/index.js';
 import { Backbone, type FeatureLevel, type Preprocessing } from './backbone.js';
@@ -28,6 +28,8 @@ export class VisionTransformer extends Backbone {
     { kind: 'rename', from: 'blocks.{i}.gamma_2', to: 'blocks.{i}.ls2.gamma' },
   ];
   readonly numFeatures: number;
+  /** Width of the tokens. */
+  readonly embedDim: number;
   readonly featureLevels: readonly FeatureLevel[];
   readonly globalPool: ViTOptions['globalPool'];
   /** Class token and registers. */
@@ -42,6 +44,7 @@ export class VisionTransformer extends Backbone {
   readonly input: Identity;
   readonly patch_embed: PatchEmbed;
   readonly pos_drop: Dropout;
+  readonly norm_pre: LayerNorm | null;
   /** The token sequence that enters the blocks. */
   readonly tokens: Identity;
   readonly blocks: BlockList;
@@ -49,8 +52,12 @@ export class VisionTransformer extends Backbone {
   readonly norm: LayerNorm | Identity;
   /** All tokens after the last norm. */
   readonly features: Identity;
+  /** All tokens to the vector that the head reads. */
+  readonly pool: Span;
   readonly fc_norm: LayerNorm | null;
-  /** The pooled vector. */
+  /** From the pooled vector to another space, without a bias: CLIP's. */
+  readonly proj: Linear | null;
+  /** The vector that enters the classifier. */
   readonly pre_logits: Identity;
   readonly head_drop: Dropout;
   head: Linear | Identity;
@@ -62,7 +69,8 @@ export class VisionTransformer extends Backbone {
     }
     const dim = o.embedDim;
     this.name = name;
-    this.numFeatures = dim;
+    this.numFeatures = o.projDim ?? dim;
+    this.embedDim = dim;
     this.globalPool = o.globalPool;
     this.numPrefixTokens = (o.classToken ? 1 : 0) + o.regTokens;
     this.dynamicImgSize = o.dynamicImgSize;
@@ -75,23 +83,33 @@ export class VisionTransformer extends Backbone {
     }));
 
     this.input = identitySite('input', o.inChans, 'map');
-    this.patch_embed = new PatchEmbed(sizePair(o.imgSize), patch, o.inChans, dim, o.dynamicImgSize);
+    this.patch_embed = new PatchEmbed(sizePair(o.imgSize), patch, o.inChans, dim, {
+      sizes: o.dynamicImgSize ? 'any' : o.strictImgSize ? 'exact' : 'count',
+      bias: !o.preNorm,
+    });
     const [rows, columns] = this.patch_embed.grid;
     this.cls_token = o.classToken ? new Parameter(empty([1, 1, dim])) : null;
     this.reg_token = o.regTokens > 0 ? new Parameter(empty([1, o.regTokens, dim])) : null;
     this.pos_embed = new Parameter(empty([1, this.positionPrefix + rows * columns, dim]));
     this.pos_drop = new Dropout(o.posDropRate);
-    this.tokens = identitySite('tokens', dim, 'tokens');
+    this.norm_pre = o.preNorm ? tokenNorm(dim, o.normEps) : null;
+    const length = this.numPrefixTokens + rows * columns;
+    this.tokens = site(new Identity(), { role: 'tokens', in: dim, out: dim, layout: 'tokens', length });
     this.blocks = new BlockList(...Array.from({ length: o.depth }, (_, i) => blockOf(o, i)));
     const normAfterPool = o.fcNorm ?? o.globalPool !== 'token';
     this.norm = normAfterPool ? identitySite('norm', dim, 'tokens') : tokenNorm(dim, o.normEps);
     this.features = identitySite('features', dim, 'tokens');
+    this.pool = site(new Span((z, ctx) => this.pooled(z, ctx)), { role: 'pool', in: dim, out: dim, layout: 'vector' });
     this.fc_norm = normAfterPool
       ? site(new LayerNorm(dim, { eps: o.normEps }), { role: 'head_norm', layout: 'vector' })
       : null;
-    this.pre_logits = identitySite('pre_logits', dim, 'vector');
+    this.proj =
+      o.projDim === null
+        ? null
+        : site(new Linear(dim, o.projDim, { bias: false }), { role: 'linear', layout: 'vector' });
+    this.pre_logits = identitySite('pre_logits', this.numFeatures, 'vector');
     this.head_drop = new Dropout(o.dropRate);
-    this.head = classifierSite(dim, o.numClasses);
+    this.head = classifierSite(this.numFeatures, o.numClasses);
     this.initWeights();
   }
 
@@ -106,8 +124,9 @@ export class VisionTransformer extends Backbone {
   }
 
   forwardHead(features: Tensor, ctx: Context = new Context()): Tensor {
-    let pooled = this.pool(features, ctx);
+    let pooled = this.pool.run(features, ctx);
     if (this.fc_norm) pooled = this.fc_norm.run(pooled, ctx);
+    if (this.proj) pooled = this.proj.run(pooled, ctx);
     return this.head.run(this.head_drop.run(this.pre_logits.run(pooled, ctx), ctx), ctx);
   }
 
@@ -119,7 +138,7 @@ export class VisionTransformer extends Backbone {
     for (const block of this.blocks) {
       z = block.run(z, ctx);
       const patches = z.narrow(1, ctx.prefixTokens, rows * columns);
-      maps.push(patches.transpose(1, 2).reshape([patches.shape[0] ?? 0, this.numFeatures, rows, columns]));
+      maps.push(patches.transpose(1, 2).reshape([patches.shape[0] ?? 0, this.embedDim, rows, columns]));
     }
     return maps;
   }
@@ -149,8 +168,8 @@ export class VisionTransformer extends Backbone {
     return noGrad(() => resamplePosEmbed(stored, this.patch_embed.grid, { prefixTokens: this.positionPrefix }));
   }
 
-  /** Patches, position embeddings and prefix tokens: the sequence that enters the blocks. */
-  private embed(x: Tensor, ctx: Context): Tensor {
+  /** Patches, position embeddings and prefix tokens: the sequence [B, N, D] that enters the blocks. */
+  embed(x: Tensor, ctx: Context): Tensor {
     let z = this.patch_embed.run(this.input.run(x, ctx), ctx);
     const position = this.positions(ctx.grid ?? this.patch_embed.grid);
     if (this.noEmbedClass) z = z.add(position);
@@ -159,7 +178,8 @@ export class VisionTransformer extends Backbone {
     if (prefix.length > 0) z = aten.cat([...prefix.map((token) => token.expand([batch, -1, -1])), z], 1);
     if (!this.noEmbedClass) z = z.add(position);
     ctx.prefixTokens = this.numPrefixTokens;
-    return this.tokens.run(this.pos_drop.run(z, ctx), ctx);
+    z = this.pos_drop.run(z, ctx);
+    return this.tokens.run(this.norm_pre ? this.norm_pre.run(z, ctx) : z, ctx);
   }
 
   private positions(grid: readonly [number, number]): Tensor {
@@ -170,7 +190,7 @@ export class VisionTransformer extends Backbone {
     });
   }
 
-  private pool(z: Tensor, ctx: Context): Tensor {
+  private pooled(z: Tensor, ctx: Context): Tensor {
     if (this.globalPool === 'token') return z.select(1, 0);
     const length = z.shape[1] ?? 0;
     const prefix = ctx.grid ? ctx.prefixTokens : this.numPrefixTokens;
@@ -184,7 +204,7 @@ export class VisionTransformer extends Backbone {
   }
 
   /** Linear weights and positions truncated normal (0.02, cut at +-2), biases 0, class token and registers N(0, 1e-6). */
-  private initWeights(): void {
+  protected initWeights(): void {
     init.truncNormal_(this.pos_embed, { std: 0.02 });
     for (const token of [this.cls_token, this.reg_token]) if (token) init.normal_(token, 0, 1e-6);
     this.apply((module) => {
@@ -206,6 +226,7 @@ function blockOf(o: ViTOptions, depth: number): ViTBlock {
     dropPath: dropPathRateAt(o.dropPathRate, depth, o.depth),
     projDrop: o.projDropRate,
     attnDrop: o.attnDropRate,
+    activation: o.activation,
     depth,
   });
 }

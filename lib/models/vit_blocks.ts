@@ -1,11 +1,12 @@
 /** The parts of pre-norm vision transformers, in timm's names: patches, attention, MLP, block. */
 import {
+  activationLayer,
+  type ActivationName,
   chain,
   type Context,
   Conv2d,
   DropPath,
   Dropout,
-  GELU,
   Identity,
   LayerNorm,
   LayerScale,
@@ -14,24 +15,39 @@ import {
   site,
   Span,
 } from '../nn/index.js';
-import { aten, type Tensor } from '../tensor/index.js';
+import { aten, ones, type Tensor } from '../tensor/index.js';
+
+/**
+ * Which images a patch embedding takes: those of its size, those with as many patches (positions then go by the raster
+ * order), or any that divide into patches.
+ */
+export type SizeRule = 'exact' | 'count' | 'any';
+
+/** What else a patch embedding may be told. */
+export interface PatchEmbedOptions {
+  /** Default `exact`. */
+  readonly sizes?: SizeRule;
+  /** Default true. */
+  readonly bias?: boolean;
+}
 
 /** Image [B, C, H, W] to tokens [B, N, D], row by row; says the grid to the context. */
 export class PatchEmbed extends Module {
   readonly proj: Conv2d;
+  readonly #sizes: SizeRule;
 
   constructor(
     private readonly imgSize: readonly [number, number],
     readonly patchSize: readonly [number, number],
     inChans: number,
     embedDim: number,
-    private readonly anySize: boolean,
+    { sizes = 'exact', bias = true }: PatchEmbedOptions = {},
   ) {
     super();
-    this.proj = site(
-      new Conv2d(inChans, embedDim, { kernelSize: [...patchSize], stride: [...patchSize], bias: true }),
-      { role: 'conv' },
-    );
+    this.#sizes = sizes;
+    this.proj = site(new Conv2d(inChans, embedDim, { kernelSize: [...patchSize], stride: [...patchSize], bias }), {
+      role: 'conv',
+    });
     site(this, {
       role: 'patch_embed',
       in: inChans,
@@ -50,7 +66,8 @@ export class PatchEmbed extends Module {
   forward(x: Tensor, ctx: Context): Tensor {
     const [, , height = 0, width = 0] = x.shape;
     const [ph, pw] = this.patchSize;
-    if (!this.anySize && (height !== this.imgSize[0] || width !== this.imgSize[1])) {
+    const [rows, columns] = [Math.floor(height / ph), Math.floor(width / pw)];
+    if (!this.#fits(height, width, rows * columns)) {
       throw new RangeError(
         `this vision transformer was built for images of ${this.imgSize.join(' x ')} and was given ${height} x ${width}; ` +
           'resize them, or create the model with { imgSize } of that size or { dynamicImgSize: true }',
@@ -59,10 +76,14 @@ export class PatchEmbed extends Module {
     if (height % ph !== 0 || width % pw !== 0) {
       throw new RangeError(`an image of ${height} x ${width} does not divide into patches of ${ph} x ${pw}`);
     }
-    const map = this.proj.run(x, ctx);
-    const [, , rows = 0, columns = 0] = map.shape;
     ctx.grid = [rows, columns];
-    return map.flatten(2).transpose(1, 2);
+    return this.proj.run(x, ctx).flatten(2).transpose(1, 2);
+  }
+
+  #fits(height: number, width: number, patches: number): boolean {
+    if (this.#sizes === 'any' || (height === this.imgSize[0] && width === this.imgSize[1])) return true;
+    const [rows, columns] = this.grid;
+    return this.#sizes === 'count' && patches === rows * columns;
   }
 }
 
@@ -80,6 +101,10 @@ export interface ViTBlockOptions {
   readonly projDrop: number;
   readonly attnDrop: number;
   readonly depth: number;
+  /** Nonlinearity of the MLP. Default `gelu`, the exact one. */
+  readonly activation?: ActivationName;
+  /** Each token sees only itself and earlier ones, as in text. Default false. */
+  readonly causal?: boolean;
 }
 
 /**
@@ -99,12 +124,18 @@ export class Attention extends Module {
   constructor(
     dim: number,
     readonly numHeads: number,
-    { qkvBias, attnDrop, projDrop }: Pick<ViTBlockOptions, 'qkvBias' | 'attnDrop' | 'projDrop'>,
+    {
+      qkvBias,
+      attnDrop,
+      projDrop,
+      causal = false,
+    }: Pick<ViTBlockOptions, 'qkvBias' | 'attnDrop' | 'projDrop' | 'causal'>,
   ) {
     super();
     if (dim % numHeads !== 0)
       throw new RangeError(`attention: a width of ${dim} does not divide into ${numHeads} heads`);
     this.attnDrop = attnDrop;
+    this.causal = causal;
     this.qkv = site(new Linear(dim, 3 * dim, { bias: qkvBias }), {
       role: 'linear',
       layout: 'tokens',
@@ -120,6 +151,7 @@ export class Attention extends Module {
   }
 
   private readonly attnDrop: number;
+  private readonly causal: boolean;
 
   forward(x: Tensor, ctx: Context): Tensor {
     const [batch = 0, length = 0, dim = 0] = x.shape;
@@ -136,22 +168,29 @@ export class Attention extends Module {
   /** softmax(q k^T / sqrt(d)) v for queries [B, H, N, d]; grafts may have lengthened keys and values. */
   private mix(q: Tensor, ctx: Context): Tensor {
     const { k, v } = ctx.state.get(this) as { k: Tensor; v: Tensor };
-    return aten.scaledDotProductAttention(q, k, v, null, this.training ? this.attnDrop : 0);
+    const mask = this.causal ? causalMask(q, k) : null;
+    return aten.scaledDotProductAttention(q, k, v, mask, this.training ? this.attnDrop : 0);
   }
 }
 
-/** fc2(GELU(fc1 x)), exact (erf) GELU. */
+/** [L, S] of bool for L queries and S keys: true where a query may look. Keys set in front of the sequence are seen by all. */
+function causalMask(q: Tensor, k: Tensor): Tensor {
+  const [queries = 0, keys = 0] = [q.shape.at(-2), k.shape.at(-2)];
+  return ones([queries, keys], { dtype: 'bool', device: q.device }).tril(keys - queries);
+}
+
+/** fc2(g(fc1 x)); g is the exact (erf) GELU unless named otherwise. */
 export class Mlp extends Module {
   readonly fc1: Linear;
-  readonly act: GELU;
+  readonly act: Module;
   readonly drop1: Dropout;
   readonly fc2: Linear;
   readonly drop2: Dropout;
 
-  constructor(dim: number, hidden: number, drop = 0) {
+  constructor(dim: number, hidden: number, drop = 0, activation: ActivationName = 'gelu') {
     super();
     this.fc1 = site(new Linear(dim, hidden), { role: 'linear', layout: 'tokens' });
-    this.act = new GELU();
+    this.act = activationLayer(activation);
     this.drop1 = new Dropout(drop);
     this.fc2 = site(new Linear(hidden, dim), { role: 'linear', layout: 'tokens' });
     this.drop2 = new Dropout(drop);
@@ -190,7 +229,7 @@ export class ViTBlock extends Module {
     this.ls1 = scale();
     this.drop_path1 = path();
     this.norm2 = tokenNorm(o.dim, o.normEps);
-    this.mlp = new Mlp(o.dim, o.hidden, o.projDrop);
+    this.mlp = new Mlp(o.dim, o.hidden, o.projDrop, o.activation);
     this.ls2 = scale();
     this.drop_path2 = path();
     this.attn_path = stretch('attention_path', o.dim, () => [this.attn, this.ls1, this.drop_path1]);

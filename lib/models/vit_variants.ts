@@ -1,5 +1,6 @@
 /** Options and published sizes of the vision transformer (`vit.ts`). */
 import { z } from 'zod';
+import { ACTIVATIONS } from '../nn/index.js';
 import { HALF, IMAGENET_MEAN, IMAGENET_STD } from './backbone.js';
 import { type Family, imageSize, preprocessing, sizePair } from './family.js';
 import { VisionTransformer } from './vit.js';
@@ -23,13 +24,21 @@ export const vitOptions = z.strictObject({
   /** Norm after the pool instead of before. Default (null): unless the class token is read. */
   fcNorm: z.boolean().nullable().default(null),
   normEps: z.number().positive().default(1e-6),
+  /** A norm on the tokens before the first block; the patch convolution then has no bias. */
+  preNorm: z.boolean().default(false),
+  /** Nonlinearity of the MLPs. */
+  activation: z.enum(ACTIVATIONS).default('gelu'),
   /** Initial value of the layer scale; null for none. */
   initValues: z.number().nullable().default(null),
+  /** Width of a projection without a bias between pool and classifier, as CLIP has; null for none. */
+  projDim: positive.nullable().default(null),
   regTokens: z.int().nonnegative().default(0),
   /** Position embeddings for patches only, added before the prefix tokens are joined. */
   noEmbedClass: z.boolean().default(false),
   /** Accept any image size that divides into patches, resampling the position embeddings in every forward pass. */
   dynamicImgSize: z.boolean().default(false),
+  /** Refuse images of another size, even with as many patches; without it these get the positions in raster order. */
+  strictImgSize: z.boolean().default(true),
   /** Dropout before the classifier, on the embedded tokens, after projections, on attention weights. */
   dropRate: rate.default(0),
   posDropRate: rate.default(0),

@@ -74,6 +74,23 @@ export const tinyModels: readonly Tiny[] = [
       }),
     sizes: [[12, 20]],
   },
+  {
+    name: 'clip_vit',
+    make: () =>
+      createCustomModel('clip_vit', {
+        imgSize: 16,
+        patchSize: 4,
+        embedDim: 24,
+        depth: 2,
+        numHeads: 3,
+        projDim: 10,
+        numClasses: 5,
+      }),
+    sizes: [
+      [16, 16],
+      [8, 32],
+    ],
+  },
 ];
 
 /** Weights and statistics away from their symmetric start, so that every part of the model shows in the output. */
