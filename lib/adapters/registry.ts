@@ -1,8 +1,9 @@
 /** Methods by name. A new method is one file, one import and one entry here. */
 import type { z } from 'zod';
-import { suggestion, type Backbone } from '../models/index.js';
+import { suggestion, type Host } from '../models/index.js';
 import { bitfit } from './bitfit.js';
 import { convAdapter } from './conv_adapter.js';
+import { convpass } from './convpass.js';
 import {
   AdapterHost,
   graftFolder,
@@ -14,12 +15,14 @@ import {
   type LoadAdapterOptions,
   type Method,
 } from './core/index.js';
+import { fact } from './fact.js';
 import { full } from './full.js';
 import { linearProbe } from './linear_probe.js';
 import { lora } from './lora.js';
 import { ssf } from './ssf.js';
+import { vpt } from './vpt.js';
 
-const methods: readonly Method[] = [linearProbe, full, bitfit, lora, ssf, convAdapter];
+const methods: readonly Method[] = [linearProbe, full, bitfit, lora, ssf, convAdapter, vpt, convpass, fact];
 const byId = new Map(methods.map((method) => [method.id, method]));
 
 /** Ids of all methods. */
@@ -66,7 +69,7 @@ export function methodInfo(id: string): MethodInfo {
  * ```
  */
 export function graft<S extends z.ZodObject>(
-  model: Backbone,
+  model: Host,
   method: string | Method<S>,
   options: z.input<S> | Record<string, unknown> = {},
   settings: GraftOptions = {},
@@ -81,7 +84,7 @@ export function graft<S extends z.ZodObject>(
  * @throws Error when the folder is damaged, or the backbone is another one (see `options.fingerprint`)
  */
 export function loadAdapter(
-  model: Backbone,
+  model: Host,
   folder: string | AdapterFolder,
   options: LoadAdapterOptions = {},
 ): Adapter {
@@ -90,6 +93,6 @@ export function loadAdapter(
 }
 
 /** The adapters of a model by name, in the order in which they came. */
-export function adaptersOf(model: Backbone): ReadonlyMap<string, Adapter> {
+export function adaptersOf(model: Host): ReadonlyMap<string, Adapter> {
   return AdapterHost.of<Adapter>(model).adapters;
 }

@@ -1,7 +1,7 @@
 /** What every backbone is: a module with published sites, a feature part, a head, and a way to read its checkpoints. */
-import { applyKeyMap, type KeyMap } from '../checkpoint/index.js';
-import { Context, type ContextOptions, Module, type Site, sitesOf } from '../nn/index.js';
+import { Context, type ContextOptions, type Module, type Site } from '../nn/index.js';
 import type { Tensor } from '../tensor/index.js';
+import { Host } from './host.js';
 
 /** How images must be prepared for a backbone. */
 export interface Preprocessing {
@@ -32,22 +32,25 @@ export interface FeatureLevel {
  * A pretrained network that grafts are set into. `forward` is `forwardHead(forwardFeatures(x))`; images are
  * [B, C, H, W] floats, normalized as `config` says.
  */
-export abstract class Backbone extends Module {
-  /** Name in the registry, such as `resnet50`. */
-  abstract readonly name: string;
+export abstract class Backbone extends Host {
   readonly config: Preprocessing;
-  /** What the model was created with, beyond its name. */
-  options: Readonly<Record<string, unknown>> = {};
   /** Path of the classifier, such as `fc`. */
-  abstract readonly classifier: string;
+  abstract override readonly classifier: string;
   /** Width of the vector that enters the classifier. */
   abstract readonly numFeatures: number;
   /** The levels of `forwardIntermediates`. */
   abstract readonly featureLevels: readonly FeatureLevel[];
 
+  /** Properties whose modules bear another name in the state dict, such as `{ head: 'classifier' }`. */
+  protected readonly renamed: Readonly<Record<string, string>> = {};
+
   constructor(config: Preprocessing) {
     super();
     this.config = config;
+  }
+
+  override namedChildren(): [string, Module][] {
+    return super.namedChildren().map(([name, child]) => [this.renamed[name] ?? name, child]);
   }
 
   /** The image batch to final features: a map [B, C, H, W] or tokens [B, N, C]. */
@@ -60,20 +63,6 @@ export abstract class Backbone extends Module {
   abstract forwardIntermediates(x: Tensor, ctx?: Context): Tensor[];
 
   /**
-   * Replaces the classifier by a new one for `numClasses` classes, freshly initialized, on the device and in the dtype
-   * of the old one; 0 removes it. Grafts on the old classifier are lost with it.
-   */
-  abstract resetClassifier(numClasses: number): void;
-
-  /** From the names of this family's published files to this model's. Names that no rule matches stay as they are. */
-  readonly keyMap: KeyMap = [];
-
-  /** A published state dict in this model's names; families whose tensors depend on the image size also resample them. */
-  convertStateDict(state: ReadonlyMap<string, Tensor>): Map<string, Tensor> {
-    return applyKeyMap(this.keyMap, state).tensors;
-  }
-
-  /**
    * Images to logits. With options instead of a context, a pass of its own:
    * `model.forward(x, { adapters: ['cats', 'cats', 'dogs'] })` says which adapter each sample uses.
    */
@@ -82,21 +71,9 @@ export abstract class Backbone extends Module {
     return this.forwardHead(this.forwardFeatures(x, ctx), ctx);
   }
 
-  /** All places where grafts may sit, in the order of the modules; sites inside a block carry its stage and depth. */
-  sites(): Site[] {
-    const sites = sitesOf(this);
-    const blocks = new Map(sites.filter((s) => s.path === s.block).map((s) => [s.path, s]));
-    return sites.map((s) => {
-      const block = s.block === null ? undefined : blocks.get(s.block);
-      const { stage, depth } = block ?? {};
-      return { ...(stage !== undefined && { stage }), ...(depth !== undefined && { depth }), ...s };
-    });
-  }
-
-  /** Puts a new part of the model where the rest is: its device, dtype and mode. */
-  protected like<M extends Module>(part: M): M {
-    const [reference] = this.parameters();
-    if (reference) part.to({ dtype: reference.dtype, device: reference.device });
-    return part.train(this.training);
+  /** As in `Host`; the image site also says its size. */
+  override sites(): Site[] {
+    const [, height, width] = this.config.inputSize;
+    return super.sites().map((s) => (s.roles.includes('input') ? { size: [height, width] as const, ...s } : s));
   }
 }

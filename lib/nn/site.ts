@@ -60,6 +60,10 @@ export interface SiteTag {
   readonly groups?: number;
   /** Number of heads, at sites of an attention. */
   readonly heads?: number;
+  /** Height and width of a map at the image size that the model was built for. */
+  readonly size?: Size2;
+  /** Number of tokens at that size, class token and registers included, where it is fixed. */
+  readonly length?: number;
   /** Name of the nonlinearity that follows the site inside its block, such as `relu`. */
   readonly activation?: string;
   readonly slice?: readonly SliceTag[];
@@ -84,6 +88,8 @@ export interface Site {
   readonly padding?: readonly [number, number];
   readonly groups?: number;
   readonly heads?: number;
+  readonly size?: readonly [number, number];
+  readonly length?: number;
   readonly activation?: string;
   /** Path of the innermost module with role `block` that contains the site (or is the site); null outside blocks. */
   readonly block: string | null;
@@ -137,6 +143,8 @@ function geometry(tag: SiteTag) {
     ...(tag.padding !== undefined && { padding: pair(tag.padding) }),
     ...(tag.groups !== undefined && { groups: tag.groups }),
     ...(tag.heads !== undefined && { heads: tag.heads }),
+    ...(tag.size !== undefined && { size: pair(tag.size) }),
+    ...(tag.length !== undefined && { length: tag.length }),
     ...(tag.activation !== undefined && { activation: tag.activation }),
   };
 }

@@ -25,6 +25,8 @@ export interface Built {
   run(inputs: ReadonlyMap<string, Tensor>): Readonly<Record<string, Tensor>>;
   /** Put into training or eval mode before the run. */
   readonly module?: Module;
+  /** Training mode where it is more than `module.train()`. */
+  train?(): void;
   /** Folds the adapter into the backbone; afterwards `run` still gives the same outputs. */
   merge?(): Merged;
 }
@@ -102,6 +104,11 @@ export function entriesOf(
     if (key !== null) entries.set(key, { tensor });
   }
   return entries;
+}
+
+/** A bare module of one input, under its own names; its output is called `y`. */
+export function bare(module: Module): Built {
+  return { module, state: entriesOf(module), run: (inputs) => ({ y: module.run(soleInput(inputs)) }) };
 }
 
 /** The single input of most cases. */

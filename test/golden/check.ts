@@ -9,7 +9,7 @@ import { Parameter } from '../../lib/nn/index.js';
 import { isFloatingPoint, noGrad, scope, type Tensor, withDefaults } from '../../lib/tensor/index.js';
 import { builders } from './builders/index.js';
 import { type Built, type Builder, type Entry, UnknownCase } from './builder.js';
-import { type CountsRow, type GoldenCase, readCase } from './case.js';
+import { configText, type CountsRow, type GoldenCase, readCase } from './case.js';
 
 /** What became of one case or one row. */
 export interface Verdict {
@@ -24,6 +24,8 @@ export interface Verdict {
 }
 
 const ZERO_GRADIENT = 1e-4;
+
+const MERGED = 'merged.safetensors';
 
 /** Elements as numbers, whatever the dtype; a float16 or bfloat16 tensor is read through float32. */
 function numbers(tensor: Tensor): ArrayLike<number | bigint> {
@@ -192,7 +194,8 @@ function checkMerged(
   expected: ReadonlyMap<string, Tensor>,
   report: Report,
 ): void {
-  const { file, leftover } = golden.merged as NonNullable<GoldenCase['merged']>;
+  // A case without the entry `merged` holds the changed tensors only; nothing is left over then.
+  const { file, leftover } = golden.merged ?? { file: MERGED, leftover: [] };
   const tolerance = golden.tolerance.forward;
   const tensors = readTensors(join(golden.folder, file));
   if (!builder.buildMerged || !built.merge) {
@@ -200,8 +203,10 @@ function checkMerged(
     return;
   }
   const plain = builder.buildMerged(golden, new Set(tensors.keys()));
-  plain.module?.train(golden.mode === 'train');
-  if (!load(plain, tensors, report, file)) return;
+  setMode(plain, golden);
+  const unchanged = golden.merged ? [] : [...readTensors(join(golden.folder, 'weights.safetensors'))];
+  const whole = new Map([...unchanged.filter(([name]) => plain.state.has(name)), ...tensors]);
+  if (!load(plain, whole, report, file)) return;
   compareOutputs(
     plain,
     noGrad(() => plain.run(inputs)),
@@ -212,10 +217,11 @@ function checkMerged(
 
   const merged = built.merge();
   report.names(`leftover of the merge`, merged.leftover, leftover);
-  report.names(`names of our merge`, merged.state.keys(), tensors.keys());
+  if (golden.merged) report.names(`names of our merge`, merged.state.keys(), tensors.keys());
   for (const [name, tensor] of tensors) {
     const ours = merged.state.get(name);
     if (ours) report.compare('forward', `merged ${name}`, ours, tensor, tolerance);
+    else report.problems.push(`merged ${name}: our merge has no such tensor`);
   }
   compareOutputs(
     built,
@@ -224,6 +230,11 @@ function checkMerged(
     report,
     tolerance,
   );
+}
+
+function setMode(built: Built, { mode }: GoldenCase): void {
+  if (mode === 'train' && built.train) built.train();
+  else built.module?.train(mode === 'train');
 }
 
 function run(golden: GoldenCase, builder: Builder, report: Report): void {
@@ -247,14 +258,15 @@ function run(golden: GoldenCase, builder: Builder, report: Report): void {
       golden.trainable,
     );
   }
-  built.module?.train(golden.mode === 'train');
+  setMode(built, golden);
   const outputs = built.run(inputs);
   const expected = withPrefix(io, 'output');
   if (expected.size === 0) report.problems.push('io.safetensors holds no output');
   compareOutputs(built, outputs, expected, report, golden.tolerance.forward);
   propagate(outputs, withPrefix(io, 'cotangent'));
   compareGradients(golden, built, inputs, io, report);
-  if (golden.merged) checkMerged(golden, builder, built, inputs, expected, report);
+  if (golden.merged || existsSync(join(golden.folder, MERGED)))
+    checkMerged(golden, builder, built, inputs, expected, report);
   for (const { tensor } of built.state.values()) tensor.dispose();
 }
 
@@ -323,9 +335,8 @@ export function checkCounts(row: CountsRow): Verdict {
     }
     comparePerTask(row, ours['per_task_trainable'], report);
   });
-  const config = typeof row.config === 'string' ? row.config : JSON.stringify(row.config);
   return {
-    name: `${row.system}/counts ${row.model} ${config}`.slice(0, 120),
+    name: `${row.system}/counts ${row.model} ${configText(row)}`.slice(0, 120),
     forward: NaN,
     grad: NaN,
     tolerance: null,

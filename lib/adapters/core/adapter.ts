@@ -1,5 +1,5 @@
 /** One adapter in one model: what it consists of, whether it is active, and how it leaves. */
-import type { Backbone } from '../../models/index.js';
+import type { Host } from '../../models/index.js';
 import type { Module, Parameter } from '../../nn/index.js';
 import type { Tensor } from '../../tensor/index.js';
 import { isWeightable } from './compose.js';
@@ -16,7 +16,7 @@ import { summarize, type AdapterSummary } from './summary.js';
 export type HeadChoice = 'train' | 'frozen' | HeadOptions;
 
 interface AdapterParts {
-  readonly model: Backbone;
+  readonly model: Host;
   readonly host: AdapterHost<Adapter>;
   readonly name: string;
   readonly method: Method;
@@ -37,7 +37,7 @@ interface AdapterParts {
  * ```
  */
 export class Adapter implements Resident {
-  readonly model: Backbone;
+  readonly model: Host;
   readonly name: string;
   readonly method: Method;
   /** The method's options, defaults filled in. */

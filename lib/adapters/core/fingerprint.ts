@@ -1,6 +1,6 @@
 /** Recognizing a backbone: an adapter is worth nothing on weights other than those it was trained beside. */
 import { createHash } from 'node:crypto';
-import type { Backbone } from '../../models/index.js';
+import type { Host } from '../../models/index.js';
 import type { Parameter, Buffer as ModuleBuffer } from '../../nn/index.js';
 import { noGrad, scope, tensor as makeTensor, type Tensor } from '../../tensor/index.js';
 import { AdapterHost } from './host.js';
@@ -14,14 +14,13 @@ const SAMPLES = 256;
  * @param original gives the backbone's own value of a tensor that an adapter overlays
  */
 export function fingerprint(
-  model: Backbone,
+  model: Host,
   original: (tensor: Parameter | ModuleBuffer) => Tensor = (tensor) => tensor,
 ): string {
   const digest = createHash('sha256');
-  const classifier = `${model.classifier}.`;
   noGrad(() => {
     for (const [name, tensor] of model.namedState()) {
-      if (name.startsWith(classifier) || name.endsWith('num_batches_tracked')) continue;
+      if (model.isInClassifier(name) || name.endsWith('num_batches_tracked')) continue;
       digest.update(`${name} ${tensor.shape.join('x')}\n`);
       if (tensor.device === 'meta') continue;
       const samples = scope(() => sample(original(tensor).detach()).data());
@@ -40,7 +39,7 @@ function sample(tensor: Tensor): Tensor {
 }
 
 /** The fingerprint of the backbone itself, whatever adapters are active. */
-export function ownFingerprint(model: Backbone): string {
+export function ownFingerprint(model: Host): string {
   const host = AdapterHost.of(model);
   return fingerprint(model, (tensor) => host.originalOf(tensor));
 }

@@ -19,7 +19,7 @@ const head = z.union([
   z.strictObject({
     classes: z.int().positive(),
     dropout: z.number().min(0).max(1).optional(),
-    init: z.enum(['default', 'trunc_normal', 'zero']).optional(),
+    init: z.enum(['default', 'trunc_normal', 'zero', 'prior']).optional(),
   }),
 ]);
 

@@ -4,7 +4,7 @@
  */
 import type { z } from 'zod';
 import { BatchNorm2d, Linear, Conv2d, type Module, type Site } from '../../nn/index.js';
-import type { Backbone } from '../../models/index.js';
+import type { Host } from '../../models/index.js';
 import { parseOptions } from '../../models/index.js';
 import { getRngState, keep, manualSeed, setRngState, withDefaults } from '../../tensor/index.js';
 import { Adapter, type HeadChoice } from './adapter.js';
@@ -42,7 +42,7 @@ const HEAD_RULE: Rule = {
 
 /** Sets `method` into `model`. See `graft` in `lib/adapters/registry.ts` for the public form. */
 export function graftMethod<S extends z.ZodObject>(
-  model: Backbone,
+  model: Host,
   method: Method<S>,
   options: unknown,
   settings: GraftOptions = {},
@@ -72,7 +72,10 @@ export function graftMethod<S extends z.ZodObject>(
         const beside = wanted.filter((other) => other.rule === rule).map((other) => other.site);
         return build(method.id, name, rule, site, { sites: beside, all: sites }, shared);
       });
-      if (typeof head === 'object') built.push(buildHead(method.id, name, sites, model.name, head));
+      if (typeof head === 'object') {
+        const own = method.headInit ? { init: method.headInit, ...head } : head;
+        built.push(buildHead(method.id, name, sites, model.name, own));
+      }
       return { grafts: built, overlays: makeOverlays(model, method.trains?.(parsed), head) };
     }),
   );
@@ -171,14 +174,14 @@ function buildHead(
 
 /** The adapter's own copies of backbone parameters that it trains and of running statistics that training may move. */
 function makeOverlays(
-  model: Backbone,
+  model: Host,
   trains: ((parameter: BackboneParameter) => boolean) | undefined,
   head: HeadChoice,
 ): Overlay[] {
   const overlays: Overlay[] = [];
   for (const [path, module] of model.namedModules()) {
     const prefix = path === '' ? '' : `${path}.`;
-    const inClassifier = path === model.classifier || path.startsWith(`${model.classifier}.`);
+    const inClassifier = model.isInClassifier(path);
     const own = new Set<unknown>(Object.values(module));
     for (const [leaf, parameter] of module.namedParameters()) {
       if (!own.has(parameter)) continue;

@@ -9,8 +9,11 @@ export interface HeadOptions {
   readonly classes: number;
   /** Dropout before the linear layer. Default 0. */
   readonly dropout?: number;
-  /** `default`: PyTorch's start of a linear layer; `trunc_normal`: standard deviation 0.02, bias 0; `zero`. Default `default`. */
-  readonly init?: 'default' | 'trunc_normal' | 'zero';
+  /**
+   * `default`: PyTorch's start of a linear layer; `trunc_normal`: standard deviation 0.02, bias 0; `zero`; `prior`:
+   * standard deviation sqrt(2 / classes), and a bias at which every class has the probability 0.01. Default: the method's.
+   */
+  readonly init?: 'default' | 'trunc_normal' | 'zero' | 'prior';
 }
 
 /** How many times a tensor has been changed in place. */
@@ -31,7 +34,9 @@ export class Head extends Module {
     this.linear = new Linear(inFeatures, classes);
     if (start === 'trunc_normal') init.truncNormal_(this.linear.weight, { std: 0.02 });
     if (start === 'zero') init.zeros_(this.linear.weight);
-    if (start !== 'default' && this.linear.bias) init.zeros_(this.linear.bias);
+    if (start === 'prior') init.normal_(this.linear.weight, 0, Math.sqrt(2 / classes));
+    if (start !== 'default' && this.linear.bias)
+      init.constant_(this.linear.bias, start === 'prior' ? -Math.log(99) : 0);
     this.#startVersion = version(this.linear.weight);
   }
 

@@ -39,3 +39,4 @@ export {
 } from './method.js';
 export { matches, selectSites, siteName } from './select.js';
 export type { AdapterSummary, SiteSummary } from './summary.js';
+export { SharedPart } from './shared_part.js';

@@ -1,5 +1,5 @@
 /** Setting a saved adapter into a model, after checking that it is the right one. */
-import type { Backbone } from '../../models/index.js';
+import type { Host } from '../../models/index.js';
 import type { Adapter } from './adapter.js';
 import { ownFingerprint } from './fingerprint.js';
 import { loadAdapterState, type AdapterFolder } from './folder.js';
@@ -15,7 +15,7 @@ export interface LoadAdapterOptions extends Pick<GraftOptions, 'name' | 'activat
 
 /** Sets the adapter of a folder into a model; see `loadAdapter` in `lib/adapters/registry.ts`. */
 export function graftFolder(
-  model: Backbone,
+  model: Host,
   folder: AdapterFolder,
   method: Method,
   options: LoadAdapterOptions = {},
@@ -35,7 +35,7 @@ export function graftFolder(
   return adapter;
 }
 
-function checkFingerprint(model: Backbone, folder: AdapterFolder, mode: 'error' | 'warn' | 'ignore'): void {
+function checkFingerprint(model: Host, folder: AdapterFolder, mode: 'error' | 'warn' | 'ignore'): void {
   const { backbone } = folder.config;
   if (mode === 'ignore') return;
   const found = ownFingerprint(model);

@@ -2,6 +2,7 @@
 import type { z } from 'zod';
 import type { Module, Parameter, Role, Site } from '../../nn/index.js';
 import type { Composition } from './compose.js';
+import type { HeadOptions } from './head.js';
 
 /** Which sites a rule means. All given conditions must hold; an array means any of its members. JSON values only. */
 export interface SiteQuery {
@@ -15,8 +16,8 @@ export interface SiteQuery {
   readonly inBlock?: boolean;
   /** Index of the stage. */
   readonly stage?: number | readonly number[];
-  /** Index of the block. */
-  readonly depth?: number | readonly number[];
+  /** Index of the block; in a range, both ends belong to it and negative numbers count from behind the last block. */
+  readonly depth?: number | readonly number[] | { readonly from?: number; readonly to?: number };
   /** Smallest side of the kernel, for convolutions. */
   readonly minKernel?: number;
   /** Leaves out sites whose path matches, spelled as in `path`. */
@@ -85,6 +86,8 @@ export interface Method<S extends z.ZodObject = z.ZodObject> {
   readonly bnStats?: 'frozen' | 'update';
   /** `eval`: what belongs to the backbone stays in evaluation mode while grafts and head train. Default `train`. */
   readonly backboneMode?: 'train' | 'eval';
+  /** How a new head starts unless the caller says otherwise. Default `default`. */
+  readonly headInit?: HeadOptions['init'];
   /** Learning rate to begin with: AdamW, batches of 64, a backbone at the size of CIFAR. Default 0.005. */
   readonly learningRate?: number;
   /** Name of a tensor in the official checkpoints; null where they have none. Default: our own names. */

@@ -23,15 +23,22 @@ function matchesPath(globs: string | readonly string[], path: string): boolean {
   return list(globs).some((glob) => pattern(glob).test(path));
 }
 
-/** Whether a site is one that the query means. */
-export function matches(query: SiteQuery, site: Site): boolean {
+function isAtDepth(wanted: NonNullable<SiteQuery['depth']>, depth: number, blocks: number): boolean {
+  if (typeof wanted === 'number' || Array.isArray(wanted)) return list(wanted as number | number[]).includes(depth);
+  const { from = 0, to = -1 } = wanted as { from?: number; to?: number };
+  const place = (index: number): number => (index < 0 ? blocks + index : index);
+  return depth >= place(from) && depth <= place(to);
+}
+
+/** Whether a site is one that the query means; `blocks` is the model's number of blocks, for ranges of depths. */
+export function matches(query: SiteQuery, site: Site, blocks = 0): boolean {
   const { role, name, path, inBlock, stage, depth, minKernel, except } = query;
   if (role !== undefined && !list(role).some((r) => site.roles.includes(r))) return false;
   if (name !== undefined && !list(name).includes(siteName(site))) return false;
   if (path !== undefined && !matchesPath(path, site.path)) return false;
   if (inBlock !== undefined && (site.block !== null) !== inBlock) return false;
   if (stage !== undefined && (site.stage === undefined || !list(stage).includes(site.stage))) return false;
-  if (depth !== undefined && (site.depth === undefined || !list(depth).includes(site.depth))) return false;
+  if (depth !== undefined && (site.depth === undefined || !isAtDepth(depth, site.depth, blocks))) return false;
   if (minKernel !== undefined && Math.max(...(site.kernel ?? [1])) < minKernel) return false;
   return except === undefined || !matchesPath(except, site.path);
 }
@@ -39,7 +46,8 @@ export function matches(query: SiteQuery, site: Site): boolean {
 /** Sites of a rule in the order of the model. */
 export function selectSites(rule: Rule, sites: readonly Site[]): Site[] {
   const queries = list<SiteQuery>(rule.at);
-  return sites.filter((site) => queries.some((query) => matches(query, site)));
+  const blocks = sites.reduce((count, { depth = -1 }) => Math.max(count, depth + 1), 0);
+  return sites.filter((site) => queries.some((query) => matches(query, site, blocks)));
 }
 
 function describeQuery(at: Rule['at']): string {

@@ -19,7 +19,7 @@ export interface AdapterSummary {
   readonly head: number;
   readonly backbone: number;
   readonly trainable: number;
-  /** Parameters of backbone and adapter together. A classifier that the adapter replaces is not counted. */
+  /** Parameters of backbone and adapter together. What the adapter replaces, such as the classifier, is not counted. */
   readonly total: number;
   /** 100 * trainable / total. */
   readonly percent: number;
@@ -47,7 +47,8 @@ export function summarize(adapter: Adapter): AdapterSummary {
   const shared = count([...adapter.shared.values()].flatMap((part) => part.parameters()));
   const grafts = sites.reduce((sum, s) => sum + s.parameters, 0) - ownHead + shared;
   const backbone = count(trained.map(({ target }) => target)) - trainedHead;
-  const replaced = ownHead > 0 ? count(adapter.model.getModule(adapter.model.classifier).parameters()) : 0;
+  const replacing = adapter.grafts.filter(({ composition }) => composition.kind === 'replace');
+  const replaced = count(replacing.flatMap(({ site }) => site.module.parameters()));
   const total = count(adapter.model.parameters()) - replaced + grafts + ownHead;
   const trainable = grafts + head + backbone;
   return {

@@ -1,7 +1,7 @@
 /** What builders of adapted models share: an adapter's tensors under the names of official checkpoints. */
 import type { Adapter, Graft, OfficialPart } from '../../../lib/adapters/index.js';
 import { createCustomModel, type Backbone } from '../../../lib/models/index.js';
-import { Context } from '../../../lib/nn/index.js';
+import { Context, trainingMode } from '../../../lib/nn/index.js';
 import type { Tensor } from '../../../lib/tensor/index.js';
 import type { Config } from '../builder.js';
 import { type Built, entriesOf, type Entry, soleInput } from '../builder.js';
@@ -44,6 +44,9 @@ function sharedEntries(adapter: Adapter, naming: Naming): [string, Entry][] {
 export function adapted(model: Backbone, adapter: Adapter, naming: Naming = {}, run?: Built['run']): Built {
   return {
     module: model,
+    train: () => {
+      trainingMode(model, { bnStats: 'update', backbone: adapter.backboneMode });
+    },
     state: new Map([
       ...entriesOf(model, naming.backbone),
       ...adapter.grafts.filter(({ rule }) => rule !== 'head').flatMap((g) => graftEntries(adapter, g, naming)),

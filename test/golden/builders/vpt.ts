@@ -1,0 +1,238 @@
+/** Visual prompt tuning on vision transformers, MAE's among them, Swin, ResNet and ConvNeXt. */
+import { graft, type Adapter } from '../../../lib/adapters/index.js';
+import { createCustomModel, type Backbone } from '../../../lib/models/index.js';
+import { Context, type GraftSet, type Module } from '../../../lib/nn/index.js';
+import type { Tensor } from '../../../lib/tensor/index.js';
+import { type Built, type Builder, Config, type Entry, soleInput, UnknownCase } from '../builder.js';
+import type { CountsRow, GoldenCase } from '../case.js';
+import { adapted, countAdapted } from './adapted.js';
+import { published } from './timm_backbones.js';
+
+const LOCATIONS: Readonly<Record<string, string>> = {
+  prepend: 'prepend',
+  add: 'add',
+  'add-1': 'add_1',
+  'prepend-pixel': 'prepend_pixel',
+  'prepend-pixel-gaussian': 'prepend_pixel_gaussian',
+  'prepend-pixel-imgnettransform': 'prepend_pixel_normalized',
+  pad: 'pad',
+  below: 'below',
+};
+
+/** What `transfer_type` trains besides the prompts. */
+const ALSO: Readonly<Record<string, string>> = { prompt: 'none', 'prompt+bias': 'bias', 'cls+prompt': 'cls' };
+
+function known(table: Readonly<Record<string, string>>, key: string): string {
+  const value = Object.hasOwn(table, key) ? table[key] : undefined;
+  if (value === undefined) throw new UnknownCase(`vpt knows ${Object.keys(table).join(', ')}, not '${key}'`);
+  return value;
+}
+
+/** The section `prompt` of the official configuration as our options. */
+function promptOptions(config: Config, pools: Readonly<Record<string, string>>): Record<string, unknown> {
+  const prompt = new Config(config.get('prompt'));
+  const layers = prompt.get<number | null>('NUM_DEEP_LAYERS', null);
+  const location = known(LOCATIONS, prompt.get('LOCATION', 'prepend'));
+  const initiation = prompt.get<string>('INITIATION', 'random');
+  const options = {
+    tokens: prompt.get('NUM_TOKENS', 5),
+    location,
+    deep: prompt.get('DEEP', false),
+    ...(layers !== null && { deepLayers: layers }),
+    reverse: prompt.get('REVERSE_DEEP', false),
+    deepShared: prompt.get('DEEP_SHARED', false),
+    noExpand: prompt.get('FORWARD_DEEP_NOEXPAND', false),
+    project: Math.max(0, prompt.get('PROJECT', -1)),
+    dropout: prompt.get('DROPOUT', 0),
+    initiation: initiation === 'gaussian' ? 'gaussian' : 'random',
+    pool: known(pools, prompt.get('VIT_POOL_TYPE', 'original')),
+    also: known(ALSO, config.get('transfer_type', 'prompt')),
+  };
+  prompt.done();
+  return options;
+}
+
+const POOLS = { original: 'original', img_pool: 'img', prompt_pool: 'prompt', imgprompt_pool: 'imgprompt' };
+/** MAE's own average includes the prompts. */
+const MAE_POOLS = { ...POOLS, original: 'imgprompt' };
+
+const QKV = ['query', 'key', 'value'];
+const VIT_NAMES: readonly (readonly [RegExp, string])[] = [
+  [/^cls_token$/, 'embeddings.cls_token'],
+  [/^pos_embed$/, 'embeddings.position_embeddings'],
+  [/^patch_embed\.proj\./, 'embeddings.patch_embeddings.'],
+  [/^blocks\.(\d+)\.norm1\./, 'encoder.layer.$1.attention_norm.'],
+  [/^blocks\.(\d+)\.norm2\./, 'encoder.layer.$1.ffn_norm.'],
+  [/^blocks\.(\d+)\.attn\.proj\./, 'encoder.layer.$1.attn.out.'],
+  [/^blocks\.(\d+)\.mlp\./, 'encoder.layer.$1.ffn.'],
+  [/^norm\./, 'encoder.encoder_norm.'],
+];
+
+/** The official transformer's name of one of our ViT's tensors; `qkv` keeps its own, for `splitQkv`. */
+function vitName(name: string): string {
+  if (name.startsWith('head.')) return name.replace('head.', 'head.last_layer.');
+  const [pattern, to] = VIT_NAMES.find(([known_]) => known_.test(name)) ?? [/^/, ''];
+  return `enc.transformer.${name.replace(pattern, to)}`;
+}
+
+/** Three entries for each fused projection. */
+function splitQkv(state: ReadonlyMap<string, Entry>): Map<string, Entry> {
+  return new Map(
+    [...state].flatMap(([name, entry]): [string, Entry][] => {
+      const match = /^enc\.transformer\.blocks\.(\d+)\.attn\.qkv\.(\w+)$/.exec(name);
+      if (!match) return [[name, entry]];
+      const width = (entry.tensor.shape[0] ?? 0) / 3;
+      return QKV.map((part, i) => [
+        `enc.transformer.encoder.layer.${match[1] ?? ''}.attn.${part}.${match[2] ?? ''}`,
+        { tensor: entry.tensor, view: (t: Tensor) => t.narrow(0, i * width, width) },
+      ]);
+    }),
+  );
+}
+
+/** What enters a module during a pass of the model. */
+function inputOf(model: Backbone, path: string, x: Tensor): Tensor {
+  const module = model.getModule(path);
+  const seen: Tensor[] = [];
+  const { grafts } = module;
+  const watch: GraftSet = {
+    apply: (own: Module, input: Tensor, ctx: Context) => {
+      seen.push(input);
+      return grafts ? grafts.apply(own, input, ctx) : own.forward(input, ctx);
+    },
+    parameters: () => [],
+    modules: () => [],
+  };
+  module.grafts = watch;
+  model.run(x);
+  module.grafts = grafts;
+  return seen[0] as Tensor;
+}
+
+/** The model of a case with its prompts; the bare cases know no head. */
+type Host = (config: Config, head: 'train' | 'frozen') => { model: Backbone; adapter: Adapter; built: Built };
+
+const pairOf = (size: number | [number, number]): [number, number] => (typeof size === 'number' ? [size, size] : size);
+
+function transformer(config: Config, head: 'train' | 'frozen', names: 'official' | 'mae' | 'moco'): ReturnType<Host> {
+  const mae = names === 'mae';
+  const timm = names !== 'official';
+  const options = promptOptions(config, mae ? MAE_POOLS : POOLS);
+  const size = pairOf(config.get('img_size'));
+  const frame = options.location === 'pad' ? 2 * Number(options.tokens) : 0;
+  config.ignore('head').expect('act', 'gelu(erf)').expect('qkv_bias', true);
+  const dim = config.get<number>(timm ? 'embed_dim' : 'hidden_size');
+  const model = createCustomModel('vit', {
+    imgSize: [size[0] + frame, size[1] + frame],
+    patchSize: config.get('patch_size'),
+    embedDim: dim,
+    depth: config.get(timm ? 'depth' : 'num_layers'),
+    numHeads: config.get('num_heads'),
+    mlpRatio: timm ? config.get('mlp_ratio') : config.get<number>('mlp_dim') / dim,
+    normEps: config.get('layer_norm_eps'),
+    numClasses: config.get('num_classes'),
+    globalPool: mae ? 'avg' : 'token',
+    projDropRate: config.get('dropout_rate', 0),
+    posDropRate: config.get('dropout_rate', 0),
+    attnDropRate: config.get('attention_dropout_rate', 0),
+  });
+  const adapter = graft(model, 'vpt', options, { head });
+  if (timm) {
+    const backbone = (name: string): string =>
+      name.startsWith('head.') ? name.replace('head.', 'head.last_layer.') : `enc.${name}`;
+    return { model, adapter, built: adapted(model, adapter, { backbone, graft: (name) => `enc.${name}` }) };
+  }
+  const below = options.location === 'below';
+  const naming = {
+    backbone: (name: string) => (below && name.startsWith('patch_embed.') ? null : vitName(name)),
+    graft: (name: string) => `enc.transformer.${name.replace('conv1.', 'embeddings.patch_embeddings.')}`,
+  };
+  const built = adapted(model, adapter, naming);
+  return { model, adapter, built: { ...built, state: splitQkv(built.state) } };
+}
+
+function resnet(config: Config, head: 'train' | 'frozen'): ReturnType<Host> {
+  const size = config.get<number>('crop_size');
+  const options: Record<string, unknown> = { ...promptOptions(config, POOLS), imageSize: [size, size] };
+  config.expect('expansion', 1, 4);
+  const model = createCustomModel('resnet', {
+    block: config.get('block'),
+    layers: config.get('layers'),
+    channels: config.get('planes'),
+    stemChannels: config.get('stem_width'),
+    bnEps: config.get('bn_eps', 1e-5),
+    numClasses: config.get('num_classes'),
+  });
+  const adapter = graft(model, 'vpt', options, { head });
+  const below = options.location === 'below';
+  const naming = {
+    backbone: (name: string) => {
+      if (name.startsWith('fc.')) return name.replace('fc.', 'head.last_layer.');
+      return below && /^(conv1|bn1)\./.test(name) ? null : `frozen_layers.${name}`;
+    },
+    graft: (name: string) => (name.startsWith('prompt_') ? name : `prompt_layers.${name}`),
+  };
+  return { model, adapter, built: adapted(model, adapter, naming) };
+}
+
+const hosts: Readonly<Record<string, Host>> = {
+  vit: (config, head) => transformer(config, head, 'official'),
+  vit_mae: (config, head) => transformer(config, head, 'mae'),
+  vit_moco: (config, head) => transformer(config, head, 'moco'),
+  vit_mocov3: (config, head) => transformer(config, head, 'moco'),
+  resnet,
+};
+
+function build({ config: values }: GoldenCase): Built {
+  const config = new Config(values);
+  const name = config.get<string>('backbone');
+  const host = Object.hasOwn(hosts, name) ? hosts[name] : undefined;
+  if (!host) throw new UnknownCase(`no builder knows the backbone '${name}' of vpt`);
+  const output = config.get<string | null>('output', null);
+  const { model, adapter, built } = host(config, output === null ? 'train' : 'frozen');
+  config.done();
+  if (output === null) return built;
+  if (output.startsWith('padded image')) {
+    const form = adapter.grafts[0]?.form;
+    if (!form) throw new UnknownCase('the padded image is asked for, and no prompt makes one');
+    return { ...built, run: (inputs) => ({ y: form.run(soleInput(inputs), new Context()) }) };
+  }
+  if (output.startsWith('token sequence')) {
+    return { ...built, run: (inputs) => ({ y: inputOf(model, 'blocks.0', soleInput(inputs)) }) };
+  }
+  throw new UnknownCase(`no builder gives the output '${output}' of vpt`);
+}
+
+/** Official model names of the rows to ours. */
+function rowModel(model: string): string {
+  const vit = /vit[ -]?([blh])\/?(\d+)/i.exec(model.replace('sup_', '').replace('mae_', ''));
+  if (/mocov3_vitb/.test(model)) return 'vit_base_patch16_224';
+  if (vit)
+    return `vit_${{ b: 'base', l: 'large', h: 'huge' }[vit[1]?.toLowerCase() ?? 'b'] ?? ''}_patch${vit[2] ?? ''}_224`;
+  const table: readonly (readonly [RegExp, string])[] = [
+    [/^ResNet-(\d+)$/, 'resnet$1'],
+    [/^ConvNeXt-Base$/i, 'convnext_base'],
+    [/^Swin-B/, 'swin_base_patch4_window7_224'],
+  ];
+  const found = table.find(([pattern]) => pattern.test(model));
+  if (!found) throw new UnknownCase(`no builder knows the model '${model}' of vpt`);
+  return model.replace(new RegExp(`${found[0].source}.*$`.replace('$.*$', '$')), found[1]);
+}
+
+function count(row: CountsRow): Record<string, number> {
+  const config = new Config(typeof row.config === 'string' ? {} : row.config);
+  config.ignore('task', 'prompt_length_source', 'crop_size');
+  const variant = config.get<string>('variant');
+  const location = ['pad', 'below'].includes(variant) ? variant : 'prepend';
+  const project = Math.max(0, config.get('project', -1));
+  const tokens = config.get<number>('num_tokens');
+  config.done();
+  const model = published(rowModel(row.model), row.num_classes ?? 1000);
+  const [, ...size] = model.config.inputSize;
+  const imageSize = { imageSize: size };
+  const deep = variant === 'deep';
+  const adapter = graft(model, 'vpt', { tokens, project, location, deep, ...(location !== 'prepend' && imageSize) });
+  return countAdapted(model, adapter);
+}
+
+export const vpt: Builder = { system: 'vpt', build, count };
