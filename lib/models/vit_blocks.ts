@@ -12,7 +12,9 @@ import {
   LayerScale,
   Linear,
   Module,
+  type Role,
   site,
+  type SiteTag,
   Span,
 } from '../nn/index.js';
 import { aten, ones, type Tensor } from '../tensor/index.js';
@@ -168,8 +170,12 @@ export class Attention extends Module {
   /** softmax(q k^T / sqrt(d)) v for queries [B, H, N, d]; grafts may have lengthened keys and values. */
   private mix(q: Tensor, ctx: Context): Tensor {
     const { k, v } = ctx.state.get(this) as { k: Tensor; v: Tensor };
-    const mask = this.causal ? causalMask(q, k) : null;
-    return aten.scaledDotProductAttention(q, k, v, mask, this.training ? this.attnDrop : 0);
+    return aten.scaledDotProductAttention(q, k, v, this.scoreMask(q, k, ctx), this.training ? this.attnDrop : 0);
+  }
+
+  /** Added to the scores of queries [B, H, L, d] and keys [B, H, S, d], or (bool) which of them count; null for nothing. */
+  protected scoreMask(q: Tensor, k: Tensor, _ctx: Context): Tensor | null {
+    return this.causal ? causalMask(q, k) : null;
   }
 }
 
@@ -246,12 +252,17 @@ export class ViTBlock extends Module {
 }
 
 /** A stretch of a block: the modules that there are, one after the other. Each holds what it computes no longer than needed. */
-export function stretch(role: string, dim: number, modules: () => readonly (Module | null)[]): Span {
+export function stretch(
+  role: Role | readonly Role[],
+  dim: number,
+  modules: () => readonly (Module | null)[],
+  geometry: Omit<SiteTag, 'role'> = {},
+): Span {
   const span = new Span((x, ctx) => {
     const there = modules().filter((module) => module !== null);
     return chain<Module>(there, (module, t) => module.run(t, ctx), x, ctx);
   });
-  return site(span, { role, in: dim, out: dim, layout: 'tokens' });
+  return site(span, { role, in: dim, out: dim, layout: 'tokens', ...geometry });
 }
 
 export function tokenNorm(dim: number, eps: number): LayerNorm {
