@@ -2,7 +2,7 @@
 import { readCheckpoint, stateDictOf } from '../checkpoint/index.js';
 import { describeReport, type LoadReport } from '../nn/index.js';
 import type { Tensor } from '../tensor/index.js';
-import type { Backbone } from './backbone.js';
+import type { Host } from './host.js';
 
 /** How a file may differ from the model. */
 export interface WeightsOptions {
@@ -34,20 +34,20 @@ export interface WeightsReport extends LoadReport {
  * loadWeights(model, 'resnet50.safetensors', { classifier: 'drop' });
  * ```
  */
-export function loadWeights(model: Backbone, path: string, options: WeightsOptions = {}): WeightsReport {
+export function loadWeights(model: Host, path: string, options: WeightsOptions = {}): WeightsReport {
   return loadState(model, stateDictOf(readCheckpoint(path)), options, path);
 }
 
 /** `loadWeights` from a state dict in memory; `origin` names it in errors. */
 export function loadState(
-  model: Backbone,
+  model: Host,
   state: ReadonlyMap<string, Tensor>,
   { strict = true, classifier = 'strict' }: WeightsOptions = {},
   origin = 'the state dict',
 ): WeightsReport {
   const converted = model.convertStateDict(state);
   const resampled = [...converted].filter(([name, tensor]) => differs(state.get(name), tensor)).map(([name]) => name);
-  const isClassifier = (name: string): boolean => name.startsWith(`${model.classifier}.`);
+  const isClassifier = (name: string): boolean => model.isInClassifier(name);
   const dropped = classifier === 'drop' ? [...converted.keys()].filter(isClassifier) : [];
   for (const name of dropped) converted.delete(name);
   const own = [...model.stateDict()].filter(([name]) => classifier === 'drop' && isClassifier(name));
@@ -65,7 +65,7 @@ function differs(before: Tensor | undefined, after: Tensor): boolean {
 }
 
 /** What `loadStateDict` would report, without loading. */
-function fit(model: Backbone, state: ReadonlyMap<string, Tensor>): LoadReport {
+function fit(model: Host, state: ReadonlyMap<string, Tensor>): LoadReport {
   const known = new Map(model.namedState());
   const mismatched = [...known].flatMap(([name, target]) => {
     const source = state.get(name);
@@ -80,9 +80,9 @@ function fit(model: Backbone, state: ReadonlyMap<string, Tensor>): LoadReport {
   };
 }
 
-function explain(model: Backbone, report: LoadReport, origin: string): string {
+function explain(model: Host, report: LoadReport, origin: string): string {
   const names = [...report.missing, ...report.unexpected, ...report.mismatched.map(({ name }) => name)];
-  const onlyClassifier = names.every((name) => name.startsWith(`${model.classifier}.`));
+  const onlyClassifier = names.every((name) => model.isInClassifier(name));
   const total = model.namedState().length;
   const hint = onlyClassifier
     ? `Only the classifier differs: pass { classifier: 'drop' } to keep the model's own.`

@@ -4,6 +4,8 @@ import { Tensor } from '../tensor/index.js';
 export interface ContextOptions {
   /** Name of the adapter that each sample of the batch uses, null for none; absent: the active adapters of the model. */
   adapters?: readonly (string | null)[];
+  /** What the model reads beside its first input, by name, one row per sample: masks, the decoder's tokens. */
+  inputs?: Readonly<Record<string, Tensor>>;
 }
 
 /**
@@ -23,6 +25,8 @@ export class Context {
   readonly aux: Map<string, Tensor>;
   /** Name of the adapter that each sample of the batch uses, null for none. */
   readonly adapters?: readonly (string | null)[];
+  /** What the model reads beside its first input, by name, one row per sample. */
+  readonly inputs: Readonly<Record<string, Tensor>>;
   /** True while activation checkpointing runs a stretch for the second time: leave running statistics alone. */
   recomputing = false;
   /** Height and width of the token grid, once the patches are embedded. */
@@ -35,12 +39,13 @@ export class Context {
   constructor(options: ContextOptions = {}) {
     this.state = new Map();
     this.aux = new Map();
+    this.inputs = options.inputs ?? {};
     if (options.adapters !== undefined) this.adapters = options.adapters;
   }
 
   /** A context that starts where this one stands, with its own maps and no losses yet, perhaps for other samples. */
-  fork(adapters = this.adapters): Context {
-    const copy = new Context(adapters === undefined ? {} : { adapters });
+  fork(adapters = this.adapters, inputs = this.inputs): Context {
+    const copy = new Context(adapters === undefined ? { inputs } : { adapters, inputs });
     for (const [key, value] of this.state) copy.state.set(key, value);
     for (const [key, value] of this.aux) copy.aux.set(key, value);
     copy.recomputing = this.recomputing;

@@ -60,6 +60,8 @@ export interface SiteTag {
   readonly groups?: number;
   /** Number of heads, at sites of an attention. */
   readonly heads?: number;
+  /** Factor of the products of queries and keys, at sites of an attention. Absent: 1 / sqrt(width of a head). */
+  readonly scoreScale?: number;
   /** Height and width of a map at the image size that the model was built for. */
   readonly size?: Size2;
   /** Number of tokens at that size, class token and registers included, where it is fixed. */
@@ -88,6 +90,7 @@ export interface Site {
   readonly padding?: readonly [number, number];
   readonly groups?: number;
   readonly heads?: number;
+  readonly scoreScale?: number;
   readonly size?: readonly [number, number];
   readonly length?: number;
   readonly activation?: string;
@@ -143,6 +146,7 @@ function geometry(tag: SiteTag) {
     ...(tag.padding !== undefined && { padding: pair(tag.padding) }),
     ...(tag.groups !== undefined && { groups: tag.groups }),
     ...(tag.heads !== undefined && { heads: tag.heads }),
+    ...(tag.scoreScale !== undefined && { scoreScale: tag.scoreScale }),
     ...(tag.size !== undefined && { size: pair(tag.size) }),
     ...(tag.length !== undefined && { length: tag.length }),
     ...(tag.activation !== undefined && { activation: tag.activation }),

@@ -100,7 +100,7 @@ export function mergeAdapter(adapter: Adapter, options: MergeOptions): { record:
   for (const graft of grafts) setMerged(graft, true);
 
   const merged = drafts.map(({ path }) => path);
-  if (classifier) merged.push(adapter.model.classifier);
+  if (classifier && adapter.model.classifier !== null) merged.push(adapter.model.classifier);
   const after = options.probe ? probeOutput(adapter, options.probe) : null;
   return {
     record: { grafts, weights, classifier },
@@ -124,7 +124,10 @@ export function unmergeAdapter(adapter: Adapter, record: MergeRecord): void {
     }
   });
   for (const graft of record.grafts) setMerged(graft, false);
-  if (record.classifier) Object.assign(adapter.model, { [adapter.model.classifier]: record.classifier });
+  const { model } = adapter;
+  if (record.classifier && model.classifier !== null) {
+    Object.assign(model, { [model.classifier]: record.classifier });
+  }
 }
 
 function foldAll(grafts: readonly Graft[]): Draft[] {
@@ -190,8 +193,8 @@ function install({ module, weight, bias }: Draft): void {
 /** Makes the adapter's head the model's classifier; returns the one that it replaces. */
 function mergeHead(adapter: Adapter, grafts: readonly Graft[]): Module | null {
   const head = grafts.find(({ form }) => form instanceof Head)?.form;
-  if (!(head instanceof Head)) return null;
   const { model } = adapter;
+  if (!(head instanceof Head) || model.classifier === null) return null;
   const replaced = model.getModule(model.classifier);
   const { grafts: beside } = replaced;
   model.resetClassifier(head.linear.outFeatures);

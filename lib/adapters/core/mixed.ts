@@ -156,11 +156,15 @@ export class RootGrafts implements GraftSet {
       );
     }
     const passes = [...classes.values()];
+    const take = (t: Tensor, rows: readonly number[]): Tensor =>
+      passes.length === 1 ? t : t.indexSelect(0, tensor([...rows], { dtype: 'int64', device: t.device }));
+    const forks: Context[] = [];
     const outputs = passes.map((rows) => {
       const own = rows.map((row) => names[row] ?? null);
-      const fork = ctx.fork(own);
-      const part = passes.length === 1 ? x : x.indexSelect(0, tensor(rows, { dtype: 'int64', device: x.device }));
-      const y = this.host.under(own[0] ?? null, () => module.forward(part, fork));
+      const inputs = Object.entries(ctx.inputs).map(([name, input]) => [name, take(input, rows)] as const);
+      const fork = ctx.fork(own, Object.fromEntries(inputs));
+      const y = this.host.under(own[0] ?? null, () => module.forward(take(x, rows), fork));
+      forks.push(fork);
       ctx.join(fork);
       return y;
     });
@@ -168,7 +172,15 @@ export class RootGrafts implements GraftSet {
     if (only && outputs.length === 1) return only;
     const places: number[] = [];
     passes.flat().forEach((row, place) => (places[row] = place));
-    return aten.cat(outputs, 0).indexSelect(0, tensor(places, { dtype: 'int64', device: x.device }));
+    const restore = (parts: readonly Tensor[]): Tensor =>
+      aten.cat([...parts], 0).indexSelect(0, tensor(places, { dtype: 'int64', device: x.device }));
+    for (const name of ctx.aux.keys()) {
+      const parts = forks.map((fork) => fork.aux.get(name));
+      // Auxiliary outputs with a row per sample are put together as the output is.
+      const whole = parts.filter((part, i) => part !== undefined && part.shape[0] === passes[i]?.length);
+      if (whole.length === parts.length) ctx.aux.set(name, restore(whole as Tensor[]));
+    }
+    return restore(outputs);
   }
 
   *parameters(): Iterable<Parameter> {

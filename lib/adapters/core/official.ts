@@ -21,7 +21,7 @@ function named(adapter: Adapter): Map<string, Tensor> {
   const names = new Map<string, Tensor>();
   for (const [part, tensor] of parts(adapter)) {
     const own = part.path === '' ? `${part.rule}.${part.leaf}` : `${part.path}.${part.rule}.${part.leaf}`;
-    const head = `${model.classifier}.${part.leaf.replace(/^linear\./, '')}`;
+    const head = `${model.classifier ?? ''}.${part.leaf.replace(/^linear\./, '')}`;
     const name = part.rule === 'head' ? head : method.officialName ? method.officialName(part, options) : own;
     if (name !== null) names.set(name, tensor);
   }

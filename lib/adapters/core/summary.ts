@@ -39,9 +39,10 @@ export function summarize(adapter: Adapter): AdapterSummary {
     rule: graft.rule,
     parameters: count(graft.form.parameters()) + (graft.scale?.numel() ?? 0),
   }));
-  const classifier = `${adapter.model.classifier}.`;
   const trained = adapter.overlays.filter(({ trains }) => trains);
-  const trainedHead = count(trained.filter(({ name }) => name.startsWith(classifier)).map(({ target }) => target));
+  const trainedHead = count(
+    trained.filter(({ name }) => adapter.model.isInClassifier(name)).map(({ target }) => target),
+  );
   const ownHead = sites.filter(({ rule }) => rule === 'head').reduce((sum, s) => sum + s.parameters, 0);
   const head = ownHead + trainedHead;
   const shared = count([...adapter.shared.values()].flatMap((part) => part.parameters()));
