@@ -30,6 +30,11 @@ export interface CountsRow {
   readonly [figure: string]: unknown;
 }
 
+/** What a row says of its configuration, as text. */
+export function configText({ config }: Pick<CountsRow, 'config'>): string {
+  return typeof config === 'string' ? config : JSON.stringify(config);
+}
+
 /** What can be checked: a case, or the rows of a counts.json. */
 export type Golden =
   { readonly kind: 'case'; readonly folder: string } | { readonly kind: 'counts'; readonly file: string };

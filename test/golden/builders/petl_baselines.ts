@@ -2,9 +2,9 @@
 import { graft, type Adapter } from '../../../lib/adapters/index.js';
 import type { Backbone } from '../../../lib/models/index.js';
 import { type Built, type Builder, Config, entriesOf, UnknownCase } from '../builder.js';
-import type { CountsRow, GoldenCase } from '../case.js';
+import { configText, type CountsRow, type GoldenCase } from '../case.js';
 import { adapted, blockName, countAdapted, type Naming, runBlock, singleBlock } from './adapted.js';
-import { plain, published, vitOf } from './timm_backbones.js';
+import { plain, published, publishedName, vitOf } from './timm_backbones.js';
 
 const blockNaming: Naming = { backbone: blockName, graft: blockName };
 
@@ -46,13 +46,10 @@ function buildMerged(golden: GoldenCase): Built {
   return single ? { module: model, state: entriesOf(model, blockName), run: runBlock(model) } : plain(model);
 }
 
-const SIZES: Readonly<Record<string, string>> = { T: 'tiny', S: 'small', B: 'base', L: 'large', H: 'huge' };
-
 /** Rows name the backbone as `ViT-B/16` and say the method in words. */
 function count(row: CountsRow): Record<string, number> {
-  const text = typeof row.config === 'string' ? row.config : JSON.stringify(row.config);
-  const [, size = '', patch = ''] = /^ViT-([TSBLH])\/(\d+)/.exec(row.model) ?? [];
-  const name = `vit_${SIZES[size] ?? size}_patch${patch}_224`;
+  const text = configText(row);
+  const name = publishedName(row.model);
   const lora = /^LoRA q,(k,)?v r=(\d+)/.exec(text);
   const adapt = (method: string, options = {}): Record<string, number> => {
     const model: Backbone = published(name, row.num_classes ?? 1000);

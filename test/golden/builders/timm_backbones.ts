@@ -65,7 +65,7 @@ export function vitOf(config: Config): Backbone {
     noEmbedClass: config.get('no_embed_class', false),
     dynamicImgSize: config.get('dynamic_img_size', false),
     dropRate: config.get('drop_rate', 0),
-    dropPathRate: config.get('drop_path_rate', 0),
+    dropPathRate: config.get(config.has('drop_path') ? 'drop_path' : 'drop_path_rate', 0),
   });
 }
 
@@ -101,6 +101,16 @@ function build(golden: GoldenCase): Built {
   const built = make ? make() : resampling(new Config({ ...golden.config, embed_dim: channels }));
   if (make) config.done();
   return built;
+}
+
+const SIZES: Readonly<Record<string, string>> = { T: 'tiny', S: 'small', B: 'base', L: 'large', H: 'huge' };
+
+/** timm's name of a model that a row calls as papers do: `ViT-B/16`, `Swin-B patch4 window7 224`. Others stay. */
+export function publishedName(text: string): string {
+  const [, size = '', patch = ''] = /^ViT-([TSBLH])\/(\d+)/.exec(text) ?? [];
+  if (patch !== '') return `vit_${SIZES[size] ?? size}_patch${patch}_224`;
+  const [, swin = '', rest = ''] = /^Swin-([TSBL])\b ?(.*)$/.exec(text) ?? [];
+  return swin === '' ? text : `swin_${SIZES[swin] ?? swin}_${(rest || 'patch4 window7 224').replaceAll(' ', '_')}`;
 }
 
 /** A published model, or UnknownCase when the registry has none of that name. */

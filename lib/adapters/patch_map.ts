@@ -1,0 +1,41 @@
+/** What methods that convolve over tokens share: the patches of a sequence as a map, the other tokens beside them. */
+import type { Context } from '../nn/index.js';
+import { aten, type Tensor } from '../tensor/index.js';
+
+/** What becomes of the patches, as maps [B, C, H, W], and of tokens that are no patches, [B, n, C]. */
+export interface PatchFunctions {
+  readonly onMap: (map: Tensor) => Tensor;
+  readonly onRest: (tokens: Tensor) => Tensor;
+}
+
+/**
+ * Applies a function of maps to whatever holds patches: maps [B, C, H, W] (`layout` map), grids [B, H, W, C], or
+ * sequences [B, N, C] whose patches stand row by row after `ctx.prefixTokens` others; what stands in front of them and
+ * behind them goes to `onRest`. The result has the layout of `x`.
+ *
+ * @throws RangeError for a sequence that has no grid, or is shorter than it says
+ */
+export function overPatches(x: Tensor, ctx: Context, layout: string, { onMap, onRest }: PatchFunctions): Tensor {
+  if (layout === 'map') return onMap(x);
+  if (x.ndim === 4) return onMap(x.permute([0, 3, 1, 2])).permute([0, 2, 3, 1]);
+  const [batch = 0, length = 0, channels = 0] = x.shape;
+  const { grid, prefixTokens: before } = ctx;
+  const patches = grid ? grid[0] * grid[1] : 0;
+  const after = length - before - patches;
+  if (grid === null || after < 0) {
+    const wanted = grid ? `a grid of ${grid.join(' x ')} after ${before} other tokens` : 'a grid of patches';
+    throw new RangeError(
+      `a convolution over tokens needs ${wanted}, and the sequence has ${length} tokens without one`,
+    );
+  }
+  const map = onMap(
+    x
+      .narrow(1, before, patches)
+      .reshape([batch, ...grid, channels])
+      .permute([0, 3, 1, 2]),
+  );
+  const parts = [map.permute([0, 2, 3, 1]).reshape([batch, patches, map.shape[1] ?? 0])];
+  if (before > 0) parts.unshift(onRest(x.narrow(1, 0, before)));
+  if (after > 0) parts.push(onRest(x.narrow(1, before + patches, after)));
+  return parts.length === 1 ? (parts[0] as Tensor) : aten.cat(parts, 1);
+}
