@@ -67,7 +67,10 @@ export class LoraLinear extends Module implements DeltaForm {
   }
 }
 
-/** D = B A for a convolution: `down` has the layer's kernel, stride, padding and groups, `up` is 1x1. */
+/**
+ * D = B A for a convolution: `down` has the layer's kernel, stride, padding and groups, `up` is 1x1. In each of several
+ * groups the rank is at most what a group can hold.
+ */
 export class LoraConv extends Module implements DeltaForm {
   readonly down: Conv2d;
   readonly up: Conv2d;
@@ -77,16 +80,17 @@ export class LoraConv extends Module implements DeltaForm {
   constructor(layer: Conv2d, { rank, dropout, dropoutAt }: LoraFormOptions) {
     super();
     const { inChannels, outChannels, kernelSize, stride, padding, dilation, groups } = layer;
-    const largest = Math.min((inChannels / groups) * kernelSize[0] * kernelSize[1], outChannels / groups);
-    if (rank > largest) {
-      const each = groups > 1 ? ` per group (${groups} groups)` : '';
+    const most = Math.min((inChannels / groups) * kernelSize[0] * kernelSize[1], outChannels / groups);
+    if (rank > most && groups === 1) {
       throw new RangeError(
-        `rank ${rank} exceeds what a ${inChannels} to ${outChannels} convolution can hold${each}; at most ${largest}`,
+        `rank ${rank} exceeds what a ${inChannels} to ${outChannels} convolution can hold; at most ${most}`,
       );
     }
+    // Depth-wise convolutions hold rank 1 only; who asks for all convolutions should not be refused for them.
+    const held = Math.min(rank, most);
     // With groups, each has its own pair of rank r.
-    this.down = new Conv2d(inChannels, rank * groups, { kernelSize, stride, padding, dilation, groups, bias: false });
-    this.up = new Conv2d(rank * groups, outChannels, { kernelSize: 1, groups, bias: false });
+    this.down = new Conv2d(inChannels, held * groups, { kernelSize, stride, padding, dilation, groups, bias: false });
+    this.up = new Conv2d(held * groups, outChannels, { kernelSize: 1, groups, bias: false });
     this.drop = new Dropout(dropout);
     this.#dropoutAt = dropoutAt;
     init.zeros_(this.up.weight);

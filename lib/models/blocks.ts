@@ -11,6 +11,7 @@ import {
   Identity,
   Linear,
   Module,
+  Parameter,
   type Role,
   runBlocks,
   Sequential,
@@ -18,7 +19,7 @@ import {
   type SiteLayout,
   Span,
 } from '../nn/index.js';
-import type { Tensor } from '../tensor/index.js';
+import { ones, type Tensor, zeros } from '../tensor/index.js';
 
 /** Geometry of a convolution; square kernels. */
 export interface ConvOptions {
@@ -75,6 +76,39 @@ export function poolMap(x: Tensor, pool: 'avg' | 'max' | 'avgmax'): Tensor {
 export class BlockList extends Sequential {
   override forward(x: Tensor, ctx: Context): Tensor {
     return runBlocks(this, x, ctx);
+  }
+}
+
+/** [anything,] a convolution, a norm[, ReLU]: the last two members and the activation are one step. */
+export class ConvNorm extends Sequential {
+  readonly #act: 'relu' | 'none';
+
+  /** @param members in order, numbered or named as in Sequential */
+  constructor(members: Module[] | Readonly<Record<string, Module>>, act: 'relu' | 'none' = 'none') {
+    super(...(Array.isArray(members) ? members : ([members] as [Readonly<Record<string, Module>>])));
+    this.#act = act;
+  }
+
+  override forward(x: Tensor, ctx: Context): Tensor {
+    const input = this.length > 2 ? [...this].slice(0, -2).reduce((y, module) => module.run(y, ctx), x) : x;
+    return convNormAct(this.at(-2), this.at(-1), input, ctx, { act: this.#act });
+  }
+}
+
+/** A scale and a shift that the published files hold and nothing reads: there only so that files load completely. */
+export class UnusedAffine extends Module {
+  readonly weight: Parameter;
+  readonly bias: Parameter;
+
+  constructor(channels: number) {
+    super();
+    this.weight = new Parameter(ones([channels]));
+    this.bias = new Parameter(zeros([channels]));
+  }
+
+  /** @throws TypeError always */
+  forward(): Tensor {
+    throw new TypeError('these tensors belong to the checkpoint format only; nothing computes with them');
   }
 }
 

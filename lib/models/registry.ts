@@ -3,13 +3,28 @@ import type { z } from 'zod';
 import { scope, withDefaults } from '../tensor/index.js';
 import type { Backbone, Preprocessing } from './backbone.js';
 import { cifarResnet } from './cifar_resnet.js';
+import { clipResnet } from './clip_resnet.js';
 import { clipVit } from './clip_vit.js';
 import type { Family } from './family.js';
+import { gGhostRegnet } from './g_ghost_regnet.js';
+import { ghostResnet } from './ghost_resnet.js';
+import { ghostnet } from './ghostnet.js';
 import { parseOptions, suggestion } from './options.js';
 import { resnet } from './resnet.js';
+import { swin } from './swin_variants.js';
 import { vit } from './vit_variants.js';
 
-const families = [resnet, cifarResnet, vit, clipVit] as unknown as readonly Family[];
+const families = [
+  resnet,
+  cifarResnet,
+  vit,
+  clipVit,
+  clipResnet,
+  ghostnet,
+  ghostResnet,
+  gGhostRegnet,
+  swin,
+] as unknown as readonly Family[];
 
 /** Options of `createModel`; which ones there are depends on the family (`modelInfo(name).options`). */
 export interface ModelOptions {

@@ -32,6 +32,7 @@ import {
   batchNormSite,
   BlockList,
   classifierSite,
+  ConvNorm,
   convSite,
   dropPathRateAt,
   identitySite,
@@ -43,14 +44,19 @@ import {
 import { type Family, imageSize, preprocessing, requireSameLength } from './family.js';
 
 /** Options of a ResNet that are the same for both kinds of block. */
-interface BottleneckOptions extends ResidualBlockOptions {
+export interface BottleneckOptions extends ResidualBlockOptions {
   readonly cardinality: number;
-  readonly baseWidth: number;
+  /** Width inside, per group, of a block with 64 planes. Default 64. */
+  readonly baseWidth?: number;
+  /** Width inside, instead of the one that follows from cardinality and base width. */
+  readonly width?: number;
+  /** Channels of the output per plane. Default 4. */
+  readonly expansion?: number;
 }
 
 /**
  * 1x1, 3x3 with the stride, 1x1: u = ReLU(bn1(conv1 x)), h = ReLU(bn2(conv2 u)), y = ReLU(bn3(conv3 h) + skip(x)); the
- * inner width is floor(planes * baseWidth / 64) * cardinality, the output has 4 * planes channels.
+ * inner width is floor(planes * baseWidth / 64) * cardinality, the output has expansion * planes channels.
  */
 export class Bottleneck extends ResidualBlock {
   static readonly expansion = 4;
@@ -74,7 +80,8 @@ export class Bottleneck extends ResidualBlock {
       planes,
       stride,
       cardinality,
-      baseWidth,
+      baseWidth = 64,
+      expansion = Bottleneck.expansion,
       downsample,
       stage,
       depth,
@@ -82,8 +89,8 @@ export class Bottleneck extends ResidualBlock {
       dropPath = 0,
     } = options;
     const bias = options.convBias ?? false;
-    const width = Math.floor((planes * baseWidth) / 64) * cardinality;
-    const outChannels = planes * Bottleneck.expansion;
+    const { width = Math.floor((planes * baseWidth) / 64) * cardinality } = options;
+    const outChannels = planes * expansion;
     this.conv1 = convSite(inChannels, width, { kernelSize: 1, bias });
     this.bn1 = batchNormSite(width, norm);
     this.conv2 = convSite(width, width, { kernelSize: 3, stride, padding: 1, groups: cardinality, bias });
@@ -275,15 +282,6 @@ function stemConv(o: ResNetOptions, norm: NormOptions): Conv2d | Sequential {
   );
 }
 
-/** The skip of a block that changes the shape: [pool,] 1x1 convolution, norm. */
-class Projection extends Sequential {
-  override forward(x: Tensor, ctx: Context): Tensor {
-    const [conv, norm] = [...this].slice(-2) as [Module, Module];
-    const input = this.length > 2 ? [...this].slice(0, -2).reduce((y, module) => module.run(y, ctx), x) : x;
-    return convNormAct(conv, norm, input, ctx, { act: 'none' });
-  }
-}
-
 /** The module on the skip of a stage's first block, or null when input and output already agree. */
 function skip(
   inChannels: number,
@@ -294,10 +292,10 @@ function skip(
 ): Module | null {
   if (stride === 1 && inChannels === outChannels) return null;
   const bn = batchNormSite(outChannels, norm);
-  if (!avgDown) return new Projection(convSite(inChannels, outChannels, { kernelSize: 1, stride }), bn);
+  if (!avgDown) return new ConvNorm([convSite(inChannels, outChannels, { kernelSize: 1, stride }), bn]);
   const pool =
     stride === 1 ? new Identity() : new AvgPool2d({ kernelSize: 2, stride: 2, ceilMode: true, countIncludePad: false });
-  return new Projection(pool, convSite(inChannels, outChannels, { kernelSize: 1 }), bn);
+  return new ConvNorm([pool, convSite(inChannels, outChannels, { kernelSize: 1 }), bn]);
 }
 
 function buildStages(o: ResNetOptions, stemOut: number, norm: NormOptions) {

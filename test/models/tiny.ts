@@ -9,6 +9,8 @@ export interface Tiny {
   /** Image sizes that it takes. */
   readonly sizes: readonly (readonly [height: number, width: number])[];
   readonly channels?: number;
+  /** Parameters that no output depends on: published files hold tensors that nothing reads. */
+  readonly unused?: RegExp;
 }
 
 const resnet = { layers: [1, 2, 1], channels: [8, 12, 16], stemChannels: 8, numClasses: 5, zeroInitLast: false };
@@ -90,6 +92,43 @@ export const tinyModels: readonly Tiny[] = [
       [16, 16],
       [8, 32],
     ],
+  },
+  {
+    name: 'ghostnet',
+    make: () =>
+      createCustomModel('ghostnet', {
+        stages: [[[3, 16, 16, 0, 1]], [[3, 24, 16, 0, 2]], [[5, 32, 24, 0.25, 1]], [[5, 32, 24, 0.25, 2]]],
+        headChannels: 16,
+        numClasses: 5,
+        dropPathRate: 0.1,
+      }),
+    sizes: maps,
+  },
+  {
+    name: 'ghost_resnet',
+    make: () =>
+      createCustomModel('ghost_resnet', {
+        layers: [1, 2],
+        channels: [8, 12],
+        stemChannels: 8,
+        numClasses: 5,
+        dropPathRate: 0.1,
+      }),
+    sizes: maps,
+    unused: /\.(weight[12]|bn[12]\.(weight|bias))$/,
+  },
+  {
+    name: 'g_ghost_regnet',
+    make: () =>
+      createCustomModel('g_ghost_regnet', {
+        layers: [1, 1, 4, 3],
+        widths: [8, 16, 24, 32],
+        groupWidth: 8,
+        stemChannels: 8,
+        numClasses: 5,
+        dropPathRate: 0.1,
+      }),
+    sizes: maps,
   },
 ];
 
