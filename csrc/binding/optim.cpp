@@ -109,6 +109,10 @@ void step_group(Environment& environment, napi_value options) {
     at::_fused_adamw_(group.parameters, group.gradients, group.first, group.second, {}, group.steps, lr, beta1, beta2,
                       weight_decay, eps, /*amsgrad=*/false, maximize);
   }
+  // The fused kernels write past the version counters, by which graphs and heads know that a tensor has changed.
+  for (const at::Tensor& parameter : group.parameters) {
+    if (!parameter.is_inference()) parameter.unsafeGetTensorImpl()->bump_version();
+  }
 }
 
 napi_value optimizer_step(napi_env env, napi_callback_info info) {

@@ -241,7 +241,7 @@ export class ChannelPrompt extends Module {
       throw new RangeError(`the prompt channels are ${rows} x ${columns}, and the images ${height} x ${width}`);
     }
     const channels =
-      this.start === 'uniform' ? this.embeddings.sub(GRAY.mean).div(GRAY.std) : (this.embeddings as Tensor);
+      this.start === 'uniform' ? this.embeddings.sub(GRAY.mean).div(GRAY.std) : (this.embeddings);
     return this.conv.run(aten.cat([x, channels.expand([batch, -1, -1, -1])], 1), ctx);
   }
 }
