@@ -19,10 +19,11 @@ import { fact } from './fact.js';
 import { full } from './full.js';
 import { linearProbe } from './linear_probe.js';
 import { lora } from './lora.js';
+import { proTuning } from './pro_tuning.js';
 import { ssf } from './ssf.js';
 import { vpt } from './vpt.js';
 
-const methods: readonly Method[] = [linearProbe, full, bitfit, lora, ssf, convAdapter, vpt, convpass, fact];
+const methods: readonly Method[] = [linearProbe, full, bitfit, lora, ssf, convAdapter, vpt, convpass, fact, proTuning];
 const byId = new Map(methods.map((method) => [method.id, method]));
 
 /** Ids of all methods. */
@@ -83,11 +84,7 @@ export function graft<S extends z.ZodObject>(
  * @param folder path, or what `readAdapterFolder` returned
  * @throws Error when the folder is damaged, or the backbone is another one (see `options.fingerprint`)
  */
-export function loadAdapter(
-  model: Host,
-  folder: string | AdapterFolder,
-  options: LoadAdapterOptions = {},
-): Adapter {
+export function loadAdapter(model: Host, folder: string | AdapterFolder, options: LoadAdapterOptions = {}): Adapter {
   const read = typeof folder === 'string' ? readAdapterFolder(folder) : folder;
   return graftFolder(model, read, findMethod(read.config.method), options);
 }

@@ -60,6 +60,12 @@ const rows: readonly Row[] = [
     merges: true,
     needs: linears,
   },
+  ...['multiply', 'gate_only'].map((se) => ({
+    method: 'pro_tuning',
+    options: { groups: 2, kernel: 3, seRatio: 4, stages: 2, se },
+    identityAtStart: true,
+    merges: false,
+  })),
   ...['conv_adapt_norm', 'conv_adapt_bias'].map((variant) => ({
     method: 'conv_adapter',
     options: { reduction: 4, variant, finalNorm: true },

@@ -56,7 +56,7 @@ export function graftMethod<S extends z.ZodObject>(
 
   // Find: every rule must mean something here.
   const sites = model.sites();
-  const rules = method.rules(parsed);
+  const rules = method.rules(parsed, sites);
   const wanted: { rule: Rule; site: Site }[] = [];
   for (const rule of rules) {
     const found = selectSites(rule, sites);

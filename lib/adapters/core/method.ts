@@ -81,7 +81,8 @@ export interface Method<S extends z.ZodObject = z.ZodObject> {
   /** Authors, title, venue, arXiv number. */
   readonly paper: string;
   readonly options: S;
-  readonly rules: (options: z.output<S>) => readonly Rule[];
+  /** The rules for a model with these sites; most methods need not look at them. */
+  readonly rules: (options: z.output<S>, sites: readonly Site[]) => readonly Rule[];
   /** Backbone parameters that the method trains. Default: none. */
   readonly trains?: (options: z.output<S>) => (parameter: BackboneParameter) => boolean;
   /** What training does to BatchNorm's running statistics unless the user says otherwise. Default `frozen`. */
