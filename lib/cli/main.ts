@@ -9,6 +9,7 @@ import { doctorCommand } from './doctor.js';
 import { evaluateCommand } from './evaluate.js';
 import { finetuneCommand } from './finetune.js';
 import { inspectCommand } from './inspect.js';
+import { matrixCommand } from './matrix.js';
 import { mergeCommand } from './merge.js';
 import { methodsCommand } from './methods.js';
 import { modelsCommand } from './models.js';
@@ -48,6 +49,7 @@ A first session:
     sitesCommand(),
     modelsCommand(),
     methodsCommand(),
+    matrixCommand(),
     doctorCommand(),
   ];
   for (const command of commands) program.addCommand(command);

@@ -12,6 +12,7 @@ const commands = [
   'sites',
   'models',
   'methods',
+  'matrix',
   'doctor',
 ];
 
