@@ -1,5 +1,5 @@
 /** What every backbone is: a module with published sites, a feature part, a head, and a way to read its checkpoints. */
-import { Context, type ContextOptions, type Module, type Site } from '../nn/index.js';
+import { Context, type ContextOptions, type Site } from '../nn/index.js';
 import type { Tensor } from '../tensor/index.js';
 import { Host } from './host.js';
 
@@ -41,16 +41,9 @@ export abstract class Backbone extends Host {
   /** The levels of `forwardIntermediates`. */
   abstract readonly featureLevels: readonly FeatureLevel[];
 
-  /** Properties whose modules bear another name in the state dict, such as `{ head: 'classifier' }`. */
-  protected readonly renamed: Readonly<Record<string, string>> = {};
-
   constructor(config: Preprocessing) {
     super();
     this.config = config;
-  }
-
-  override namedChildren(): [string, Module][] {
-    return super.namedChildren().map(([name, child]) => [this.renamed[name] ?? name, child]);
   }
 
   /** The image batch to final features: a map [B, C, H, W] or tokens [B, N, C]. */

@@ -1,16 +1,17 @@
 /** What a file of backbones gives the registry. */
 import { z } from 'zod';
 import { type Backbone, IMAGENET_MEAN, IMAGENET_STD, type Preprocessing } from './backbone.js';
+import type { Host } from './host.js';
 
-/** A family of backbones that differ only in options. */
-export interface Family<S extends z.ZodObject = z.ZodObject> {
+/** A family of models, backbones unless said otherwise, that differ only in options. */
+export interface Family<S extends z.ZodObject = z.ZodObject, M extends Host = Backbone> {
   readonly id: string;
   readonly paper: string;
   /** A strict zod object: unknown options are refused. */
   readonly options: S;
   /** Published members by name, each as the options in which it differs from the defaults. */
   readonly variants: Readonly<Record<string, Partial<z.input<S>>>>;
-  readonly create: (name: string, options: z.output<S>) => Backbone;
+  readonly create: (name: string, options: z.output<S>) => M;
 }
 
 /** An image's side, or [height, width]. */

@@ -12,11 +12,28 @@ export abstract class Host extends Module {
   /** Path of the classifier, such as `fc`; null for a model that has none, as those that write text. */
   abstract readonly classifier: string | null;
 
+  /** Properties whose modules bear another name in the state dict, such as `{ head: 'classifier' }`. */
+  protected readonly renamed: Readonly<Record<string, string>> = {};
+
+  override namedChildren(): [string, Module][] {
+    return super.namedChildren().map(([name, child]) => [this.renamed[name] ?? name, child]);
+  }
+
   /**
    * Replaces the classifier by a new one for `numClasses` classes, freshly initialized, on the device and in the dtype
    * of the old one; 0 removes it. Grafts on the old classifier are lost with it.
    */
   abstract resetClassifier(numClasses: number): void;
+
+  /** Puts a classifier that `resetClassifier` has replaced back in its place. */
+  restoreClassifier(module: Module): void {
+    if (this.classifier === null) return;
+    const current = this.getModule(this.classifier);
+    const owner = this.getModule(this.classifier.split('.').slice(0, -1).join('.'));
+    const property = Object.entries(owner).find(([, value]) => value === current)?.[0];
+    if (property === undefined) throw new Error(`${this.name}: no property holds the classifier`);
+    Object.assign(owner, { [property]: module });
+  }
 
   /** From the names of this family's published files to this model's. Names that no rule matches stay as they are. */
   readonly keyMap: KeyMap = [];

@@ -1,30 +1,36 @@
 /** Backbones by name. A new family is one import and one entry of `families`. */
-import type { z } from 'zod';
-import { scope, withDefaults } from '../tensor/index.js';
 import type { Backbone, Preprocessing } from './backbone.js';
+import { Catalog, parameterCount } from './catalog.js';
+import { asMlp } from './as_mlp.js';
 import { cifarResnet } from './cifar_resnet.js';
 import { clipResnet } from './clip_resnet.js';
 import { clipVit } from './clip_vit.js';
-import type { Family } from './family.js';
+import { convnext } from './convnext_variants.js';
 import { gGhostRegnet } from './g_ghost_regnet.js';
 import { ghostResnet } from './ghost_resnet.js';
 import { ghostnet } from './ghostnet.js';
-import { parseOptions, suggestion } from './options.js';
+import { hatnet } from './hatnet.js';
 import { resnet } from './resnet.js';
 import { swin } from './swin_variants.js';
 import { vit } from './vit_variants.js';
 
-const families = [
-  resnet,
-  cifarResnet,
-  vit,
-  clipVit,
-  clipResnet,
-  ghostnet,
-  ghostResnet,
-  gGhostRegnet,
-  swin,
-] as unknown as readonly Family[];
+const catalog = new Catalog<Backbone>(
+  [
+    resnet,
+    cifarResnet,
+    vit,
+    clipVit,
+    clipResnet,
+    ghostnet,
+    ghostResnet,
+    gGhostRegnet,
+    swin,
+    convnext,
+    asMlp,
+    hatnet,
+  ],
+  'listModels()',
+);
 
 /** Options of `createModel`; which ones there are depends on the family (`modelInfo(name).options`). */
 export interface ModelOptions {
@@ -51,14 +57,6 @@ export interface ModelInfo {
   readonly parameters: number;
 }
 
-function find(name: string): { family: Family; variant: Partial<z.input<Family['options']>> } {
-  for (const family of families) {
-    const variant = Object.hasOwn(family.variants, name) ? family.variants[name] : undefined;
-    if (variant !== undefined) return { family, variant };
-  }
-  throw new RangeError(`there is no model '${name}'${suggestion(name, listModels())}; listModels() names all`);
-}
-
 /**
  * Builds a backbone with fresh weights.
  *
@@ -72,10 +70,7 @@ function find(name: string): { family: Family; variant: Partial<z.input<Family['
  * ```
  */
 export function createModel(name: string, options: ModelOptions = {}): Backbone {
-  const { family, variant } = find(name);
-  const model = build(family, name, parseOptions(family.options, { ...variant, ...options }, name));
-  model.options = options;
-  return model;
+  return catalog.create(name, options);
 }
 
 /**
@@ -86,43 +81,23 @@ export function createModel(name: string, options: ModelOptions = {}): Backbone 
  * @throws RangeError for an unknown family; TypeError for unknown, wrong or missing options
  */
 export function createCustomModel(family: string, options: ModelOptions, name = family): Backbone {
-  const found = families.find(({ id }) => id === family);
-  if (found === undefined) throw new RangeError(unknownFamily(family));
-  return build(found, name, parseOptions(found.options, options, name));
+  return catalog.createCustom(family, options, name);
 }
 
-/**
- * In a scope, because the tensors that parameters are made from share their elements: uncollected, they would keep the
- * old ones alive when the model is moved or loaded.
- */
-function build(family: Family, name: string, options: Parameters<Family['create']>[1]): Backbone {
-  return scope(() => family.create(name, options));
-}
-
-function unknownFamily(family: string): string {
-  return `there is no model family '${family}'; there are ${families.map(({ id }) => id).join(', ')}`;
+/** Ids of all families. */
+export function listFamilies(): string[] {
+  return catalog.ids();
 }
 
 /** Names of all backbones, or of one family, in the order of the families. @throws RangeError for an unknown family */
 export function listModels(family?: string): string[] {
-  const chosen = family === undefined ? families : families.filter(({ id }) => id === family);
-  if (family !== undefined && chosen.length === 0) throw new RangeError(unknownFamily(family));
-  return chosen.flatMap(({ variants }) => Object.keys(variants));
+  return catalog.list(family);
 }
 
 /** Facts about a model, with the given options; it is built on the meta device, so no memory is used. */
 export function modelInfo(name: string, options: ModelOptions = {}): ModelInfo {
-  const { family, variant } = find(name);
-  const resolved = parseOptions(family.options, { ...variant, ...options }, name);
-  const model = withDefaults({ device: 'meta' }, () => family.create(name, resolved));
-  return {
-    name,
-    family: family.id,
-    paper: family.paper,
-    options: resolved,
-    config: model.config,
-    classifier: model.classifier,
-    numFeatures: model.numFeatures,
-    parameters: model.parameters().reduce((sum, parameter) => sum + parameter.numel(), 0),
-  };
+  const { family, options: resolved, model } = catalog.describe(name, options);
+  const { config, classifier, numFeatures } = model;
+  const facts = { config, classifier, numFeatures, parameters: parameterCount(model) };
+  return { name, family: family.id, paper: family.paper, options: resolved, ...facts };
 }

@@ -124,10 +124,7 @@ export function unmergeAdapter(adapter: Adapter, record: MergeRecord): void {
     }
   });
   for (const graft of record.grafts) setMerged(graft, false);
-  const { model } = adapter;
-  if (record.classifier && model.classifier !== null) {
-    Object.assign(model, { [model.classifier]: record.classifier });
-  }
+  if (record.classifier) adapter.model.restoreClassifier(record.classifier);
 }
 
 function foldAll(grafts: readonly Graft[]): Draft[] {
@@ -199,7 +196,9 @@ function mergeHead(adapter: Adapter, grafts: readonly Graft[]): Module | null {
   const { grafts: beside } = replaced;
   model.resetClassifier(head.linear.outFeatures);
   const classifier = model.getModule(model.classifier);
-  classifier.loadStateDict(head.linear.stateDict());
+  const { bias } = head.linear;
+  const weight = head.linear.effectiveWeight().detach();
+  classifier.loadStateDict({ weight, bias: bias?.detach() ?? weight.newZeros([weight.shape[0] ?? 0]) });
   classifier.freeze();
   classifier.grafts = beside;
   return replaced;

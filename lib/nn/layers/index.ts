@@ -13,6 +13,25 @@ export {
 export { Conv2d, type Conv2dOptions } from './conv.js';
 export { Dropout, Dropout2d, DropPath } from './dropout.js';
 export { Embedding, Linear } from './linear.js';
-export { BatchNorm2d, GroupNorm, LayerNorm, LayerNorm2d, type BatchNormOptions, type NormOptions } from './norm.js';
+export {
+  BatchNorm1d,
+  BatchNorm2d,
+  GroupNorm,
+  LayerNorm,
+  LayerNorm2d,
+  RMSNorm,
+  type BatchNormOptions,
+  type NormOptions,
+} from './norm.js';
 export { AdaptiveAvgPool2d, AvgPool2d, MaxPool2d, type PoolOptions } from './pool.js';
+export {
+  codebook,
+  QUANTIZED_BITS,
+  quantize,
+  QuantizedLinear,
+  type Codebook,
+  type QuantizedBits,
+  type QuantizedLinearOptions,
+  type QuantizedMatrix,
+} from './quantized.js';
 export { Flatten, Identity, LayerScale } from './shape.js';

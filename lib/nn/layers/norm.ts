@@ -86,6 +86,18 @@ export class BatchNorm2d extends Module {
   }
 }
 
+/** `BatchNorm2d` over vectors [B, C]. */
+export class BatchNorm1d extends BatchNorm2d {
+  override forward(x: Tensor, ctx: Context): Tensor {
+    if (x.ndim !== 2) throw new RangeError(`BatchNorm1d: expected vectors [B, C], got shape [${x.shape.join(', ')}]`);
+    return super.forward(x.unsqueeze(-1).unsqueeze(-1), ctx).flatten(1);
+  }
+
+  override siteDefaults(): SiteDefaults {
+    return { ...super.siteDefaults(), layout: 'vector' };
+  }
+}
+
 /** Options of layer and group normalization. */
 export interface NormOptions {
   /** Added to the variance. Default 1e-5. */
@@ -172,5 +184,32 @@ export class GroupNorm extends Module {
 
   override extraRepr(): string {
     return `${this.numGroups}, ${this.numChannels}, eps=${pythonFloat(this.eps)}, affine=${pythonBool(this.weight !== null)}, bias=${pythonBool(this.bias !== null)}`;
+  }
+}
+
+/** y = x / sqrt(mean(x²) + eps) * weight over the last dimension: no mean is taken off, no shift added. Zhang & Sennrich 2019. */
+export class RMSNorm extends Module {
+  readonly channels: number;
+  readonly eps: number;
+  weight: Parameter;
+
+  /** @param options.eps default 1e-6 */
+  constructor(channels: number, { eps = 1e-6 }: { eps?: number } = {}) {
+    super();
+    this.channels = positiveInteger(channels, 'RMSNorm', 'channels');
+    this.eps = eps;
+    this.weight = new Parameter(ones([channels]));
+  }
+
+  forward(x: Tensor): Tensor {
+    return aten.rmsNorm(x, [this.channels], this.weight, this.eps);
+  }
+
+  override siteDefaults(): SiteDefaults {
+    return { in: this.channels, out: this.channels, layout: 'tokens' };
+  }
+
+  override extraRepr(): string {
+    return `(${this.channels},), eps=${pythonFloat(this.eps)}, elementwise_affine=True`;
   }
 }
