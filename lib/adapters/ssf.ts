@@ -26,28 +26,51 @@ export class ScaleShift extends Module implements AffineForm {
   }
 }
 
-/** Number of the official pair that follows a module of a vision transformer, in the module that owns it. */
-const PAIRS: Readonly<Record<string, 1 | 2>> = {
-  'patch_embed.proj': 1,
+/** Number of the official pair that follows a module, in the module that owns it; paths inside a block. */
+const BLOCK_PAIRS: Readonly<Record<string, number>> = {
   norm1: 1,
   norm2: 2,
   'attn.qkv': 1,
   'attn.proj': 2,
   'mlp.fc1': 1,
   'mlp.fc2': 2,
+  // ConvNeXt.
+  conv_dw: 1,
+  norm: 2,
+  // AS-MLP.
+  'axial_shift.conv1': 1,
+  'axial_shift.conv2_1': 2,
+  'axial_shift.conv2_2': 3,
+  'axial_shift.conv3': 4,
+};
+
+/** The same outside of blocks. */
+const MODEL_PAIRS: Readonly<Record<string, number>> = {
+  'patch_embed.proj': 1,
+  'patch_embed.norm': 2,
   norm: 1,
+  // ConvNeXt: timm's numbers, and the places before its pool.
+  'stem.0': 1,
+  'stem.1': 2,
+  norm_pre: 1,
+  norm_post: 1,
 };
 
 /** `blocks.0.attn.qkv` + `scale` -> `blocks.0.attn.ssf_scale_1`; null for a module that the official code gives no pair. */
 function pairName(path: string, leaf: string): string | null {
-  const pair = PAIRS[path.replace(/^blocks\.\d+\./, '')];
+  const [block] = /^(?:(?:layers|stages)\.\d+\.)?blocks\.\d+\./.exec(path) ?? [];
+  const pair = block ? BLOCK_PAIRS[path.slice(block.length)] : MODEL_PAIRS[path];
   return pair === undefined ? null : [...path.split('.').slice(0, -1), `ssf_${leaf}_${pair}`].join('.');
 }
 
 /**
  * Scaling and shifting of features: a learned affine map per channel after every linear layer, convolution and norm of
- * the frozen backbone, except in its downsampling layers on transformers (the official code builds none there). Folds
- * into the layers' weights without a trace. 205,824 parameters on ViT-B/16.
+ * the frozen backbone. On Swin, ConvNeXt and AS-MLP the downsampling layers have none, as in the official code, nor have
+ * AS-MLP's patch embedding and the norms inside its shifts. A pair that follows no layer (before the pool of ConvNeXt,
+ * and of a ViT that reads the mean) stays; all others fold into the layers' weights without a trace. 205,824 parameters
+ * on ViT-B/16, 267,264 on Swin-B, 255,232 on ConvNeXt-B, 266,752 on AS-MLP-B.
+ *
+ * What the backbone names `head.` is trained too: on ConvNeXt also the norm behind the pool.
  *
  * With the published start the adapted model is close to the backbone but not equal to it.
  */
@@ -67,6 +90,10 @@ export const ssf = defineMethod({
       form: (site: Site) => new ScaleShift(site.out, start),
     },
   ],
+  trains:
+    () =>
+    ({ name }) =>
+      name.startsWith('head.'),
   learningRate: 0.03,
   officialName: ({ path, leaf }) => pairName(path, leaf),
 });

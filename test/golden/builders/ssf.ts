@@ -1,21 +1,84 @@
-/** Scale-and-shift tuning on vision transformers: whole models and single blocks, and their folded weights. */
-import { graft, type Adapter } from '../../../lib/adapters/index.js';
-import type { Backbone } from '../../../lib/models/index.js';
-import { Parameter } from '../../../lib/nn/index.js';
-import { empty } from '../../../lib/tensor/index.js';
-import { type Built, type Builder, Config, entriesOf, soleInput, UnknownCase } from '../builder.js';
+/** Scale-and-shift tuning: whole models and single blocks of vision transformers, and their folded weights. */
+import { graft } from '../../../lib/adapters/index.js';
+import { createCustomModel, SSF_CONVNEXT_NAMES, type Backbone } from '../../../lib/models/index.js';
+import { Parameter, scaleShift } from '../../../lib/nn/index.js';
+import { empty, type Tensor } from '../../../lib/tensor/index.js';
+import { type Built, type Builder, Config, entriesOf, entriesThrough, soleInput, UnknownCase } from '../builder.js';
 import type { CountsRow, GoldenCase } from '../case.js';
 import { adapted, blockName, countAdapted, type Naming, runBlock, singleBlock } from './adapted.js';
+import { convnextOf } from './convnext.js';
+import { asSwin, microsoftNames, swinOf, withMicrosoftBuffers } from './swin.js';
 import { plain, published, vitOf } from './timm_backbones.js';
 
 const blockNaming: Naming = { backbone: blockName, graft: blockName };
 
+/** A backbone of the official code. */
+interface HostCase {
+  readonly model: (config: Config) => Backbone;
+  readonly naming?: (model: Backbone) => Naming;
+  /** Adds what the checkpoints hold besides. */
+  readonly complete?: (built: Built, model: Backbone) => Built;
+  /** A layer that folding gives a bias where it had none, and the key that says whether it has one. */
+  readonly bias?: { readonly key: string; readonly name: string };
+}
+
+const HOSTS: Readonly<Record<string, HostCase>> = {
+  vit: { model: vitOf, bias: { key: 'qkv_bias', name: 'blocks.0.attn.qkv.bias' } },
+  swin: {
+    model: (config) => swinOf(config.expect('ssf_on_patch_merging', false), 'microsoft'),
+    naming: (model) => ({ keyMap: microsoftNames(asSwin(model)) }),
+    complete: (built, model) => withMicrosoftBuffers(built, asSwin(model)),
+    bias: { key: 'qkv_bias', name: 'layers.0.blocks.0.attn.qkv.bias' },
+  },
+  convnext: {
+    // With the norm first, the official code runs it twice.
+    model: (config) =>
+      convnextOf(config.expect('ssf_on_downsample', false).expect('conv_mlp', false), {
+        headNormFirst: config.get('head_norm_first', false) ? 'twice' : false,
+      }),
+    naming: () => ({ keyMap: SSF_CONVNEXT_NAMES }),
+  },
+  as_mlp: {
+    model: asMlpOf,
+    bias: { key: 'as_bias', name: 'layers.0.blocks.0.axial_shift.conv1.bias' },
+  },
+};
+
+function asMlpOf(config: Config): Backbone {
+  config
+    .expect('norm', 'GroupNorm(1 group, eps 1e-5)')
+    .expect('ssf_on_patch_embed', false)
+    .expect('ssf_on_patch_merging', false);
+  return createCustomModel('as_mlp', {
+    imgSize: config.get('img_size'),
+    patchSize: config.get('patch_size', 4),
+    inChans: config.get('in_chans', 3),
+    numClasses: config.get('num_classes'),
+    embedDim: config.get('embed_dim'),
+    depths: config.get('depths'),
+    shiftSize: config.get('shift_size', 5),
+    mlpRatio: config.get('mlp_ratio', 4),
+    asBias: config.get('as_bias', true),
+    patchNorm: config.get('patch_norm', true),
+    dropRate: config.get('drop_rate', 0),
+    dropPathRate: config.get('drop_path_rate', 0),
+  });
+}
+
+function hostOf(config: Config): HostCase {
+  const name = config.get<string>('backbone', 'vit');
+  const host = Object.hasOwn(HOSTS, name) ? HOSTS[name] : undefined;
+  if (!host) throw new UnknownCase(`no builder knows the backbone '${name}' of ssf`);
+  return host;
+}
+
 function isBlock(config: Config): boolean {
-  config.expect('backbone', 'vit').expect('tuning_mode', 'ssf').expect('act', 'gelu(erf)').expect('module', 'Block');
+  config.expect('tuning_mode', 'ssf').expect('act', 'gelu(erf)').expect('module', 'Block');
   return config.has('module');
 }
 
 function block(config: Config): Backbone {
+  config.expect('backbone', 'vit');
   const model = singleBlock(config, { dim: 'dim', eps: 'layer_norm_eps' });
   return config.has('mlp_hidden') ? checkHidden(model, config.get('mlp_hidden')) : model;
 }
@@ -29,31 +92,39 @@ function checkHidden(model: Backbone, hidden: number): Backbone {
 
 function build(golden: GoldenCase): Built {
   const config = new Config(golden.config);
-  const single = isBlock(config);
-  const model = single ? block(config) : vitOf(config);
+  const host = hostOf(config);
+  if (isBlock(config)) {
+    const model = block(config);
+    config.done();
+    return adapted(model, graft(model, 'ssf', {}, { head: 'frozen' }), blockNaming, runBlock(model));
+  }
+  const model = host.model(config);
   config.done();
-  const adapter = graft(model, 'ssf', {}, { head: single ? 'frozen' : 'train' });
-  return single ? adapted(model, adapter, blockNaming, runBlock(model)) : adapted(model, adapter);
+  const built = adapted(model, graft(model, 'ssf'), host.naming?.(model));
+  return host.complete?.(built, model) ?? built;
 }
 
 /** The plain model; a pair that is left over follows the final features. */
 function buildMerged(golden: GoldenCase, names: ReadonlySet<string>): Built {
-  // Folding creates the bias that a layer lacked.
-  const single = isBlock(new Config(golden.config));
-  const bias = names.has(single ? 'attn.qkv.bias' : 'blocks.0.attn.qkv.bias');
-  const config = new Config({ ...golden.config, qkv_bias: bias });
-  if (single) {
-    const model = block(config);
+  const host = hostOf(new Config(golden.config));
+  if (isBlock(new Config(golden.config))) {
+    const model = block(new Config({ ...golden.config, qkv_bias: names.has('attn.qkv.bias') }));
     return { module: model, state: entriesOf(model, blockName), run: runBlock(model) };
   }
-  const model = vitOf(config);
-  if (!names.has('ssf_scale_1')) return plain(model);
+  // Folding creates the bias that a layer lacked.
+  const { bias, naming, complete } = host;
+  const model = host.model(new Config({ ...golden.config, ...(bias && { [bias.key]: names.has(bias.name) }) }));
+  const keyMap = naming?.(model).keyMap;
+  const alone = { ...plain(model), state: keyMap ? entriesThrough(model, keyMap) : entriesOf(model) };
+  const whole = complete?.(alone, model) ?? alone;
+  if (!names.has('ssf_scale_1')) return whole;
   const scale = new Parameter(empty([model.numFeatures]));
   const shift = new Parameter(empty([model.numFeatures]));
+  const pair = (features: Tensor): Tensor => scaleShift(features, scale, shift, features.ndim === 4 ? 1 : -1);
   return {
     module: model,
-    state: new Map([...entriesOf(model), ['ssf_scale_1', { tensor: scale }], ['ssf_shift_1', { tensor: shift }]]),
-    run: (inputs) => ({ y: model.forwardHead(model.forwardFeatures(soleInput(inputs)).mul(scale).add(shift)) }),
+    state: new Map([...whole.state, ['ssf_scale_1', { tensor: scale }], ['ssf_shift_1', { tensor: shift }]]),
+    run: (inputs) => ({ y: model.forwardHead(pair(model.forwardFeatures(soleInput(inputs)))) }),
   };
 }
 
@@ -80,20 +151,26 @@ const VTAB: Readonly<Record<string, number>> = {
   smallnorb_ele: 9,
 };
 
-function ssfOn(name: string, classes: number): [Backbone, Adapter] {
+/** In the rows a head is all that is named `head.`, so that the pairs alone are without it. */
+function countOn(name: string, classes: number): Record<string, number> {
   const model = published(name, classes);
-  return [model, graft(model, 'ssf')];
+  const adapter = graft(model, 'ssf');
+  const pairs = adapter.grafts.flatMap(({ form }) => form.parameters());
+  return { ...countAdapted(model, adapter), trainable_without_head: pairs.reduce((sum, p) => sum + p.numel(), 0) };
 }
 
 function count(row: CountsRow): ReturnType<NonNullable<Builder['count']>> {
   const config = new Config(typeof row.config === 'string' ? {} : row.config).expect('tuning_mode', 'ssf');
-  const name = row.model.replace(/_in21k$/, '');
-  if (!config.has('per_task_trainable')) return countAdapted(...ssfOn(name, row.num_classes ?? 1000));
+  // AS-MLP keeps the name that the official code of SSF gives it.
+  const name = row.model
+    .replace(/_in21k$/, '')
+    .replace(/^as_(\w+)_patch4_window7_224\b.*$/, 'asmlp_$1_patch4_shift5_224');
+  if (!config.has('per_task_trainable')) return countOn(name, row.num_classes ?? 1000);
   const tasks = Object.keys(config.get<Record<string, number>>('per_task_trainable'));
   const counts = tasks.map((task) => {
     const classes = VTAB[task];
     if (classes === undefined) throw new UnknownCase(`'${task}' is no task of VTAB-1k`);
-    return [task, countAdapted(...ssfOn(name, classes))] as const;
+    return [task, countOn(name, classes)] as const;
   });
   return {
     trainable_without_head: counts[0]?.[1]['trainable_without_head'] ?? NaN,

@@ -10,6 +10,7 @@ import { Parameter } from '../../../lib/nn/index.js';
 import { empty } from '../../../lib/tensor/index.js';
 import { type Built, type Builder, Config, entriesOf, soleInput, UnknownCase } from '../builder.js';
 import type { CountsRow, GoldenCase } from '../case.js';
+import { swinOf } from './swin.js';
 
 /** timm's ResNet arguments to our options. */
 export function resnetOf(config: Config): Backbone {
@@ -95,7 +96,11 @@ function build(golden: GoldenCase): Built {
   const channels = Object.values(golden.outputs ?? {})[0]?.at(-1);
   const config = new Config(golden.config);
   const module = config.get<string>('module');
-  const make = { ResNet: () => plain(resnetOf(config)), VisionTransformer: () => plain(vitOf(config)) }[module];
+  const make = {
+    ResNet: () => plain(resnetOf(config)),
+    VisionTransformer: () => plain(vitOf(config)),
+    SwinTransformer: () => plain(swinOf(config)),
+  }[module];
   if (make === undefined && module !== 'resample_abs_pos_embed')
     throw new UnknownCase(`no builder knows the module '${module}' of timm_backbones`);
   const built = make ? make() : resampling(new Config({ ...golden.config, embed_dim: channels }));
