@@ -18,6 +18,9 @@ export const CLIP_COLORS = {
   std: [0.26862954, 0.26130258, 0.27577711],
 } as const satisfies Pick<Preprocessing, 'mean' | 'std'>;
 
+export const CLIP_PAPER =
+  'Radford et al., Learning Transferable Visual Models From Natural Language Supervision, ICML 2021, arXiv 2103.00020';
+
 /** CLIP's image transformer. Images of another shape with as many patches get the positions in raster order. */
 export class ClipVisionTransformer extends VisionTransformer {
   /** From OpenAI's archive (whole, or the tower alone), transformers' CLIPModel, timm's or our own names. */
@@ -78,8 +81,7 @@ const variants = Object.fromEntries(
 
 export const clipVit: Family<typeof options> = {
   id: 'clip_vit',
-  paper:
-    'Radford et al., Learning Transferable Visual Models From Natural Language Supervision, ICML 2021, arXiv 2103.00020',
+  paper: CLIP_PAPER,
   options,
   variants,
   create: (name, o) =>

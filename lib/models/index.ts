@@ -1,17 +1,30 @@
+export { AsMlp } from './as_mlp.js';
+export type { AsMlpOptions } from './as_mlp.js';
 export { Backbone, IMAGENET_MEAN, IMAGENET_STD } from './backbone.js';
 export type { FeatureLevel, Preprocessing } from './backbone.js';
+export { Bart } from './bart.js';
+export type { BartOptions } from './bart.js';
 export { CifarResNet } from './cifar_resnet.js';
 export type { CifarResNetOptions } from './cifar_resnet.js';
 export { Clip, createClip, createCustomClip, listClips } from './clip.js';
 export type { ClipLogits, ClipOptions } from './clip.js';
 export { AttentionPool2d } from './clip_attention_pool.js';
-export { openaiTextTransformer, openaiVisionTransformer } from './clip_names.js';
+export { clipKeyMap, openaiTextTransformer, openaiVisionTransformer } from './clip_names.js';
 export type { ClipFormat } from './clip_names.js';
 export { ClipBottleneck, ClipResNet } from './clip_resnet.js';
 export type { ClipBottleneckOptions, ClipResNetOptions } from './clip_resnet.js';
 export { clipBlock, clipTextOptions, ClipTextTransformer, endOfText } from './clip_text.js';
 export type { ClipTextOptions } from './clip_text.js';
+export { ClipTokenizer } from './clip_tokenizer.js';
+export type { TokenizeOptions } from './clip_tokenizer.js';
 export { CLIP_COLORS, ClipVisionTransformer } from './clip_vit.js';
+export {
+  ConvNeXt,
+  OFFICIAL_CONVNEXT_NAMES,
+  OFFICIAL_ISOTROPIC_NAMES,
+  SSF_CONVNEXT_NAMES,
+  type ConvNeXtOptions,
+} from './convnext.js';
 export type { Family } from './family.js';
 export { Host } from './host.js';
 export { GGhostRegNet } from './g_ghost_regnet.js';
@@ -20,12 +33,18 @@ export { GhostResNet } from './ghost_resnet.js';
 export type { GhostResNetOptions } from './ghost_resnet.js';
 export { GhostNet } from './ghostnet.js';
 export type { GhostNetOptions } from './ghostnet.js';
+export { HatNet } from './hatnet.js';
+export type { HatNetOptions } from './hatnet.js';
+export { GnConvModule, HorFpn } from './horfpn.js';
+export type { GnConvModuleOptions, HorFpnOptions } from './horfpn.js';
+export { HorNet, HorNetIsotropic } from './hornet.js';
+export type { HorNetIsotropicOptions, HorNetOptions } from './hornet.js';
 export { loadState, loadWeights } from './load.js';
 export type { WeightsOptions, WeightsReport } from './load.js';
 export { editDistance, nearest, parseOptions, suggestion } from './options.js';
 export { resamplePosEmbed } from './pos_embed.js';
 export type { ResampleOptions } from './pos_embed.js';
-export { createCustomModel, createModel, listModels, modelInfo } from './registry.js';
+export { createCustomModel, createModel, listFamilies, listModels, modelInfo } from './registry.js';
 export type { ModelInfo, ModelOptions } from './registry.js';
 export { ResNet } from './resnet.js';
 export type { ResNetOptions } from './resnet.js';
@@ -35,8 +54,6 @@ export { PREFIX_ACROSS_BATCH, type WindowRule } from './swin_windows.js';
 export { VisionTransformer } from './vit.js';
 export { ViTBlock } from './vit_blocks.js';
 export type { ViTOptions } from './vit.js';
-export { Bart } from './bart.js';
-export type { BartOptions } from './bart.js';
 export { Roberta } from './roberta.js';
 export type { RobertaOptions } from './roberta.js';
 export { T5 } from './t5.js';

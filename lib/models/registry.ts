@@ -10,6 +10,8 @@ import { gGhostRegnet } from './g_ghost_regnet.js';
 import { ghostResnet } from './ghost_resnet.js';
 import { ghostnet } from './ghostnet.js';
 import { hatnet } from './hatnet.js';
+import { hornet } from './hornet_variants.js';
+import { hornetIsotropic } from './hornet_variants.js';
 import { resnet } from './resnet.js';
 import { swin } from './swin_variants.js';
 import { vit } from './vit_variants.js';
@@ -28,6 +30,8 @@ const catalog = new Catalog<Backbone>(
     convnext,
     asMlp,
     hatnet,
+    hornet,
+    hornetIsotropic,
   ],
   'listModels()',
 );

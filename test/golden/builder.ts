@@ -1,4 +1,5 @@
 /** What a builder makes of a case: a model of ours whose tensors answer to the reference's names. */
+import { applyKeyMap, invertKeyMap, type KeyMap } from '../../lib/checkpoint/index.js';
 import type { Module } from '../../lib/nn/index.js';
 import type { Tensor } from '../../lib/tensor/index.js';
 import type { CountsRow, GoldenCase } from './case.js';
@@ -23,6 +24,8 @@ export interface Built {
   readonly state: ReadonlyMap<string, Entry>;
   /** Outputs by name. Buffers need not be among them. */
   run(inputs: ReadonlyMap<string, Tensor>): Readonly<Record<string, Tensor>>;
+  /** Outputs whose expected values stand elsewhere than in io.safetensors. */
+  readonly expected?: ReadonlyMap<string, Tensor>;
   /** Put into training or eval mode before the run. */
   readonly module?: Module;
   /** Training mode where it is more than `module.train()`. */
@@ -44,6 +47,11 @@ export interface Builder {
 /** Nobody here can build that yet. */
 export class UnknownCase extends Error {
   override readonly name = 'UnknownCase';
+}
+
+/** The case needs a file that is not here. It is skipped, visibly. */
+export class Unavailable extends Error {
+  override readonly name = 'Unavailable';
 }
 
 /** A config that must be read completely: an option that nobody asked for is an error, not silence. */
@@ -109,6 +117,22 @@ export function entriesOf(
 /** A bare module of one input, under its own names; its output is called `y`. */
 export function bare(module: Module): Built {
   return { module, state: entriesOf(module), run: (inputs) => ({ y: module.run(soleInput(inputs)) }) };
+}
+
+/**
+ * Entries of a module's own state under the names, and in the shapes, of a published format.
+ *
+ * @param keyMap from the format to ours; must be invertible tensor by tensor
+ */
+export function entriesThrough(module: Module, keyMap: KeyMap): Map<string, Entry> {
+  const back = invertKeyMap(keyMap);
+  const entries = new Map<string, Entry>();
+  for (const [own, tensor] of module.namedState()) {
+    const mapped = (t: Tensor): [string, Tensor][] => [...applyKeyMap(back, [[own, t]]).tensors];
+    const [name = own] = mapped(tensor)[0] ?? [];
+    entries.set(name, { tensor, view: (t) => mapped(t)[0]?.[1] ?? t });
+  }
+  return entries;
 }
 
 /** The single input of most cases. */

@@ -6,13 +6,18 @@ import { basename, dirname, join, resolve } from 'node:path';
 export interface CaseFile {
   readonly system: string;
   readonly case: string;
+  /** Where the numbers come from; `entry` names the file and class. */
+  readonly source?: { readonly entry?: string };
   readonly config: Readonly<Record<string, unknown>>;
   readonly mode?: 'eval' | 'train' | 'function';
-  readonly outputs?: Readonly<Record<string, readonly number[]>>;
+  /** Shapes, alone or with their dtype. */
+  readonly outputs?: Readonly<Record<string, readonly number[] | readonly [shape: readonly number[], dtype: string]>>;
   readonly trainable?: readonly string[];
   readonly without_gradient?: readonly string[];
   readonly zero_gradient?: readonly string[];
   readonly tolerance: { readonly forward: number; readonly grad: number | null };
+  /** A published file of a third party, and what is read from it. */
+  readonly files?: { readonly official: string; readonly expected: string };
   readonly merged?: { readonly file: string; readonly leftover: readonly string[] };
 }
 

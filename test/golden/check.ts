@@ -8,7 +8,7 @@ import { readSafetensors } from '../../lib/checkpoint/index.js';
 import { Parameter } from '../../lib/nn/index.js';
 import { isFloatingPoint, noGrad, scope, type Tensor, withDefaults } from '../../lib/tensor/index.js';
 import { builders } from './builders/index.js';
-import { type Built, type Builder, type Entry, UnknownCase } from './builder.js';
+import { type Built, type Builder, type Entry, Unavailable, UnknownCase } from './builder.js';
 import { configText, type CountsRow, type GoldenCase, readCase } from './case.js';
 
 /** What became of one case or one row. */
@@ -21,6 +21,8 @@ export interface Verdict {
   readonly tolerance: GoldenCase['tolerance'] | null;
   /** What is wrong, in words; empty when the case passes. */
   readonly problems: readonly string[];
+  /** Why nothing was checked; null when something was. */
+  readonly skipped: string | null;
 }
 
 const ZERO_GRADIENT = 1e-4;
@@ -80,6 +82,7 @@ class Report {
   forward = NaN;
   grad = NaN;
   readonly problems: string[] = [];
+  skipped: string | null = null;
 
   compare(kind: 'forward' | 'grad', name: string, ours: Tensor, golden: Tensor, tolerance: number): void {
     const isExact = !isFloatingPoint(golden.dtype);
@@ -260,7 +263,7 @@ function run(golden: GoldenCase, builder: Builder, report: Report): void {
   }
   setMode(built, golden);
   const outputs = built.run(inputs);
-  const expected = withPrefix(io, 'output');
+  const expected = new Map([...withPrefix(io, 'output'), ...(built.expected ?? [])]);
   if (expected.size === 0) report.problems.push('io.safetensors holds no output');
   compareOutputs(built, outputs, expected, report, golden.tolerance.forward);
   propagate(outputs, withPrefix(io, 'cotangent'));
@@ -282,6 +285,10 @@ function guarded(report: Report, body: () => void): void {
   try {
     scope(body);
   } catch (error) {
+    if (error instanceof Unavailable) {
+      report.skipped = error.message;
+      return;
+    }
     report.problems.push(
       error instanceof Error
         ? error instanceof UnknownCase
@@ -308,6 +315,7 @@ export function checkCase(folder: string): Verdict {
     grad: report.grad,
     tolerance: known?.tolerance ?? null,
     problems: report.problems,
+    skipped: report.skipped,
   };
 }
 
@@ -318,6 +326,8 @@ const FIGURES = [
   'tuning_module_parameters',
   'backbone_parameters',
   'plain_backbone_parameters',
+  'visual_parameters',
+  'text_parameters',
 ];
 
 /** Checks one row of a counts.json; the model is built on the meta device. */
@@ -341,6 +351,7 @@ export function checkCounts(row: CountsRow): Verdict {
     grad: NaN,
     tolerance: null,
     problems: report.problems,
+    skipped: report.skipped,
   };
 }
 

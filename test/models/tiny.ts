@@ -77,6 +77,42 @@ export const tinyModels: readonly Tiny[] = [
     sizes: [[12, 20]],
   },
   {
+    name: 'clip_resnet',
+    make: () =>
+      createCustomModel('clip_resnet', {
+        layers: [1, 2],
+        width: 8,
+        heads: 4,
+        outputDim: 10,
+        imgSize: 32,
+        numClasses: 5,
+        dropPathRate: 0.1,
+      }),
+    sizes: [
+      [32, 32],
+      [16, 64],
+    ],
+  },
+  {
+    name: 'clip_resnet of any size',
+    make: () =>
+      createCustomModel('clip_resnet', {
+        layers: [1, 1],
+        width: 8,
+        heads: 4,
+        outputDim: 10,
+        imgSize: 32,
+        numClasses: 5,
+        dynamicImgSize: true,
+        downsampleBias: true,
+        convBias: true,
+      }),
+    sizes: [
+      [32, 32],
+      [40, 24],
+    ],
+  },
+  {
     name: 'clip_vit',
     make: () =>
       createCustomModel('clip_vit', {
@@ -129,6 +165,26 @@ export const tinyModels: readonly Tiny[] = [
         dropPathRate: 0.1,
       }),
     sizes: maps,
+  },
+  {
+    name: 'hatnet',
+    make: () =>
+      createCustomModel('hatnet', {
+        dims: [8, 8, 16, 16],
+        headDim: 4,
+        depths: [1, 1, 1, 1],
+        expansions: [2, 2, 2, 2],
+        windows: [4, 2, 2, 1],
+        pools: [4, 2, 1, 1],
+        kernelSizes: [3, 5, 3, 3],
+        numClasses: 5,
+        dropPathRate: 0.1,
+      }),
+    sizes: [
+      [32, 32],
+      [32, 61],
+    ],
+    unused: /proj_norm/,
   },
 ];
 

@@ -1,14 +1,17 @@
 /** What builders of adapted models share: an adapter's tensors under the names of official checkpoints. */
 import type { Adapter, Graft, OfficialPart } from '../../../lib/adapters/index.js';
+import type { KeyMap } from '../../../lib/checkpoint/index.js';
 import { createCustomModel, type Backbone } from '../../../lib/models/index.js';
 import { Context, trainingMode } from '../../../lib/nn/index.js';
 import type { Tensor } from '../../../lib/tensor/index.js';
 import type { Config } from '../builder.js';
-import { type Built, entriesOf, type Entry, soleInput } from '../builder.js';
+import { type Built, entriesOf, entriesThrough, type Entry, soleInput } from '../builder.js';
 
 /** How a model's and its adapter's tensors are called in an official checkpoint; null: the format has no such tensor. */
 export interface Naming {
   readonly backbone?: (name: string) => string | null;
+  /** From the format's names to the backbone's, for formats that also hold tensors in other shapes; instead of `backbone`. */
+  readonly keyMap?: KeyMap;
   /** From the name that the method gives a tensor in official checkpoints. Default: that name. */
   readonly graft?: (official: string) => string | null;
 }
@@ -40,6 +43,11 @@ function sharedEntries(adapter: Adapter, naming: Naming): [string, Entry][] {
   );
 }
 
+/** The backbone's tensors by their official names. */
+function backboneEntries(model: Backbone, { backbone, keyMap }: Naming): Map<string, Entry> {
+  return keyMap ? entriesThrough(model, keyMap) : entriesOf(model, backbone);
+}
+
 /** A backbone with an adapter in it. `run` defaults to the whole model on the case's one input, with the output `y`. */
 export function adapted(model: Backbone, adapter: Adapter, naming: Naming = {}, run?: Built['run']): Built {
   return {
@@ -48,7 +56,7 @@ export function adapted(model: Backbone, adapter: Adapter, naming: Naming = {}, 
       trainingMode(model, { bnStats: 'update', backbone: adapter.backboneMode });
     },
     state: new Map([
-      ...entriesOf(model, naming.backbone),
+      ...backboneEntries(model, naming),
       ...adapter.grafts.filter(({ rule }) => rule !== 'head').flatMap((g) => graftEntries(adapter, g, naming)),
       ...sharedEntries(adapter, naming),
     ]),
@@ -57,7 +65,10 @@ export function adapted(model: Backbone, adapter: Adapter, naming: Naming = {}, 
       adapter.merge({ partial: true });
       const left = adapter.grafts.filter(({ merged }) => !merged).flatMap((g) => graftEntries(adapter, g, naming));
       const state = new Map(
-        [...entriesOf(model, naming.backbone), ...left].map(([name, { tensor }]) => [name, tensor]),
+        [...backboneEntries(model, naming), ...left].map(([name, { tensor, view }]) => [
+          name,
+          view ? view(tensor) : tensor,
+        ]),
       );
       return { state, leftover: left.map(([name]) => name) };
     },

@@ -1,9 +1,13 @@
 /** One builder per system. A new system is one import and one entry. */
 import type { Builder } from '../builder.js';
+import { clip } from './clip.js';
 import { convAdapter } from './conv_adapter.js';
+import { convnext } from './convnext.js';
 import { convpass } from './convpass.js';
 import { fact } from './fact.js';
 import { ghostnet } from './ghostnet.js';
+import { hatnet } from './hatnet.js';
+import { hornet } from './hornet.js';
 import { petlBaselines } from './petl_baselines.js';
 import { proTuning } from './pro_tuning.js';
 import { ssf } from './ssf.js';
@@ -12,6 +16,7 @@ import { vpt } from './vpt.js';
 
 const all: readonly Builder[] = [
   timmBackbones,
+  clip,
   convAdapter,
   ssf,
   petlBaselines,
@@ -20,6 +25,9 @@ const all: readonly Builder[] = [
   vpt,
   ghostnet,
   proTuning,
+  hatnet,
+  convnext,
+  hornet,
 ];
 
 export const builders: ReadonlyMap<string, Builder> = new Map(all.map((builder) => [builder.system, builder]));

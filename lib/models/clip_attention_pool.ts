@@ -1,0 +1,100 @@
+/** CLIP's attention pool: multi-head attention whose one query is the mean of the map. */
+import { type Context, init, Linear, Module, Parameter, site, Span } from '../nn/index.js';
+import { aten, empty, type Tensor } from '../tensor/index.js';
+import { resamplePosEmbed } from './pos_embed.js';
+
+/**
+ * Tokens [mean of the map; map row by row] plus positions, then attention with separate projections, of which the first
+ * token's result is the pool: [B, C, H, W] to [B, out]. Radford et al. 2021, section 2.4.
+ *
+ * Maps of another shape with as many places get the positions in raster order; any other size needs `anySize`.
+ */
+export class AttentionPool2d extends Module {
+  readonly positional_embedding: Parameter;
+  readonly k_proj: Linear;
+  readonly q_proj: Linear;
+  readonly v_proj: Linear;
+  readonly c_proj: Linear;
+  /** All tokens [B, 1 + HW, C] to [B, 1 + HW, out]; the first alone while nothing is grafted onto it. */
+  readonly attention: Span;
+
+  constructor(
+    readonly grid: readonly [rows: number, columns: number],
+    readonly channels: number,
+    readonly numHeads: number,
+    outDim: number,
+    private readonly anySize = false,
+  ) {
+    super();
+    if (channels % numHeads !== 0) {
+      throw new RangeError(`attention pool: ${channels} channels do not divide into ${numHeads} heads`);
+    }
+    const linear = (out: number): Linear => site(new Linear(channels, out), { role: 'linear', layout: 'tokens' });
+    this.positional_embedding = new Parameter(empty([1 + grid[0] * grid[1], channels]));
+    this.k_proj = linear(channels);
+    this.q_proj = linear(channels);
+    this.v_proj = linear(channels);
+    this.c_proj = linear(outDim);
+    this.attention = site(new Span((tokens, ctx) => this.attend(tokens, ctx, this.attention.grafts !== undefined)), {
+      role: 'attention_pool',
+      in: channels,
+      out: outDim,
+      layout: 'tokens',
+      heads: numHeads,
+    });
+    this.initWeights();
+  }
+
+  forward(x: Tensor, ctx: Context): Tensor {
+    return this.attention.run(this.tokens(x, this.positionsFor(x)), ctx).select(1, 0);
+  }
+
+  /** [mean; map row by row] [B, 1 + HW, C] of a map, with `positions` [1 + HW, C] added. */
+  tokens(x: Tensor, positions: Tensor): Tensor {
+    const places = x.flatten(2).transpose(1, 2);
+    return aten.cat([places.mean([1], true), places], 1).add(positions);
+  }
+
+  /** The attention's result for all tokens [B, N, C] to [B, N, out], or only for the first. */
+  attend(tokens: Tensor, ctx: Context, all: boolean): Tensor {
+    const [batch = 0, length = 0] = tokens.shape;
+    const queries = all ? length : 1;
+    const heads = (t: Tensor, n: number): Tensor => t.reshape([batch, n, this.numHeads, -1]).transpose(1, 2);
+    const q = heads(this.q_proj.run(all ? tokens : tokens.narrow(1, 0, 1), ctx), queries);
+    const k = heads(this.k_proj.run(tokens, ctx), length);
+    const v = heads(this.v_proj.run(tokens, ctx), length);
+    const mixed = aten.scaledDotProductAttention(q, k, v).transpose(1, 2).reshape([batch, queries, this.channels]);
+    return this.c_proj.run(mixed, ctx);
+  }
+
+  /** Stored positions [1 + N, C] at this pool's grid: resampled (bicubic) from a square; unchanged where that is impossible. */
+  fitPositions(stored: Tensor): Tensor {
+    const [count = 0, channels = 0] = stored.shape;
+    const isSquare = Number.isInteger(Math.sqrt(count - 1));
+    if (count === this.positional_embedding.shape[0] || channels !== this.channels || !isSquare) return stored;
+    return resamplePosEmbed(stored.unsqueeze(0), this.grid, { antialias: false }).squeeze(0);
+  }
+
+  private positionsFor(x: Tensor): Tensor {
+    const [, , height = 0, width = 0] = x.shape;
+    const [rows, columns] = this.grid;
+    if (this.anySize) {
+      const options = { oldGrid: this.grid, antialias: false };
+      return resamplePosEmbed(this.positional_embedding.unsqueeze(0), [height, width], options).squeeze(0);
+    }
+    if (height * width !== rows * columns) {
+      throw new RangeError(
+        `attention pool: a map of ${height} x ${width} does not fit the positions of ${rows} x ${columns}; resize the images, ` +
+          'or create the model with { imgSize } of that size or { dynamicImgSize: true }',
+      );
+    }
+    return this.positional_embedding;
+  }
+
+  /** Positions and projections N(0, 1 / C); biases keep PyTorch's default. */
+  private initWeights(): void {
+    const std = this.channels ** -0.5;
+    init.normal_(this.positional_embedding, 0, std);
+    for (const { weight } of [this.q_proj, this.k_proj, this.v_proj, this.c_proj]) init.normal_(weight, 0, std);
+  }
+}
