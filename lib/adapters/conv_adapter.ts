@@ -9,15 +9,24 @@ import {
   type Context,
   Conv2d,
   functional,
+  GroupNorm,
   init,
   Linear,
   Module,
   Parameter,
-  type Role,
   type Site,
 } from '../nn/index.js';
 import { aten, ones, randn, type Tensor, zeros } from '../tensor/index.js';
-import { affine, defineMethod, parallel, sequential, type AffineForm, type Rule } from './core/index.js';
+import {
+  affine,
+  defineMethod,
+  parallel,
+  sequential,
+  type AffineForm,
+  type BackboneParameter,
+  type Rule,
+} from './core/index.js';
+import { overPatches } from './patch_map.js';
 
 /** How the convolutions of an adapter start; the official code gives adapters the start of their backbone's own. */
 type Start = 'fan_out' | 'trunc_normal' | 'default' | 'zero';
@@ -194,17 +203,37 @@ export class ChannelBias extends Module implements AffineForm {
   }
 }
 
+/** `ConvAdapter` over the patches of tokens [B, N, C]; it gives nothing to tokens that are no patches. */
+class TokenConvAdapter extends ConvAdapter {
+  override forward(x: Tensor, ctx: Context): Tensor {
+    return overPatches(x, ctx, 'tokens', {
+      onMap: (map) => super.forward(map, ctx),
+      onRest: (tokens) => tokens.newZeros([...tokens.shape.slice(0, 2), this.conv2.outChannels]),
+    });
+  }
+}
+
+/** `BatchNorm2d` of maps [B, C, H, W] and of tokens [B, N, C]. */
+class FeatureNorm extends BatchNorm2d {
+  override forward(x: Tensor, ctx: Context): Tensor {
+    if (x.ndim !== 3) return super.forward(x, ctx);
+    return super.forward(x.transpose(1, 2).unsqueeze(-1), ctx).squeeze(-1).transpose(1, 2);
+  }
+}
+
 /** Where A sits for each scheme: the stretch of the block that it adapts, and whether it reads its input or output. */
 const SCHEMES = {
-  conv_par: { role: 'spatial', compose: parallel() },
-  conv_seq: { role: 'spatial', compose: sequential() },
-  res_par: { role: 'residual', compose: parallel() },
-  res_seq: { role: 'residual', compose: sequential() },
-} as const satisfies Record<string, { role: Role; compose: Rule['compose'] }>;
+  conv_par: { at: { role: 'spatial' }, compose: parallel() },
+  // Behind a convolution that halves the map there is nothing to add to with the same kernel.
+  conv_seq: { at: { role: 'spatial', inBlock: true }, compose: sequential() },
+  res_par: { at: { role: 'residual' }, compose: parallel() },
+  res_seq: { at: { role: 'residual' }, compose: sequential() },
+} as const satisfies Record<string, Pick<Rule, 'at' | 'compose'>>;
 
-/** Official start by the backbone's activation: Kaiming over fan-out beside ReLU, truncated normal beside GELU. */
-function officialStart(site: Site): Start {
-  return site.activation === 'gelu' ? 'trunc_normal' : 'fan_out';
+/** Official start by host: Kaiming over fan-out beside ReLU, truncated normal beside GELU, PyTorch's own on tokens. */
+function officialStart({ activation, layout }: Site): Start {
+  if (layout === 'tokens') return 'default';
+  return activation === 'gelu' ? 'trunc_normal' : 'fan_out';
 }
 
 function adapterForm(site: Site, scheme: keyof typeof SCHEMES, reduction: number, start: Start | 'official'): Module {
@@ -214,7 +243,8 @@ function adapterForm(site: Site, scheme: keyof typeof SCHEMES, reduction: number
   if (width < 1) {
     throw new RangeError(`a reduction of ${reduction} leaves none of ${inChannels} channels; at most ${inChannels}`);
   }
-  return new ConvAdapter({
+  const Form = site.layout === 'tokens' ? TokenConvAdapter : ConvAdapter;
+  return new Form({
     inChannels,
     outChannels: site.out,
     width,
@@ -226,20 +256,42 @@ function adapterForm(site: Site, scheme: keyof typeof SCHEMES, reduction: number
   });
 }
 
+type Trains = (parameter: BackboneParameter) => boolean;
+
+/** The norm after the last stage, by the names of all hosts. ResNet has none: there it comes with `finalNorm`. */
+const isLastNorm: Trains = ({ name }) => /^(head\.)?norm\./.test(name);
+
+/** What has `norm` in its official name: in blocks that is every norm but BatchNorm and GroupNorm (`bn1`, `gn1`). */
+const isNamedNorm: Trains = (p) => isLastNorm(p) || (p.name.includes('norm') && !(p.module instanceof GroupNorm));
+
+const isAnyNorm: Trains = ({ name }) => /bn|gn|norm|before_head/.test(name);
+const isBias: Trains = ({ name }) => name.includes('bias');
+
 /** What the official code calls methods: which grafts there are, and which backbone parameters train besides the head. */
-const VARIANTS = {
-  conv_adapt: { adapters: true, trains: null },
-  conv_adapt_norm: { adapters: true, trains: /bn|gn|norm|before_head/ },
-  conv_adapt_bias: { adapters: true, trains: /bias/ },
-  norm: { adapters: false, trains: /bn|gn|norm|before_head/ },
-  bias: { adapters: false, trains: /bias/ },
-  prompt: { adapters: false, trains: null },
-  linear: { adapters: false, trains: null },
-  full: { adapters: false, trains: /^/ },
-} as const;
+const VARIANTS: Readonly<Record<string, { readonly adapters: boolean; readonly trains: Trains }>> = {
+  conv_adapt: { adapters: true, trains: isNamedNorm },
+  conv_adapt_norm: { adapters: true, trains: isAnyNorm },
+  conv_adapt_bias: { adapters: true, trains: (p) => isLastNorm(p) || isBias(p) },
+  norm: { adapters: false, trains: isAnyNorm },
+  bias: { adapters: false, trains: (p) => isLastNorm(p) || isBias(p) },
+  prompt: { adapters: false, trains: isLastNorm },
+  linear: { adapters: false, trains: isLastNorm },
+  full: { adapters: false, trains: () => true },
+};
+
+/** Official path of the adapter at a site: in its block, or, before ConvNeXt's stages, in a list of their own. */
+function adapterPath({ path, block, activation }: Site): string {
+  const [, stage] = /^stages\.(\d+)\.downsample\.\d+$/.exec(path) ?? [];
+  if (stage !== undefined) return `tuning_module_downsample.${Number(stage) - 1}`;
+  // The official ConvNeXt, the host with GELU, has no `blocks` in its names.
+  const own = activation === 'gelu' ? block?.replace(/^(stages\.\d+)\.blocks\./, '$1.') : block;
+  return `${own ?? ''}.tuning_module`;
+}
 
 /**
- * Conv-Adapter, its four schemes and the comparison methods of its code.
+ * Conv-Adapter, its four schemes and the comparison methods of its code. On ConvNeXt the convolutions between the stages
+ * have adapters too; on Swin they stand beside attention, on the whole map. 356,848 parameters on ResNet-50, 1,250,496 on
+ * ConvNeXt-T, 2,361,536 on Swin-B for a reduction of 4, besides the norms that the variant trains.
  *
  * The published start does not make the adapted model equal to the backbone: nothing is zero at first. `init: 'zero'`
  * does; it is also what makes training stable when BatchNorm's statistics stay frozen (docs/adapters.md has figures).
@@ -268,33 +320,32 @@ export const convAdapter = defineMethod({
   }),
   rules: ({ reduction, scheme, variant, init: start, finalNorm, promptSize, imageSize }) => {
     const rules: Rule[] = [];
-    const { role, compose } = SCHEMES[scheme];
-    if (VARIANTS[variant].adapters) {
-      rules.push({ id: 'adapter', at: { role }, compose, form: (site) => adapterForm(site, scheme, reduction, start) });
+    if (VARIANTS[variant]?.adapters) {
+      const form = (site: Site): Module => adapterForm(site, scheme, reduction, start);
+      rules.push({ id: 'adapter', ...SCHEMES[scheme], form });
     }
     if (variant === 'bias') {
-      const at = { role: 'conv', inBlock: true, except: '**.downsample.**' };
-      rules.push({ id: 'bias', at, compose: affine(), form: (site) => new ChannelBias(site.out) });
+      // The bottlenecks of the residual networks; other hosts have none, or biases of their own.
+      const at = { role: 'conv', inBlock: true, name: ['conv1', 'conv2', 'conv3'], except: '**.axial_shift.**' };
+      const form = (site: Site): Module => new ChannelBias(site.out);
+      rules.push({ id: 'bias', at, compose: affine(), form, optional: true });
     }
     if (variant === 'prompt') {
       const form = (site: Site): Module => new PaddingPrompt(imageSize, promptSize, site.in);
       rules.push({ id: 'prompt', at: { role: 'input' }, compose: sequential({ residual: false }), form });
     }
     if (finalNorm) {
-      const form = (site: Site): Module => new BatchNorm2d(site.out);
+      const form = (site: Site): Module => new FeatureNorm(site.out);
       rules.push({ id: 'norm', at: { role: 'features' }, compose: sequential({ residual: false }), form });
     }
     return rules;
   },
-  trains: ({ variant }) => {
-    const { trains } = VARIANTS[variant];
-    return ({ name }) => trains !== null && trains.test(name);
-  },
+  trains: ({ variant }) => VARIANTS[variant]?.trains ?? (() => false),
   bnStats: 'update',
   learningRate: 0.01,
   officialName: ({ rule, site, path, leaf }) => {
     if (rule === 'norm') return `norm.${leaf}`;
     if (rule === 'bias') return `${path}.${leaf}`;
-    return rule === 'prompt' ? `tuning_module.${leaf}` : `${site?.block ?? ''}.tuning_module.${leaf}`;
+    return rule === 'prompt' || !site ? `tuning_module.${leaf}` : `${adapterPath(site)}.${leaf}`;
   },
 });

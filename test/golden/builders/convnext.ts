@@ -22,7 +22,7 @@ function either(config: Config, ...keys: string[]): string {
 }
 
 /** Arguments that blocks and networks share. */
-function shared(config: Config): Record<string, unknown> {
+export function convnextBlockOptions(config: Config): Record<string, unknown> {
   config.expect('act', 'gelu(erf)');
   return {
     kernelSize: config.get('kernel_size', 7),
@@ -37,7 +37,7 @@ function shared(config: Config): Record<string, unknown> {
 export function convnextOf(config: Config, more: Record<string, unknown> = {}): Backbone {
   config.ignore('conv_mlp').expect('downsample_norm_variance', 'biased', 'unbiased');
   return createCustomModel('convnext', {
-    ...shared(config),
+    ...convnextBlockOptions(config),
     depths: config.get('depths'),
     dims: config.get('dims'),
     patchSize: config.get('patch_size', 4),
@@ -53,7 +53,7 @@ export function convnextOf(config: Config, more: Record<string, unknown> = {}): 
 
 function isotropicOf(config: Config): Backbone {
   return createCustomModel('convnext', {
-    ...shared(config),
+    ...convnextBlockOptions(config),
     depths: [config.get('depth')],
     dims: [config.get('dim')],
     patchSize: config.get('patch', 16),
@@ -66,7 +66,7 @@ function isotropicOf(config: Config): Backbone {
 
 /** A block alone, out of the smallest network around it. */
 function block(config: Config, keyMap: KeyMap): Built {
-  const options = { ...shared(config), depths: [1], dims: [config.get<number>('dim')], numClasses: 0 };
+  const options = { ...convnextBlockOptions(config), depths: [1], dims: [config.get<number>('dim')], numClasses: 0 };
   const model = createCustomModel('convnext', options);
   const own = Array.from(entriesThrough(model, keyMap)).flatMap(([name, entry]): [string, Entry][] => {
     const [, leaf] = /^stages\.0\.(?:blocks\.)?0\.(.+)$/.exec(name) ?? [];
