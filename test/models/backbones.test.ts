@@ -153,6 +153,8 @@ describe.each(tinyModels)('$name', (tiny) => {
       ...paths('conv'),
       ...paths('norm'),
       ...paths('head_norm'),
+      ...paths('downsample_norm'),
+      ...paths('downsample_conv'),
       ...paths('linear'),
       ...paths('classifier'),
     ];

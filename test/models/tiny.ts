@@ -186,6 +186,41 @@ export const tinyModels: readonly Tiny[] = [
     ],
     unused: /proj_norm/,
   },
+  {
+    name: 'hornet',
+    make: () =>
+      createCustomModel('hornet', {
+        depths: [1, 1, 1],
+        baseDim: 8,
+        orders: [1, 3, 4],
+        scales: [1, 0.5, 1 / 3],
+        filters: [7, 5, [4, 3]],
+        layerScale: 0.5,
+        numClasses: 5,
+        dropPathRate: 0.1,
+      }),
+    sizes: [
+      [32, 32],
+      [16, 48],
+    ],
+  },
+  {
+    name: 'hornet isotropic',
+    make: () =>
+      createCustomModel('hornet_isotropic', {
+        dim: 16,
+        depth: 2,
+        patchSize: 8,
+        order: 3,
+        filter: [4, 3],
+        layerScale: null,
+        numClasses: 5,
+      }),
+    sizes: [
+      [32, 32],
+      [24, 40],
+    ],
+  },
 ];
 
 /** Weights and statistics away from their symmetric start, so that every part of the model shows in the output. */

@@ -1,0 +1,117 @@
+/**
+ * HorFPN: a feature pyramid network whose 3x3 convolutions are recursive gated convolutions, and the gated fusion of
+ * UPerNet, as released (raoyongming/HorNet, commit ac9e210, `gn_fpn.py`, `gn_module.py`, MIT). Rao et al., NeurIPS 2022,
+ * arXiv 2207.14284, section 4.2.
+ */
+import { type BatchNorm2d, type Context, type Conv2d, functional, Module, ModuleList, site } from '../nn/index.js';
+import type { Tensor } from '../tensor/index.js';
+import { batchNormSite, convSite } from './blocks.js';
+import { type GatedFilter, GnConv } from './hornet_blocks.js';
+
+export interface GnConvModuleOptions {
+  /** Default 2. */
+  readonly order?: number;
+  /** Default 7. */
+  readonly filter?: GatedFilter;
+  /** Channels inside per output channel. Default 1. */
+  readonly dimRatio?: number;
+  /** Whether a 1x1 convolution brings the inner channels to the output's. Default true. */
+  readonly projOut?: boolean;
+  /** Whether a BatchNorm follows. Default false. */
+  readonly norm?: boolean;
+  /** Default `none`. */
+  readonly act?: 'relu' | 'none';
+}
+
+/** A gated convolution [, BatchNorm][, ReLU]: [B, in, H, W] -> [B, out, H, W]. */
+export class GnConvModule extends GnConv {
+  readonly bn: BatchNorm2d | null;
+  readonly #act: 'relu' | 'none';
+
+  constructor(inChannels: number, outChannels: number, o: GnConvModuleOptions = {}) {
+    const { order = 2, filter = 7, dimRatio = 1, projOut = true, norm = false, act = 'none' } = o;
+    super({ inChannels, dim: outChannels * dimRatio, outChannels: projOut ? outChannels : null, order, filter });
+    this.bn = norm ? batchNormSite(this.outChannels) : null;
+    this.#act = act;
+  }
+
+  override forward(x: Tensor, ctx: Context): Tensor {
+    const y = super.forward(x, ctx);
+    const normed = this.bn ? this.bn.run(y, ctx) : y;
+    return this.#act === 'relu' ? normed.relu() : normed;
+  }
+}
+
+/** A 1x1 convolution in the name of its files. */
+class Lateral extends Module {
+  readonly conv: Conv2d;
+
+  constructor(inChannels: number, outChannels: number) {
+    super();
+    this.conv = convSite(inChannels, outChannels, { kernelSize: 1, bias: true });
+  }
+
+  forward(x: Tensor, ctx: Context): Tensor {
+    return this.conv.run(x, ctx);
+  }
+}
+
+export interface HorFpnOptions {
+  /** Channels of each level that enters, finest first. */
+  readonly inChannels: readonly number[];
+  /** Channels of each level that leaves. Default 256. */
+  readonly outChannels?: number;
+  /** Levels that leave; those beyond the ones that enter are every second pixel of the one before. Default: as many as enter. */
+  readonly numOuts?: number;
+  readonly gated?: Omit<GnConvModuleOptions, 'norm' | 'act'>;
+}
+
+/** Levels to levels: 1x1 convolutions, each level plus the resized coarser one, a gated convolution each. */
+export class HorFpn extends Module {
+  readonly lateral_convs: ModuleList<Lateral>;
+  readonly fpn_convs: ModuleList<GnConvModule>;
+  readonly #numOuts: number;
+
+  /** @throws RangeError when fewer levels shall leave than enter */
+  constructor({ inChannels, outChannels = 256, numOuts = inChannels.length, gated = {} }: HorFpnOptions) {
+    super();
+    if (inChannels.length === 0 || numOuts < inChannels.length) {
+      throw new RangeError(
+        `HorFpn: ${inChannels.length} levels enter and ${numOuts} leave; at least one must enter, and as many leave`,
+      );
+    }
+    this.lateral_convs = new ModuleList(inChannels.map((channels) => new Lateral(channels, outChannels)));
+    this.fpn_convs = new ModuleList(inChannels.map(() => new GnConvModule(outChannels, outChannels, gated)));
+    this.#numOuts = numOuts;
+    site(this, { role: 'neck', in: inChannels.at(-1) ?? 0, out: outChannels, layout: 'map' });
+  }
+
+  /**
+   * @param maps one [B, C_i, H_i, W_i] for each of `inChannels`, finest first
+   * @returns `numOuts` maps of `outChannels`
+   * @throws RangeError for another number of maps
+   */
+  fuse(maps: readonly Tensor[], ctx: Context): Tensor[] {
+    if (maps.length !== this.lateral_convs.length) {
+      throw new RangeError(`HorFpn: ${this.lateral_convs.length} levels are expected, given ${maps.length}`);
+    }
+    const sums = maps.map((map, i) => this.lateral_convs.at(i).run(map, ctx));
+    for (let i = sums.length - 1; i > 0; i--) {
+      const [coarse, fine] = [sums[i], sums[i - 1]] as [Tensor, Tensor];
+      const [rows = 0, columns = 0] = fine.shape.slice(2);
+      sums[i - 1] = fine.add(functional.interpolate(coarse, { size: [rows, columns], mode: 'nearest' }));
+    }
+    const outs = sums.map((map, i) => this.fpn_convs.at(i).run(map, ctx));
+    while (outs.length < this.#numOuts) {
+      const last = outs.at(-1) as Tensor;
+      const [, , rows = 0, columns = 0] = last.shape;
+      outs.push(last.slice(2, 0, rows, 2).slice(3, 0, columns, 2));
+    }
+    return outs;
+  }
+
+  /** @throws TypeError always: a pyramid has many inputs; call `fuse` */
+  forward(): Tensor {
+    throw new TypeError('HorFpn takes a list of maps: call fuse(maps, ctx)');
+  }
+}
