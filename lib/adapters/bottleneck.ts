@@ -13,6 +13,9 @@ import {
   Linear,
   Module,
   Parameter,
+  type QuantizedBits,
+  QuantizedLinear,
+  type SiteLayout,
 } from '../nn/index.js';
 import { full, type Tensor } from '../tensor/index.js';
 
@@ -34,7 +37,7 @@ export interface BottleneckOptions {
   readonly width: number;
   /** Default `relu`. */
   readonly activation?: ActivationName;
-  /** Whether both layers have biases. Default true. */
+  /** Whether both layers have biases. Default true, unless quantized. */
   readonly bias?: boolean;
   /** Probability, after the nonlinearity. Default 0. */
   readonly dropout?: number;
@@ -46,6 +49,10 @@ export interface BottleneckOptions {
   readonly scale?: number | 'learned';
   /** Default `lora`. */
   readonly start?: BottleneckStart;
+  /** Bits per weight of both layers, which then have no biases and a start of their own. Default 32: not quantized. */
+  readonly bits?: QuantizedBits | 32;
+  /** How the features lie: `map` [B, C, H, W], else channels last (the default). */
+  readonly layout?: SiteLayout;
 }
 
 /** Fills both layers of a bottleneck in place. */
@@ -74,23 +81,36 @@ export class Bottleneck extends Module {
   readonly scale: Parameter | null;
   readonly #factor: number;
   readonly #normAt: BottleneckNorm;
+  readonly #isMap: boolean;
 
   constructor(inFeatures: number, outFeatures: number, options: BottleneckOptions) {
     super();
-    const { width, bias = true, norm = 'none', scale = 1 } = options;
-    this.down = new Linear(inFeatures, width, { bias });
+    const { width, bits = 32, norm = 'none', scale = 1 } = options;
+    const bias = options.bias ?? bits === 32;
+    if (bits !== 32 && bias) throw new RangeError('quantized layers have no biases; give bias: false');
+    this.down =
+      bits === 32 ? new Linear(inFeatures, width, { bias }) : new QuantizedLinear(inFeatures, width, { bits });
     this.act = activationLayer(options.activation ?? 'relu');
     this.drop = new Dropout(options.dropout ?? 0);
-    this.up = new Linear(width, outFeatures, { bias });
+    this.up =
+      bits === 32
+        ? new Linear(width, outFeatures, { bias })
+        : new QuantizedLinear(width, outFeatures, { bits, start: 'small' });
     const normed = norm === 'in' ? inFeatures : outFeatures;
     this.norm = norm === 'none' ? null : new LayerNorm(normed, { eps: options.normEps ?? 1e-5 });
     this.scale = scale === 'learned' ? new Parameter(full([1], 1)) : null;
     this.#factor = scale === 'learned' ? 1 : scale;
     this.#normAt = norm;
-    startBottleneck(this.down, this.up, options.start ?? 'lora');
+    this.#isMap = options.layout === 'map';
+    if (bits === 32) startBottleneck(this.down, this.up, options.start ?? 'lora');
   }
 
   forward(x: Tensor, ctx: Context): Tensor {
+    if (!this.#isMap) return this.#compute(x, ctx);
+    return this.#compute(x.permute([0, 2, 3, 1]), ctx).permute([0, 3, 1, 2]);
+  }
+
+  #compute(x: Tensor, ctx: Context): Tensor {
     const z = this.norm && this.#normAt === 'in' ? this.norm.run(x, ctx) : x;
     let u = this.up.run(this.drop.run(this.act.run(this.down.run(z, ctx), ctx), ctx), ctx);
     if (this.scale) u = u.mul(this.scale);

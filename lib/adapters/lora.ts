@@ -3,7 +3,19 @@
  * convolutions A is a convolution of the layer's own geometry into r channels and B a 1x1 convolution.
  */
 import { z } from 'zod';
-import { type Context, Conv2d, Dropout, init, Linear, loraLinear, Module, type Site } from '../nn/index.js';
+import {
+  type Context,
+  Conv2d,
+  Dropout,
+  init,
+  Linear,
+  loraLinear,
+  Module,
+  QUANTIZED_BITS,
+  type QuantizedBits,
+  QuantizedLinear,
+  type Site,
+} from '../nn/index.js';
 import { aten, type Tensor } from '../tensor/index.js';
 import { defineMethod, delta, type DeltaForm, type SiteQuery } from './core/index.js';
 
@@ -14,6 +26,8 @@ interface LoraFormOptions {
   readonly rank: number;
   readonly dropout: number;
   readonly dropoutAt: DropoutAt;
+  /** Bits per weight of both factors; default 32: not quantized. */
+  readonly bits?: QuantizedBits | 32;
 }
 
 /** D = B A for a linear layer: `down` [r, in], `up` [out, r]. */
@@ -23,7 +37,7 @@ export class LoraLinear extends Module implements DeltaForm {
   readonly drop: Dropout;
   readonly #dropoutAt: DropoutAt;
 
-  constructor(inFeatures: number, outFeatures: number, { rank, dropout, dropoutAt }: LoraFormOptions) {
+  constructor(inFeatures: number, outFeatures: number, { rank, dropout, dropoutAt, bits = 32 }: LoraFormOptions) {
     super();
     if (rank > Math.min(inFeatures, outFeatures)) {
       const largest = Math.min(inFeatures, outFeatures);
@@ -31,11 +45,15 @@ export class LoraLinear extends Module implements DeltaForm {
         `rank ${rank} exceeds what a ${inFeatures} to ${outFeatures} layer can hold; at most ${largest}`,
       );
     }
-    this.down = new Linear(inFeatures, rank, { bias: false });
-    this.up = new Linear(rank, outFeatures, { bias: false });
+    this.down =
+      bits === 32 ? new Linear(inFeatures, rank, { bias: false }) : new QuantizedLinear(inFeatures, rank, { bits });
+    this.up =
+      bits === 32
+        ? new Linear(rank, outFeatures, { bias: false })
+        : new QuantizedLinear(rank, outFeatures, { bits, start: 'small' });
     this.drop = new Dropout(dropout);
     this.#dropoutAt = dropoutAt;
-    init.zeros_(this.up.weight);
+    if (bits === 32) init.zeros_(this.up.weight);
   }
 
   #reduce(x: Tensor, ctx: Context): Tensor {
@@ -49,20 +67,22 @@ export class LoraLinear extends Module implements DeltaForm {
   }
 
   delta(): Tensor {
-    return this.up.weight.mm(this.down.weight);
+    return this.up.effectiveWeight().mm(this.down.effectiveWeight());
   }
 
   applyWith(layer: Module, x: Tensor, scale: number): Tensor | null {
     const drops = this.drop.p > 0 && this.drop.training;
     if (drops || !(layer instanceof Linear)) return null;
-    return loraLinear(x, layer.weight, this.down.weight, this.up.weight, { scale, bias: layer.bias });
+    const [down, up] = [this.down.effectiveWeight(), this.up.effectiveWeight()];
+    return loraLinear(x, layer.weight, down, up, { scale, bias: layer.bias });
   }
 
   /** One pass over the layer's output: the product with B accumulates into it. */
   addTo(base: Tensor, x: Tensor, scale: number, ctx: Context): Tensor {
     const reduced = this.#reduce(x, ctx);
     if (reduced.dtype !== base.dtype) return base.add(this.up.run(reduced, ctx), { alpha: scale });
-    const sum = aten.addmm(base.flatten(0, -2), reduced.flatten(0, -2), this.up.weight.t(), { alpha: scale });
+    const up = this.up.effectiveWeight().t();
+    const sum = aten.addmm(base.flatten(0, -2), reduced.flatten(0, -2), up, { alpha: scale });
     return sum.view(base.shape);
   }
 }
@@ -77,9 +97,10 @@ export class LoraConv extends Module implements DeltaForm {
   readonly drop: Dropout;
   readonly #dropoutAt: DropoutAt;
 
-  constructor(layer: Conv2d, { rank, dropout, dropoutAt }: LoraFormOptions) {
+  /** @param outChannels of the slice that it is for. Default: all */
+  constructor(layer: Conv2d, { rank, dropout, dropoutAt }: LoraFormOptions, outChannels = layer.outChannels) {
     super();
-    const { inChannels, outChannels, kernelSize, stride, padding, dilation, groups } = layer;
+    const { inChannels, kernelSize, stride, padding, dilation, groups } = layer;
     const most = Math.min((inChannels / groups) * kernelSize[0] * kernelSize[1], outChannels / groups);
     if (rank > most && groups === 1) {
       throw new RangeError(
@@ -116,8 +137,13 @@ export class LoraConv extends Module implements DeltaForm {
 
 function loraForm({ module, slice, path }: Site, options: LoraFormOptions): LoraLinear | LoraConv {
   if (module instanceof Linear) return new LoraLinear(module.inFeatures, slice?.length ?? module.outFeatures, options);
-  if (module instanceof Conv2d && !slice) return new LoraConv(module, options);
-  throw new RangeError(`needs a linear layer or a convolution, and ${path} is a ${module.constructor.name}`);
+  if (options.bits !== undefined && options.bits !== 32) {
+    throw new RangeError(`only linear layers take quantized factors, and ${path} is a ${module.constructor.name}`);
+  }
+  if (module instanceof Conv2d && (!slice || module.groups === 1)) return new LoraConv(module, options, slice?.length);
+  throw new RangeError(
+    `needs a linear layer or a convolution (a slice: one without groups), and ${path} is a ${module.constructor.name}`,
+  );
 }
 
 /** q and v of every attention, and every spatial convolution of the blocks: whichever the backbone has. */
@@ -149,15 +175,17 @@ export const lora = defineMethod({
     alpha: z.number().optional(),
     dropout: z.number().min(0).max(1).default(0),
     dropoutAt: z.enum(['input', 'rank']).default('input'),
+    /** Bits per weight of both factors: a quantized adapter takes little room on disk (`saveCompact`). 32: not quantized. */
+    bits: z.union([z.literal(QUANTIZED_BITS), z.literal(32)]).default(32),
     /** Which layers. Default: q and v of attention, and convolutions of the blocks with a kernel above 1x1. */
     at: z.union([siteQuery, z.array(siteQuery).min(1)]).optional(),
   }),
-  rules: ({ rank, alpha = rank, dropout, dropoutAt, at }) => [
+  rules: ({ rank, alpha = rank, dropout, dropoutAt, bits, at }) => [
     {
       id: 'lora',
       at: (at as SiteQuery | SiteQuery[] | undefined) ?? DEFAULT_SITES,
       compose: delta(alpha / rank),
-      form: (site) => loraForm(site, { rank, dropout, dropoutAt }),
+      form: (site) => loraForm(site, { rank, dropout, dropoutAt, bits }),
     },
   ],
   learningRate: 0.01,

@@ -34,8 +34,13 @@ export class Linear extends Module {
     resetWeightAndBias(this.weight, this.bias);
   }
 
+  /** What x is multiplied by: `weight`, unless the layer makes something else of it. */
+  effectiveWeight(): Tensor {
+    return this.weight;
+  }
+
   forward(x: Tensor): Tensor {
-    return linear(x, this.weight, this.bias) as Tensor;
+    return linear(x, this.effectiveWeight(), this.bias) as Tensor;
   }
 
   override siteDefaults(): SiteDefaults {

@@ -1,44 +1,107 @@
-/** The standard methods of the ViT papers that this project has: linear probe, BitFit, LoRA. */
+/** The standard methods of the ViT papers: linear probe, BitFit, LoRA, AdaptFormer, adapters, NOAH, quantized adapters. */
 import { graft, type Adapter } from '../../../lib/adapters/index.js';
 import type { Backbone } from '../../../lib/models/index.js';
-import { type Built, type Builder, Config, entriesOf, UnknownCase } from '../builder.js';
+import { type Built, type Builder, Config, entriesOf, type Entry, UnknownCase } from '../builder.js';
 import { configText, type CountsRow, type GoldenCase } from '../case.js';
 import { adapted, blockName, countAdapted, type Naming, runBlock, singleBlock } from './adapted.js';
+import { publishedFile, quantizedLayer, smallAdapter } from './compact.js';
 import { plain, published, publishedName, vitOf } from './timm_backbones.js';
 
 const blockNaming: Naming = { backbone: blockName, graft: blockName };
 
-/** q and v of every attention; the scale multiplies directly, dropout acts between the factors. */
-function loraQv(config: Config): Record<string, unknown> {
-  const rank = config.get<number>('bottleneck');
-  const alpha = config.get('scale', 1) * rank;
-  return { rank, alpha, dropout: config.get('dropout', 0), dropoutAt: 'rank', at: { role: ['q', 'v'] } };
+/** A method that a case names, set into its backbone. */
+type Build = (golden: GoldenCase, config: Config, model: Backbone, single: boolean) => Built;
+
+/** A method whose tensors need no more than their official names. */
+const simple =
+  (id: string, optionsOf: (config: Config) => Record<string, unknown>): Build =>
+  (_, config, model, single) => {
+    const adapter = graft(model, id, optionsOf(config), { head: single ? 'frozen' : 'train' });
+    return single ? adapted(model, adapter, blockNaming, runBlock(model)) : adapted(model, adapter);
+  };
+
+/** AdaptFormer's official transformer has q, k and v apart, and no module around the two layers of the MLP. */
+const adaptFormerNames = (name: string): string | null =>
+  /attn\.qkv\./.test(name) ? null : name.replace(/\bmlp\.(fc[12])\b/, '$1');
+
+/** Rows of the fused projection, in timm's order. */
+const PROJECTIONS = ['q_proj', 'k_proj', 'v_proj'];
+
+function splitProjections(model: Backbone, rename: (name: string) => string | null): [string, Entry][] {
+  return model.namedState().flatMap(([name, tensor]): [string, Entry][] => {
+    if (!name.includes('attn.qkv.')) return [];
+    const rows = (tensor.shape[0] ?? 0) / 3;
+    return PROJECTIONS.flatMap((part, i): [string, Entry][] => {
+      const official = rename(name.replace('qkv', part));
+      return official === null ? [] : [[official, { tensor, view: (t) => t.narrow(0, i * rows, rows) }]];
+    });
+  });
 }
 
-const methods: Readonly<Record<string, { id: string; options: (config: Config) => Record<string, unknown> }>> = {
-  linear: { id: 'linear_probe', options: () => ({}) },
-  linear_probe: { id: 'linear_probe', options: () => ({}) },
-  bitfit: { id: 'bitfit', options: () => ({}) },
-  lora_qv: { id: 'lora', options: loraQv },
+/** The official AdaptFormer; PETL-ViT's form has no such scale. */
+function adaptFormer(config: Config, model: Backbone, single: boolean): Built {
+  const scale = config.get<string | number>('adapter_scalar', '0.1');
+  config.expect('adapter_layernorm_eps', 1e-5);
+  const adapter = graft(
+    model,
+    'adaptformer',
+    {
+      hidden: config.get('bottleneck'),
+      scale: scale === 'learnable_scalar' ? 'learned' : Number(scale),
+      norm: config.get<string | null>('adapter_layernorm_option', 'none') ?? 'none',
+      placement: config.get('ffn_option', 'parallel'),
+      dropout: config.get('dropout', 0.1),
+    },
+    { head: single ? 'frozen' : 'train' },
+  );
+  const inBlock = single ? blockName : (name: string): string => name;
+  const backbone = (name: string): string | null => {
+    const own = adaptFormerNames(name);
+    return own === null ? null : inBlock(own);
+  };
+  const built = adapted(model, adapter, { backbone, graft: inBlock }, single ? runBlock(model) : undefined);
+  return { ...built, state: new Map([...built.state, ...splitProjections(model, inBlock)]) };
+}
+
+const small: Build = (golden, config, model, single) => smallAdapter(golden, config, model, single);
+
+const methods: Readonly<Record<string, Build>> = {
+  linear: simple('linear_probe', () => ({})),
+  linear_probe: simple('linear_probe', () => ({})),
+  bitfit: simple('bitfit', () => ({})),
+  lora: small,
+  lora_qv: small,
+  'lora-bihead': small,
+  adaptformer: (golden, config, model, single) =>
+    config.has('adapter_scalar') || config.has('ffn_option')
+      ? adaptFormer(config, model, single)
+      : smallAdapter(golden, config, model, single),
+  adaptformer_nobias: small,
+  'adaptformer-bihead': small,
 };
 
 /** The backbone of a case: a whole model where the config gives an image size, else one block. */
 function backboneOf(config: Config): { model: Backbone; single: boolean } {
-  config.ignore('timm_version').expect('backbone', 'vit').expect('bits', 32).expect('head_bits', 32);
+  config.ignore('timm_version').expect('backbone', 'vit');
   const single = !config.has('img_size');
   return { model: single ? singleBlock(config, { dim: 'embed_dim', eps: 'norm_eps' }) : vitOf(config), single };
 }
 
 function build(golden: GoldenCase): Built {
   const config = new Config(golden.config);
+  const built = make(golden, config);
+  config.done();
+  return built;
+}
+
+function make(golden: GoldenCase, config: Config): Built {
+  if (golden.files) return publishedFile(golden, config);
+  if (config.has('module')) return quantizedLayer(config.expect('module', 'qlinear'));
   const name = config.get<string>('method');
   const method = Object.hasOwn(methods, name) ? methods[name] : undefined;
   if (!method) throw new UnknownCase(`no builder knows the method '${name}' of petl_baselines`);
   const { model, single } = backboneOf(config);
-  const options = method.options(config);
-  config.done();
-  const adapter = graft(model, method.id, options, { head: single ? 'frozen' : 'train' });
-  return single ? adapted(model, adapter, blockNaming, runBlock(model)) : adapted(model, adapter);
+  return method(golden, config, model, single);
 }
 
 function buildMerged(golden: GoldenCase): Built {
@@ -60,6 +123,8 @@ function count(row: CountsRow): Record<string, number> {
   if (/^bitfit/i.test(text)) return adapt('bitfit');
   // One pair of factors over the whole fused projection when k is adapted as well.
   if (lora) return adapt('lora', { rank: Number(lora[2]), at: lora[1] ? { name: 'qkv' } : { role: ['q', 'v'] } });
+  const hidden = Number(/\bh=(\d+)/.exec(text)?.[1] ?? /^AdaptFormer-(\d+)/.exec(text)?.[1]);
+  if (text.startsWith('AdaptFormer')) return adapt('adaptformer', { hidden, bias: !/without biases/.test(text) });
   throw new UnknownCase(`no builder knows the configuration '${text}' of petl_baselines`);
 }
 
