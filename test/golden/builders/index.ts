@@ -8,9 +8,11 @@ import { fact } from './fact.js';
 import { ghostnet } from './ghostnet.js';
 import { hatnet } from './hatnet.js';
 import { hornet } from './hornet.js';
+import { krona } from './krona.js';
 import { petlBaselines } from './petl_baselines.js';
 import { proTuning } from './pro_tuning.js';
 import { ssf } from './ssf.js';
+import { t5 } from './t5.js';
 import { timmBackbones } from './timm_backbones.js';
 import { vpt } from './vpt.js';
 
@@ -28,6 +30,8 @@ const all: readonly Builder[] = [
   hatnet,
   convnext,
   hornet,
+  t5,
+  krona,
 ];
 
 export const builders: ReadonlyMap<string, Builder> = new Map(all.map((builder) => [builder.system, builder]));
