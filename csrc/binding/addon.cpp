@@ -49,6 +49,7 @@ NAPI_MODULE_INIT() {
     define_tensor(env, exports);
     define_autograd(env, exports);
     define_modes(env, exports);
+    define_macs(env, exports);
     define_system(env, exports);
     define_files(env, exports);
     define_optim(env, exports);

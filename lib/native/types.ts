@@ -156,6 +156,10 @@ export interface NativeAddon {
   autocastEnter(deviceType: string, dtype: string, enabled: boolean): number;
   autocastExit(token: number): void;
 
+  /** Begins to count the multiply-accumulates of this thread; `macsExit` ends it and returns how many there were. */
+  macsEnter(): number;
+  macsExit(token: number): number;
+
   // ---- random, threads, devices -----------------------------------------------------------------------------------
   manualSeed(seed: number | bigint): void;
   rngState(device: string): Handle;

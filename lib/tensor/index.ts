@@ -25,6 +25,7 @@ export { dtypeInfo, dtypes, isDType, isFloatingPoint } from './dtype.js';
 export type { Device, DType, DTypeInfo, MemoryFormat, Scalar } from './dtype.js';
 export { TorchError } from './errors.js';
 export { applyFunction, autocast, enableGrad, grad, inferenceMode, isGradEnabled, noGrad } from './gradmode.js';
+export { countMacs } from './macs.js';
 export type { AutocastOptions, CustomFunction, GradOptions } from './gradmode.js';
 export { slice, Slice } from './indexing.js';
 export type { Index } from './indexing.js';

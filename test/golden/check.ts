@@ -330,6 +330,28 @@ const FIGURES = [
   'text_parameters',
 ];
 
+/** Multiply-accumulates by the names that rows give them, with what one of theirs stands for. */
+const MACS: Readonly<Record<string, number>> = {
+  macs_224: 1,
+  macs_224_conv_linear_matmul: 1,
+  gmacs: 1e9,
+  gmacs_224: 1e9,
+  gmacs_visual: 1e9,
+  visual_gmacs_224_batch1: 1e9,
+};
+
+/** Compares a count of multiply-accumulates, billions to the four decimals that rows give. */
+function compareMacs(row: CountsRow, macs: unknown, report: Report): void {
+  if (typeof macs !== 'number') return;
+  for (const [figure, unit] of Object.entries(MACS)) {
+    const expected = row[figure];
+    if (typeof expected !== 'number') continue;
+    const ours = macs / unit;
+    if (Math.abs(ours - expected) > (unit === 1 ? 0 : 6e-5))
+      report.problems.push(`${figure}: ours ${ours}, golden ${expected}`);
+  }
+}
+
 /** Checks one row of a counts.json; the model is built on the meta device. */
 export function checkCounts(row: CountsRow): Verdict {
   const report = new Report();
@@ -344,6 +366,7 @@ export function checkCounts(row: CountsRow): Verdict {
         report.problems.push(`${figure}: ours ${JSON.stringify(ours[figure])}, golden ${expected}`);
     }
     comparePerTask(row, ours['per_task_trainable'], report);
+    compareMacs(row, ours['macs'], report);
   });
   return {
     name: `${row.system}/counts ${row.model} ${configText(row)}`.slice(0, 120),

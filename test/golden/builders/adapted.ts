@@ -1,9 +1,9 @@
 /** What builders of adapted models share: an adapter's tensors under the names of official checkpoints. */
 import type { Adapter, Graft, OfficialPart } from '../../../lib/adapters/index.js';
 import type { KeyMap } from '../../../lib/checkpoint/index.js';
-import { createCustomModel, type Backbone } from '../../../lib/models/index.js';
+import { Backbone, createCustomModel, type Host } from '../../../lib/models/index.js';
 import { Context, trainingMode } from '../../../lib/nn/index.js';
-import type { Tensor } from '../../../lib/tensor/index.js';
+import { countMacs, empty, noGrad, scope, type Tensor } from '../../../lib/tensor/index.js';
 import type { Config } from '../builder.js';
 import { type Built, entriesOf, entriesThrough, type Entry, soleInput } from '../builder.js';
 
@@ -24,7 +24,7 @@ function officialName(adapter: Adapter, part: OfficialPart, naming: Naming): str
 }
 
 /** The tensors of one graft by their official names. */
-function graftEntries(adapter: Adapter, { site, rule, form, scale }: Graft, naming: Naming): [string, Entry][] {
+export function graftEntries(adapter: Adapter, { site, rule, form, scale }: Graft, naming: Naming): [string, Entry][] {
   const own: [string, Tensor][] = [...(scale ? [['scale', scale] as [string, Tensor]] : []), ...form.namedState()];
   const path = site.path.replace(/\[.*\]$/, '');
   return own.flatMap(([leaf, tensor]): [string, Entry][] => {
@@ -34,7 +34,7 @@ function graftEntries(adapter: Adapter, { site, rule, form, scale }: Graft, nami
 }
 
 /** The tensors of the parts that grafts share. */
-function sharedEntries(adapter: Adapter, naming: Naming): [string, Entry][] {
+export function sharedEntries(adapter: Adapter, naming: Naming): [string, Entry][] {
   return [...adapter.shared].flatMap(([rule, part]) =>
     part.namedState().flatMap(([leaf, tensor]): [string, Entry][] => {
       const name = officialName(adapter, { path: '', rule, leaf }, naming);
@@ -103,10 +103,17 @@ export const runBlock =
   (model: Backbone): Built['run'] =>
   (inputs) => ({ y: model.getModule('blocks.0').run(soleInput(inputs), new Context()) });
 
+/** Multiply-accumulates of one image of the model's size; the model must be on the meta device. */
+export function macsOf(model: Backbone): number {
+  const x = empty([1, ...model.config.inputSize], { device: 'meta' });
+  return noGrad(() => scope(() => countMacs(() => model.eval().run(x)).macs));
+}
+
 /** The figures of a counts.json that every adapted model has. */
-export function countAdapted(model: Backbone, adapter: Adapter): Record<string, number> {
+export function countAdapted(model: Host, adapter: Adapter): Record<string, number> {
   const { total, trainable, head } = adapter.summary();
   return {
+    ...(model instanceof Backbone && { macs: macsOf(model) }),
     total_parameters: total,
     trainable_parameters: trainable,
     trainable_without_head: trainable - head,

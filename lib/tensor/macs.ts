@@ -1,0 +1,23 @@
+import { native } from '../native/index.js';
+import { runSync } from './check.js';
+
+/**
+ * Counts the multiply-accumulates of `fn` on this thread: those of convolutions and matrix products, attention's among
+ * them; elementwise work, norms and transforms are not counted, as is the custom of the papers. On the meta device the
+ * count is exact and costs no arithmetic.
+ *
+ * ```ts
+ * const { macs } = countMacs(() => model.run(x));
+ * ```
+ */
+export function countMacs<R>(fn: () => R): { readonly macs: number; readonly result: R } {
+  const token = native.macsEnter();
+  let result: R | undefined;
+  let macs = 0;
+  try {
+    result = runSync('countMacs', fn);
+  } finally {
+    macs = native.macsExit(token);
+  }
+  return { macs, result };
+}
