@@ -72,25 +72,22 @@ export class ConvNeXtBlock extends Module {
     this.drop_path = o.dropPath > 0 ? new DropPath(o.dropPath) : null;
     const around = { in: dim, out: dim, layout: 'map', kernel, padding, stride: 1, activation: 'gelu' } as const;
     this.spatial = site(new Span((x, ctx) => this.conv_dw.run(x, ctx)), { role: 'spatial', ...around });
-    this.residual = site(new Span((x, ctx) => this.#branch(x, ctx, this.gamma)), { role: 'residual', ...around });
+    this.residual = site(new Span((x, ctx) => this.#branch(x, ctx)), { role: 'residual', ...around });
     site(this, { role: 'block', in: dim, out: dim, layout: 'map', stage, depth });
   }
 
   forward(x: Tensor, ctx: Context): Tensor {
-    if (this.gamma && this.drop_path === null && this.residual.grafts === undefined) {
-      return aten.addcmul(x, this.#branch(x, ctx, null), this.gamma.view([1, -1, 1, 1]));
-    }
     const branch = this.residual.run(x, ctx);
     return x.add(this.drop_path ? this.drop_path.run(branch, ctx) : branch);
   }
 
-  #branch(x: Tensor, ctx: Context, gamma: Parameter | null): Tensor {
+  #branch(x: Tensor, ctx: Context): Tensor {
     const map = this.spatial.run(x, ctx);
     const [batch = 0, channels = 0, rows = 0, columns = 0] = map.shape;
     ctx.grid = [rows, columns];
     const tokens = map.permute([0, 2, 3, 1]).reshape([batch, rows * columns, channels]);
     const mixed = this.mlp.run(this.norm.run(tokens, ctx), ctx);
-    const scaled = gamma ? mixed.mul(gamma) : mixed;
+    const scaled = this.gamma ? mixed.mul(this.gamma) : mixed;
     return scaled.view([batch, rows, columns, channels]).permute([0, 3, 1, 2]);
   }
 }

@@ -9,7 +9,7 @@ import {
   Module,
   Parameter,
   site,
-  Span,
+  type Span,
 } from '../nn/index.js';
 import { aten, empty, type Tensor } from '../tensor/index.js';
 import { type BlockList } from './blocks.js';
@@ -86,9 +86,11 @@ export interface SwinBlockOptions {
 }
 
 /**
- * Attention within windows [B * windows, P + area, C]: a learned bias for each head and relative position is added to
- * the scores, and the mask of a shifted window. Tokens in front of the window's positions see all and are seen by all,
- * without a bias; so do keys that grafts set in front.
+ * Attention within windows: [B, P + N, C] -> [B, P + N, C] with `ctx.grid` the map of the N patches. The map is cut into
+ * windows [B * windows, P + area, C], and that is what `qkv`, `proj` and what is between them see. A learned bias for each
+ * head and relative position is added to the scores, and the mask of a shifted window. The P tokens in front join every
+ * window, see all and are seen by all, without a bias; what comes out for them is the mean over the windows. Keys that
+ * grafts set in front are seen in the same way.
  */
 export class WindowAttention extends Attention {
   readonly relative_position_bias_table: Parameter;
@@ -100,78 +102,9 @@ export class WindowAttention extends Attention {
     this.windows = o.windows;
     this.relative_position_bias_table = new Parameter(empty([relativePositions(o.windows.window), o.numHeads]));
     this.relative_position_index = o.index;
-    // The place that methods mean by an attention is the block's, with the whole sequence.
-    site(this, { role: 'window_attention', in: o.dim, out: o.dim, layout: 'tokens' });
   }
 
-  protected override scoreMask(q: Tensor, k: Tensor, ctx: Context): Tensor {
-    const { area } = this.windows;
-    const [batch = 0, , queries = 0] = q.shape;
-    const table = this.relative_position_bias_table.to(q.dtype);
-    let bias = table.indexSelect(0, this.relative_position_index).t().reshape([1, this.numHeads, area, area]);
-    const mask = ctx.state.get(this.windows) as Tensor | null | undefined;
-    if (mask) bias = bias.add(mask.unsqueeze(1));
-    const [above, before] = [queries - area, (k.shape[2] ?? 0) - area];
-    if (above > 0 || before > 0) bias = aten.constantPadNd(bias, [before, 0, above, 0], 0);
-    const [count = 1] = bias.shape;
-    // The fused kernels want one mask for all windows of the batch or one for each.
-    return count === 1 || count === batch ? bias : bias.repeat([batch / count, 1, 1, 1]);
-  }
-}
-
-/**
- * z += attn(norm1 z) within windows, z += mlp(norm2 z): [B, P + N, C] -> [B, P + N, C] with `ctx.grid` the map of the N
- * patches. The P tokens in front join every window; what comes out for them is the mean over the windows.
- */
-export class SwinBlock extends Module {
-  readonly norm1: LayerNorm;
-  readonly attn: WindowAttention;
-  readonly drop_path1: DropPath | null;
-  readonly norm2: LayerNorm;
-  readonly mlp: Mlp;
-  readonly drop_path2: DropPath | null;
-  /** The whole normed sequence -> what attention makes of it. */
-  readonly attn_map: Span;
-  /** norm1 x -> what is added to x. */
-  readonly attn_path: Span;
-  /** x -> what is added to x. */
-  readonly attn_branch: Span;
-  readonly mlp_path: Span;
-  readonly mlp_branch: Span;
-  readonly windows: Windows;
-
-  constructor(o: SwinBlockOptions) {
-    super();
-    const { dim, windows, stage, depth } = o;
-    const path = () => (o.dropPath > 0 ? new DropPath(o.dropPath) : null);
-    this.windows = windows;
-    this.norm1 = tokenNorm(dim, o.normEps);
-    this.attn = new WindowAttention(o);
-    this.drop_path1 = path();
-    this.norm2 = tokenNorm(dim, o.normEps);
-    this.mlp = new Mlp(dim, o.hidden, o.projDrop);
-    this.drop_path2 = path();
-    this.attn_map = site(new Span((x, ctx) => this.#attend(x, ctx)), {
-      role: 'attention',
-      in: dim,
-      out: dim,
-      layout: 'tokens',
-    });
-    // Mixing in windows is what a Swin block has of a spatial convolution; one beside it sees the whole map.
-    const beside = { kernel: 7, stride: 1, padding: 3, activation: 'gelu' } as const;
-    this.attn_path = stretch(['attention_path', 'spatial'], dim, () => [this.attn_map, this.drop_path1], beside);
-    this.attn_branch = stretch('attention_branch', dim, () => [this.norm1, this.attn_path]);
-    this.mlp_path = stretch('mlp_path', dim, () => [this.mlp, this.drop_path2]);
-    this.mlp_branch = stretch('mlp_branch', dim, () => [this.norm2, this.mlp_path]);
-    site(this, { role: 'block', in: dim, out: dim, layout: 'tokens', stage, depth });
-  }
-
-  forward(x: Tensor, ctx: Context): Tensor {
-    const z = x.add(this.attn_branch.run(x, ctx));
-    return z.add(this.mlp_branch.run(z, ctx));
-  }
-
-  #attend(x: Tensor, ctx: Context): Tensor {
+  override forward(x: Tensor, ctx: Context): Tensor {
     const grid = gridOf(x, ctx);
     const { windows } = this;
     const { prefix, map } = parted(x, grid, ctx.prefixTokens);
@@ -183,7 +116,7 @@ export class SwinBlock extends Module {
     // Inside, a sequence is one window.
     ctx.grid = windows.window;
     ctx.state.set(windows, windows.mask(grid, x.device, cut.dtype));
-    const mixed = this.attn.run(cut, ctx);
+    const mixed = super.forward(cut, ctx);
     ctx.state.delete(windows);
     ctx.grid = grid;
 
@@ -192,6 +125,61 @@ export class SwinBlock extends Module {
     if (!prefix) return patches;
     const front = gatherPrefix(mixed.narrow(1, 0, ctx.prefixTokens), down * across, acrossBatch);
     return aten.cat([front, patches], 1);
+  }
+
+  protected override scoreMask(q: Tensor, k: Tensor, ctx: Context): Tensor {
+    const { area } = this.windows;
+    const [batch = 0, , queries = 0] = q.shape;
+    const table = this.relative_position_bias_table;
+    let bias = aten.index(table, [this.relative_position_index]).t().reshape([1, this.numHeads, area, area]);
+    const mask = ctx.state.get(this.windows) as Tensor | null | undefined;
+    if (mask) bias = bias.add(mask.unsqueeze(1));
+    const [above, before] = [queries - area, (k.shape[2] ?? 0) - area];
+    if (above > 0 || before > 0) bias = aten.constantPadNd(bias, [before, 0, above, 0], 0);
+    bias = bias.to(q.dtype);
+    const [count = 1] = bias.shape;
+    // The fused kernels want one mask for all windows of the batch or one for each.
+    return count === 1 || count === batch ? bias : bias.repeat([batch / count, 1, 1, 1]);
+  }
+}
+
+/** z += attn(norm1 z); z += mlp(norm2 z). [B, P + N, C] -> [B, P + N, C], P tokens in front of the N patches. */
+export class SwinBlock extends Module {
+  readonly norm1: LayerNorm;
+  readonly attn: WindowAttention;
+  readonly drop_path1: DropPath | null;
+  readonly norm2: LayerNorm;
+  readonly mlp: Mlp;
+  readonly drop_path2: DropPath | null;
+  /** norm1 x -> what is added to x. */
+  readonly attn_path: Span;
+  /** x -> what is added to x. */
+  readonly attn_branch: Span;
+  readonly mlp_path: Span;
+  readonly mlp_branch: Span;
+
+  constructor(o: SwinBlockOptions) {
+    super();
+    const { dim, stage, depth } = o;
+    const path = () => (o.dropPath > 0 ? new DropPath(o.dropPath) : null);
+    this.norm1 = tokenNorm(dim, o.normEps);
+    this.attn = new WindowAttention(o);
+    this.drop_path1 = path();
+    this.norm2 = tokenNorm(dim, o.normEps);
+    this.mlp = new Mlp(dim, o.hidden, o.projDrop);
+    this.drop_path2 = path();
+    // Mixing in windows is what a Swin block has of a spatial convolution; one beside it sees the whole map.
+    const beside = { kernel: 7, stride: 1, padding: 3, activation: 'gelu' } as const;
+    this.attn_path = stretch(['attention_path', 'spatial'], dim, () => [this.attn, this.drop_path1], beside);
+    this.attn_branch = stretch('attention_branch', dim, () => [this.norm1, this.attn_path]);
+    this.mlp_path = stretch('mlp_path', dim, () => [this.mlp, this.drop_path2]);
+    this.mlp_branch = stretch('mlp_branch', dim, () => [this.norm2, this.mlp_path]);
+    site(this, { role: 'block', in: dim, out: dim, layout: 'tokens', stage, depth });
+  }
+
+  forward(x: Tensor, ctx: Context): Tensor {
+    const z = x.add(this.attn_branch.run(x, ctx));
+    return z.add(this.mlp_branch.run(z, ctx));
   }
 }
 

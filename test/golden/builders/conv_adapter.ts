@@ -105,7 +105,7 @@ function adapt(model: Backbone, config: Config, finalNorm: boolean): Adapter {
 
 /** The first of these keys that the config has, as a number; a list of one counts. */
 function numberAt(config: Config, ...keys: string[]): number {
-  const key = keys.find((name) => config.has(name)) ?? keys[0];
+  const [key = keys.join(' or ')] = keys.filter((name) => config.has(name));
   const value = config.get<number | number[]>(key);
   return Array.isArray(value) ? (value[0] ?? NaN) : value;
 }

@@ -46,7 +46,7 @@ function checkWindows(model: SwinTransformer, config: Config): void {
     ['shift_sizes', 'shift'],
     ['window_sizes', 'window'],
   ] as const) {
-    const pairs = stages.map((list) => list.map(({ windows }) => windows[of]));
+    const pairs = stages.map((list) => list.map(({ attn }) => attn.windows[of]));
     config.expect(
       key,
       pairs,
@@ -73,7 +73,8 @@ export function microsoftNames(model: SwinTransformer, head = 'head'): KeyMap {
 export function microsoftBuffers(model: SwinTransformer): Map<string, Tensor> {
   const { grid } = model.patch_embed;
   const buffers = new Map<string, Tensor>();
-  for (const [path, { windows }] of blocksOf(model)) {
+  for (const [path, { attn }] of blocksOf(model)) {
+    const { windows } = attn;
     const stage = Number(path.split('.')[1]);
     const map: Extent = [Math.floor(grid[0] / 2 ** stage), Math.floor(grid[1] / 2 ** stage)];
     const mask = windows.mask(map, 'cpu', 'float32');
