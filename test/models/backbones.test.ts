@@ -155,6 +155,8 @@ describe.each(tinyModels)('$name', (tiny) => {
       ...paths('head_norm'),
       ...paths('downsample_norm'),
       ...paths('downsample_conv'),
+      ...paths('downsample_linear'),
+      ...paths('inner_norm'),
       ...paths('linear'),
       ...paths('classifier'),
     ];

@@ -221,6 +221,69 @@ export const tinyModels: readonly Tiny[] = [
       [24, 40],
     ],
   },
+  {
+    name: 'swin',
+    make: () =>
+      createCustomModel('swin', {
+        imgSize: 32,
+        embedDim: 12,
+        depths: [2, 2],
+        numHeads: [2, 3],
+        windowSize: 4,
+        numClasses: 5,
+        dropPathRate: 0.1,
+      }),
+    sizes: [[32, 32]],
+  },
+  {
+    name: 'swin of any size, oblong windows, absolute positions',
+    make: () =>
+      createCustomModel('swin', {
+        imgSize: [40, 56],
+        embedDim: 8,
+        depths: [2, 2],
+        numHeads: [2, 4],
+        windowSize: [4, 6],
+        qkvBias: false,
+        ape: true,
+        dynamicImgSize: true,
+        numClasses: 5,
+      }),
+    sizes: [
+      [40, 56],
+      [28, 52],
+    ],
+  },
+  {
+    name: 'convnext',
+    make: () =>
+      createCustomModel('convnext', { depths: [1, 2, 1], dims: [8, 12, 16], numClasses: 5, dropPathRate: 0.1 }),
+    sizes: maps,
+  },
+  {
+    name: 'convnext without layer scale and stem norm, last norm first',
+    make: () =>
+      createCustomModel('convnext', {
+        depths: [2],
+        dims: [12],
+        patchSize: 8,
+        stemNorm: false,
+        kernelSize: 3,
+        layerScale: null,
+        headNormFirst: true,
+        numClasses: 5,
+      }),
+    sizes: maps.slice(0, 1),
+  },
+  {
+    name: 'as_mlp',
+    make: () =>
+      createCustomModel('as_mlp', { embedDim: 8, depths: [1, 2], shiftSize: 3, numClasses: 5, dropPathRate: 0.1 }),
+    sizes: [
+      [32, 32],
+      [24, 40],
+    ],
+  },
 ];
 
 /** Weights and statistics away from their symmetric start, so that every part of the model shows in the output. */

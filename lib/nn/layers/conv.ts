@@ -54,9 +54,14 @@ export class Conv2d extends Module {
   }
 
   forward(x: Tensor): Tensor {
+    return this.forwardWith(x, this.weight, this.bias);
+  }
+
+  /** The layer with another weight and bias, by the same operator. */
+  forwardWith(x: Tensor, weight: Tensor, bias: Tensor | null): Tensor {
     const isGathering = this.groups > 1 && this.groups === this.outChannels && this.groups < this.inChannels;
     const conv2d = isGathering ? groupConv : aten.conv2d;
-    return conv2d(x, this.weight, this.bias, this.stride, this.padding, this.dilation, this.groups) as Tensor;
+    return conv2d(x, weight, bias, this.stride, this.padding, this.dilation, this.groups) as Tensor;
   }
 
   override siteDefaults(): SiteDefaults {

@@ -40,7 +40,12 @@ export class Linear extends Module {
   }
 
   forward(x: Tensor): Tensor {
-    return linear(x, this.effectiveWeight(), this.bias) as Tensor;
+    return this.forwardWith(x, this.effectiveWeight(), this.bias);
+  }
+
+  /** The layer with another weight and bias, by the same operator. */
+  forwardWith(x: Tensor, weight: Tensor, bias: Tensor | null): Tensor {
+    return linear(x, weight, bias) as Tensor;
   }
 
   override siteDefaults(): SiteDefaults {
