@@ -46,14 +46,15 @@ export interface DeltaForm extends Module {
   /** The increment D, in the shape of the weight (of the slice's rows, for a slice). */
   delta(): Tensor;
   /** (W + s D) applied to x, where that can be had at once; null where it cannot. `layer` has no other increment yet. */
-  applyWith?(layer: Module, x: Tensor, scale: number): Tensor | null;
+  applyWith?(layer: Module, x: Tensor, scale: number, ctx: Context): Tensor | null;
   /** base + s (D applied to x), where that can be had in fewer passes than the sum of both; `base` is not used again. */
   addTo?(base: Tensor, x: Tensor, scale: number, ctx: Context): Tensor;
 }
 
 /** A form that is a factor and a summand per channel; either may be absent. */
 export interface AffineForm extends Module {
-  factorAndSummand(): { factor: Tensor | null; summand: Tensor | null };
+  /** @param ctx of the pass; absent when the map is folded into weights */
+  factorAndSummand(ctx?: Context): { factor: Tensor | null; summand: Tensor | null };
 }
 
 export function isDeltaForm(form: Module): form is DeltaForm {
@@ -95,11 +96,11 @@ function addScaled(y: Tensor, g: Tensor, scale: Scale, { scale: learned, strengt
 }
 
 /** An affine map's factor and summand, drawn toward the identity by a strength below 1 (and beyond it by one above). */
-export function affineOf({
-  form,
-  strength,
-}: Pick<Part, 'form' | 'strength'>): ReturnType<AffineForm['factorAndSummand']> {
-  const map = (form as AffineForm).factorAndSummand();
+export function affineOf(
+  { form, strength }: Pick<Part, 'form' | 'strength'>,
+  ctx?: Context,
+): ReturnType<AffineForm['factorAndSummand']> {
+  const map = (form as AffineForm).factorAndSummand(ctx);
   if (strength === 1) return map;
   const { factor, summand } = map;
   return { factor: factor && factor.sub(1).mul(strength).add(1), summand: summand && summand.mul(strength) };
@@ -123,7 +124,7 @@ function combine(part: Part, x: Tensor, y: Tensor, ctx: Context): Tensor {
       if (isDeltaForm(form) && form.addTo) return form.addTo(y, x, composition.scale * part.strength, ctx);
       return addScaled(y, form.run(x, ctx), composition.scale, part);
     case 'affine': {
-      const { factor, summand } = affineOf(part);
+      const { factor, summand } = affineOf(part, ctx);
       const dim = channelDim(site);
       if (factor && summand) return scaleShift(y, factor, summand, dim);
       const spread = (v: Tensor): Tensor => (dim === 1 ? v.view([-1, ...Array<number>(y.ndim - 2).fill(1)]) : v);
@@ -137,9 +138,14 @@ function combine(part: Part, x: Tensor, y: Tensor, ctx: Context): Tensor {
 }
 
 /** The layer and its increment in one product, if `part` is an increment of the whole layer and knows how; else null. */
-function layerWithDelta(module: Module, { composition, form, site, strength }: Part, x: Tensor): Tensor | null {
+function layerWithDelta(
+  module: Module,
+  { composition, form, site, strength }: Part,
+  x: Tensor,
+  ctx: Context,
+): Tensor | null {
   if (composition.kind !== 'delta' || site.slice || !isDeltaForm(form)) return null;
-  return form.applyWith?.(module, x, composition.scale * strength) ?? null;
+  return form.applyWith?.(module, x, composition.scale * strength, ctx) ?? null;
 }
 
 /** Runs `module` with `parts`, in their order: inputs first, then the module or its replacement, then outputs. */
@@ -151,7 +157,7 @@ export function runWithGrafts(module: Module, parts: readonly Part[], x: Tensor,
     if (part.composition.kind === 'replace') replacement = part;
   }
   const first = parts.find((part) => part.composition.kind !== 'before');
-  const merged = first && !replacement ? layerWithDelta(module, first, input) : null;
+  const merged = first && !replacement ? layerWithDelta(module, first, input, ctx) : null;
   let y = merged ?? (replacement ? replacement.form.run(input, ctx) : module.forward(input, ctx));
   for (const part of parts) {
     if (merged && part === first) continue;

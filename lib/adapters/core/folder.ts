@@ -10,18 +10,12 @@ import { readSafetensors, writeAtomically, writeSafetensors } from '../../checkp
 import { noGrad, type Tensor } from '../../tensor/index.js';
 import type { Adapter } from './adapter.js';
 import { ownFingerprint } from './fingerprint.js';
+import { headOptions } from './head.js';
 
 export const CONFIG_FILE = 'adapter_config.json';
 export const TENSORS_FILE = 'adapter_model.safetensors';
 
-const head = z.union([
-  z.enum(['train', 'frozen']),
-  z.strictObject({
-    classes: z.int().positive(),
-    dropout: z.number().min(0).max(1).optional(),
-    init: z.enum(['default', 'trunc_normal', 'zero', 'prior']).optional(),
-  }),
-]);
+const head = z.union([z.enum(['train', 'frozen']), headOptions]);
 
 const config = z.object({
   format: z.literal('torchgraft'),

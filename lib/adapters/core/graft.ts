@@ -10,7 +10,7 @@ import { getRngState, keep, manualSeed, setRngState, withDefaults } from '../../
 import { Adapter, type HeadChoice } from './adapter.js';
 import { misfit, replace, scaleParameter, type Composition } from './compose.js';
 import type { Graft } from './grafts.js';
-import { Head } from './head.js';
+import { Head, headOptions } from './head.js';
 import { AdapterHost, type Overlay } from './host.js';
 import type { BackboneParameter, Method, Rule, Surroundings } from './method.js';
 import { nothingMatched, selectSites } from './select.js';
@@ -167,6 +167,7 @@ function buildHead(
   if (!Number.isInteger(classes) || classes < 1) {
     throw new RangeError(`${method}: head.classes must be a positive integer, got ${classes}`);
   }
+  parseOptions(headOptions, options, `${method}: head`);
   const [site] = selectSites(HEAD_RULE, sites);
   if (!site) throw nothingMatched(method, HEAD_RULE, model, sites);
   return newGraft(adapter, site, HEAD_RULE.id, HEAD_RULE.compose, new Head(site.in, options));

@@ -1,12 +1,33 @@
 /** The classifier that an adapter brings along: a graft that replaces the backbone's own. */
-import { type Context, Dropout, init, Linear, Module } from '../../nn/index.js';
-import { call, isGradEnabled, type Tensor } from '../../tensor/index.js';
+import { z } from 'zod';
+import {
+  BatchNorm1d,
+  type Context,
+  Dropout,
+  functional,
+  init,
+  Linear,
+  Module,
+  QUANTIZED_BITS,
+  type QuantizedBits,
+  QuantizedLinear,
+} from '../../nn/index.js';
+import { call, isGradEnabled, noGrad, type Tensor } from '../../tensor/index.js';
 import { warn } from './warn.js';
 
 /** A new classifier for an adapter. */
 export interface HeadOptions {
   /** Number of classes. */
   readonly classes: number;
+  /**
+   * `batch`: the features are first normalized by the batch's statistics per channel (in evaluation: the running ones,
+   * momentum 0.1), without learned scale and shift. Default `none`.
+   */
+  readonly norm?: 'none' | 'batch';
+  /** Added to the variance by that norm. Default 1e-5. */
+  readonly normEps?: number;
+  /** Brings every feature vector to the length 1, after the norm. Default false. */
+  readonly normalize?: boolean;
   /** Dropout before the linear layer. Default 0. */
   readonly dropout?: number;
   /**
@@ -14,24 +35,47 @@ export interface HeadOptions {
    * standard deviation sqrt(2 / classes), and a bias at which every class has the probability 0.01. Default: the method's.
    */
   readonly init?: 'default' | 'trunc_normal' | 'zero' | 'prior';
+  /** Bits per weight: the head is then quantized and has no bias. Default 32: not quantized. */
+  readonly bits?: QuantizedBits | 32;
 }
+
+/** `HeadOptions` as they stand in the config of an adapter folder. */
+export const headOptions = z.strictObject({
+  classes: z.int().positive(),
+  norm: z.enum(['none', 'batch']).optional(),
+  normEps: z.number().positive().optional(),
+  normalize: z.boolean().optional(),
+  dropout: z.number().min(0).max(1).optional(),
+  init: z.enum(['default', 'trunc_normal', 'zero', 'prior']).optional(),
+  bits: z.union([z.literal(QUANTIZED_BITS), z.literal(32)]).optional(),
+});
 
 /** How many times a tensor has been changed in place. */
 function version(tensor: Tensor): number {
   return Number(call('aten::_version', tensor));
 }
 
-/** Dropout, then a linear layer: [B, C] to [B, classes]. */
+/**
+ * y = W drop(z) + b, with z the features [B, C], normed over the batch and brought to the length 1 as the options say:
+ * [B, C] to [B, classes]. State: `norm.running_mean`, ... where there is a norm, `linear.weight`, `linear.bias`.
+ */
 export class Head extends Module {
+  readonly norm: BatchNorm1d | null;
   readonly drop: Dropout;
   readonly linear: Linear;
   #startVersion: number;
   #warned = false;
 
-  constructor(inFeatures: number, { classes, dropout = 0, init: start = 'default' }: HeadOptions) {
+  readonly #normalize: boolean;
+
+  constructor(inFeatures: number, options: HeadOptions) {
     super();
+    const { classes, dropout = 0, init: start = 'default', bits = 32 } = options;
+    const { norm = 'none', normEps = 1e-5, normalize = false } = options;
+    this.norm = norm === 'batch' ? new BatchNorm1d(inFeatures, { affine: false, eps: normEps }) : null;
+    this.#normalize = normalize;
     this.drop = new Dropout(dropout);
-    this.linear = new Linear(inFeatures, classes);
+    this.linear = bits === 32 ? new Linear(inFeatures, classes) : new QuantizedLinear(inFeatures, classes, { bits });
     if (start === 'trunc_normal') init.truncNormal_(this.linear.weight, { std: 0.02 });
     if (start === 'zero') init.zeros_(this.linear.weight);
     if (start === 'prior') init.normal_(this.linear.weight, 0, Math.sqrt(2 / classes));
@@ -47,7 +91,34 @@ export class Head extends Module {
 
   forward(x: Tensor, ctx: Context): Tensor {
     this.#warnIfUntrained();
-    return this.linear.run(this.drop.run(x, ctx), ctx);
+    let z = x;
+    if (this.norm) {
+      if (this.training && x.shape[0] === 1) {
+        throw new RangeError(
+          'the head norms over the batch, which in training needs more than one image; leave out a last batch of one (dropLast)',
+        );
+      }
+      z = this.norm.run(z, ctx);
+    }
+    if (this.#normalize) z = functional.normalize(z);
+    return this.linear.run(this.drop.run(z, ctx), ctx);
+  }
+
+  /** Why the head is no single linear layer in evaluation, or null when it is one. */
+  get obstacle(): string | null {
+    return this.#normalize ? 'the head brings features to one length, which no linear layer does' : null;
+  }
+
+  /** Weight [classes, C] and bias [classes] of the linear layer that the head is in evaluation, computed in float64. */
+  asLinear(): { weight: Tensor; bias: Tensor } {
+    return noGrad(() => {
+      const weight = this.linear.effectiveWeight().to('float64');
+      const bias = this.linear.bias?.to('float64') ?? weight.newZeros([this.linear.outFeatures]);
+      const { running_mean: mean, running_var: variance, eps = 0 } = this.norm ?? {};
+      if (!mean || !variance) return { weight, bias };
+      const normed = weight.mul(variance.to('float64').add(eps).rsqrt());
+      return { weight: normed, bias: bias.sub(normed.mv(mean.to('float64'))) };
+    });
   }
 
   #warnIfUntrained(): void {

@@ -50,7 +50,7 @@ export function obstacle(graft: Graft): string | null {
   const name = layer.constructor.name;
   switch (composition.kind) {
     case 'replace':
-      return form instanceof Head ? null : 'it replaces a computation';
+      return form instanceof Head ? form.obstacle : 'it replaces a computation';
     case 'delta':
       return isDeltaForm(form) ? null : 'it states no weight increment';
     case 'affine':
@@ -196,9 +196,9 @@ function mergeHead(adapter: Adapter, grafts: readonly Graft[]): Module | null {
   const { grafts: beside } = replaced;
   model.resetClassifier(head.linear.outFeatures);
   const classifier = model.getModule(model.classifier);
-  const { bias } = head.linear;
-  const weight = head.linear.effectiveWeight().detach();
-  classifier.loadStateDict({ weight, bias: bias?.detach() ?? weight.newZeros([weight.shape[0] ?? 0]) });
+  scope(() => {
+    classifier.loadStateDict(head.asLinear());
+  });
   classifier.freeze();
   classifier.grafts = beside;
   return replaced;

@@ -19,9 +19,12 @@ function* parts(adapter: Adapter): Generator<[OfficialPart, Tensor]> {
 function named(adapter: Adapter): Map<string, Tensor> {
   const { method, options, model } = adapter;
   const names = new Map<string, Tensor>();
+  const hasNorm = (adapter.headModule?.norm ?? null) !== null;
   for (const [part, tensor] of parts(adapter)) {
     const own = part.path === '' ? `${part.rule}.${part.leaf}` : `${part.path}.${part.rule}.${part.leaf}`;
-    const head = `${model.classifier ?? ''}.${part.leaf.replace(/^linear\./, '')}`;
+    // A norm before the classifier makes it a sequence of two in official checkpoints (MAE's, AdaptFormer's).
+    const leaf = part.leaf.replace(/^norm\./, '0.').replace(/^linear\./, hasNorm ? '1.' : '');
+    const head = `${model.classifier ?? ''}.${leaf}`;
     const name = part.rule === 'head' ? head : method.officialName ? method.officialName(part, options) : own;
     if (name !== null) names.set(name, tensor);
   }
