@@ -5,7 +5,7 @@ import { join } from 'node:path';
 import { afterEach, describe, expect, test } from 'vitest';
 import { graft, loadAdapter, listMethods, matches, type Adapter, type SiteQuery } from '../../lib/adapters/index.js';
 import type { Backbone } from '../../lib/models/index.js';
-import { functional } from '../../lib/nn/index.js';
+import { functional, type Site } from '../../lib/nn/index.js';
 import { keep, manualSeed, noGrad, randn, scope, tensor, type Tensor } from '../../lib/tensor/index.js';
 import { AdamW } from '../../lib/train/optim.js';
 import { randomize, tinyModels } from '../models/tiny.js';
@@ -17,9 +17,13 @@ interface Row {
   readonly identityAtStart: boolean;
   readonly merges: boolean;
   /** What a backbone must have; one without such a site refuses the method. Default: nothing. */
-  readonly needs?: SiteQuery | readonly SiteQuery[];
+  readonly needs?: SiteQuery | readonly SiteQuery[] | ((sites: readonly Site[]) => boolean);
 }
 
+/** All blocks see one sequence of tokens. */
+const sequence = (sites: readonly Site[]): boolean =>
+  sites.some(({ roles, layout }) => roles.includes('block') && layout === 'tokens') &&
+  !sites.some(({ roles }) => roles.includes('stage'));
 const linears = { role: 'linear', inBlock: true };
 
 const rows: readonly Row[] = [
@@ -91,6 +95,20 @@ const rows: readonly Row[] = [
     merges: false,
     needs: { role: 'mlp_branch' },
   },
+  {
+    method: 'noah',
+    options: { prompts: [2, 3], lora: [3, 1], adapters: [0, 4] },
+    identityAtStart: false,
+    merges: false,
+    needs: sequence,
+  },
+  {
+    method: 'noah',
+    options: { prompts: 0, lora: 3, adapters: 2, init: 'zero' },
+    identityAtStart: true,
+    merges: false,
+    needs: sequence,
+  },
   ...['multiply', 'gate_only'].map((se) => ({
     method: 'pro_tuning',
     options: { groups: 2, kernel: 3, seRatio: 4, stages: 2, se },
@@ -104,6 +122,37 @@ const rows: readonly Row[] = [
     identityAtStart: false,
     merges: false,
     needs: { role: 'tokens' },
+  },
+  { method: 'kadaptation', options: { phmDim: 4 }, identityAtStart: true, merges: true, needs: { role: 'q' } },
+  {
+    method: 'kadaptation',
+    options: { phmDim: 4, rank: 2, rule: 'full', bias: true },
+    identityAtStart: true,
+    merges: true,
+    needs: { role: 'q' },
+  },
+  {
+    method: 'kadaptation',
+    options: { phmDim: 4, variant: 'official', start: 'xavier' },
+    identityAtStart: true,
+    merges: false,
+    needs: { role: 'q' },
+  },
+  { method: 'pevit_lora', options: { rank: 2 }, identityAtStart: true, merges: false, needs: { role: 'q' } },
+  {
+    method: 'compacter',
+    options: { hidden: 8, trainRule: true },
+    identityAtStart: false,
+    merges: false,
+    needs: { role: 'mlp' },
+  },
+  { method: 'intrinsic_subspace', options: { dimension: 40 }, identityAtStart: true, merges: true },
+  {
+    method: 'intrinsic_subspace',
+    options: { dimension: 7, submodule: 'attention', depth: { from: -1 } },
+    identityAtStart: true,
+    merges: true,
+    needs: { role: 'attention' },
   },
   ...['conv_adapt_norm', 'conv_adapt_bias'].map((variant) => ({
     method: 'conv_adapter',
@@ -167,16 +216,17 @@ describe.each(rows)('$method $options', ({ method, options = {}, identityAtStart
       return { model, x: randn([2, channels, ...(sizes[0] ?? [])]) };
     };
 
-    if (
-      needs &&
-      !make()
-        .sites()
-        .some((site) => [needs].flat().some((query) => matches(query, site)))
-    ) {
+    const carries = (sites: readonly Site[]): boolean =>
+      typeof needs === 'function'
+        ? needs(sites)
+        : !needs || sites.some((site) => [needs].flat().some((query) => matches(query, site)));
+    if (!carries(make().sites())) {
       test('is refused, and the message lists the sites there are', () => {
         const { model } = build();
         const before = bits(model);
-        expect(() => graft(model, method, options)).toThrow(/Its sites are:\n {2}\w+: /);
+        expect(() => graft(model, method, options)).toThrow(
+          typeof needs === 'function' ? RangeError : /Its sites are:\n {2}\w+: /,
+        );
         expect(same(model, before)).toEqual([]);
         expect(model.parameters().every((p) => p.requiresGrad)).toBe(true);
       });

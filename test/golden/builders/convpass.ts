@@ -1,10 +1,11 @@
 /** Convolutional bypasses: the bare module, and vision transformers with them. */
 import { type Adapter, ConvBypass, graft } from '../../../lib/adapters/index.js';
-import type { Backbone } from '../../../lib/models/index.js';
+import { SwinTransformer } from '../../../lib/models/index.js';
 import { Context } from '../../../lib/nn/index.js';
 import { type Built, type Builder, Config, entriesOf, soleInput, UnknownCase } from '../builder.js';
 import { configText, type CountsRow, type GoldenCase } from '../case.js';
 import { adapted, countAdapted } from './adapted.js';
+import { microsoftNames, swinOf, withMicrosoftBuffers } from './swin.js';
 import { published, publishedName, vitOf } from './timm_backbones.js';
 
 const WHERE: Readonly<Record<string, string>> = { convpass: 'both', convpass_attn: 'attention' };
@@ -33,11 +34,6 @@ function bypass(config: Config): Built {
   };
 }
 
-function backboneOf(config: Config): Backbone {
-  config.ignore('timm_version', 'grid').expect('backbone', 'vit').expect('pre_logits', false);
-  return vitOf(config);
-}
-
 function build(golden: GoldenCase): Built {
   const config = new Config(golden.config);
   if (config.has('module')) {
@@ -48,10 +44,13 @@ function build(golden: GoldenCase): Built {
   }
   const where = WHERE[config.get<string>('method')];
   if (where === undefined) throw new UnknownCase(`no builder knows the method '${config.get<string>('method')}'`);
-  const model = backboneOf(config);
+  config.ignore('timm_version', 'grid').expect('backbone', 'vit', 'swin').expect('pre_logits', false);
+  const model = config.get<string>('backbone', 'vit') === 'swin' ? swinOf(config, 'microsoft') : vitOf(config);
   const options = { ...bypassOf(config), scale: config.get('scale', 1), where };
   config.done();
-  return adapted(model, graft(model, 'convpass', options));
+  const adapter = graft(model, 'convpass', options);
+  if (!(model instanceof SwinTransformer)) return adapted(model, adapter);
+  return withMicrosoftBuffers(adapted(model, adapter, { keyMap: microsoftNames(model) }), model);
 }
 
 /** Rows name the backbone as `ViT-B/16` and say `convpass h=8`, or `convpass_attn h=8`. */

@@ -73,7 +73,9 @@ function count(row: CountsRow): Record<string, number> {
   const [, variant = '', rank = ''] = /^FacT-(TT|TK) r=(\d+)/.exec(configText(row)) ?? [];
   if (variant === '') throw new UnknownCase(`no builder knows the configuration '${configText(row)}' of fact`);
   const model = published(publishedName(row.model), row.num_classes ?? 1000);
-  return countAdapted(model, graft(model, method, { variant: variant.toLowerCase(), rank: Number(rank) }));
+  const adapter = graft(model, method, { variant: variant.toLowerCase(), rank: Number(rank) });
+  // The official code applies U anew for q, k and v, and the cores to every token.
+  return { ...countAdapted(model, adapter), macs_limit: 1 };
 }
 
 export const fact: Builder = { system: 'fact', build, buildMerged, count };

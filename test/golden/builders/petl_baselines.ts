@@ -63,6 +63,27 @@ function adaptFormer(config: Config, model: Backbone, single: boolean): Built {
   return { ...built, state: new Map([...built.state, ...splitProjections(model, inBlock)]) };
 }
 
+/** NOAH: a sub-network of a supernet, with the root prompts that its checkpoints hold. */
+const noah = simple('noah', (config) => {
+  config.expect('adapter_activation', 'quick_gelu(1.702)');
+  const dropout = config.get<Partial<Record<'lora' | 'prompt' | 'adapter', number>>>('dropout', {});
+  const largest = {
+    prompts: config.get('super_prompt_dim', 0),
+    lora: config.get('super_lora_dim', 0),
+    adapters: config.get('super_adapter_dim', 0),
+  };
+  return {
+    largest,
+    rootPrompts: true,
+    prompts: config.get('prompt_dims', 0),
+    lora: config.get('lora_dims', 0),
+    adapters: config.get('adapter_dims', 0),
+    promptDropout: dropout.prompt ?? 0.1,
+    loraDropout: dropout.lora ?? 0.1,
+    adapterDropout: dropout.adapter ?? 0.1,
+  };
+});
+
 const small: Build = (golden, config, model, single) => smallAdapter(golden, config, model, single);
 
 const methods: Readonly<Record<string, Build>> = {
@@ -77,6 +98,7 @@ const methods: Readonly<Record<string, Build>> = {
       ? adaptFormer(config, model, single)
       : smallAdapter(golden, config, model, single),
   adaptformer_nobias: small,
+  noah,
   'adaptformer-bihead': small,
 };
 
@@ -125,6 +147,7 @@ function count(row: CountsRow): Record<string, number> {
   if (lora) return adapt('lora', { rank: Number(lora[2]), at: lora[1] ? { name: 'qkv' } : { role: ['q', 'v'] } });
   const hidden = Number(/\bh=(\d+)/.exec(text)?.[1] ?? /^AdaptFormer-(\d+)/.exec(text)?.[1]);
   if (text.startsWith('AdaptFormer')) return adapt('adaptformer', { hidden, bias: !/without biases/.test(text) });
+  if (/^Adapter h=\d+ after the MLP/.test(text)) return adapt('noah', { prompts: 0, lora: 0, adapters: hidden });
   throw new UnknownCase(`no builder knows the configuration '${text}' of petl_baselines`);
 }
 

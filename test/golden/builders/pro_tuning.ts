@@ -5,6 +5,8 @@ import { Context } from '../../../lib/nn/index.js';
 import { type Built, type Builder, Config, entriesOf, soleInput, UnknownCase } from '../builder.js';
 import type { CountsRow, GoldenCase } from '../case.js';
 import { adapted, countAdapted, type Naming } from './adapted.js';
+import { convnextOf } from './convnext.js';
+import { swinOf } from './swin.js';
 import { published, vitOf } from './timm_backbones.js';
 
 function blockOf(config: Config): Omit<PromptBlockOptions, 'layout'> {
@@ -34,6 +36,8 @@ function backboneOf(config: Config): Backbone {
   const text = config.get<string>('backbone');
   if (text.startsWith('resnet')) return resnet(config, text.includes('basic') ? 'basic' : 'bottleneck');
   if (text.startsWith('vit')) return vitOf(config);
+  if (text.startsWith('swin')) return swinOf(config);
+  if (text.startsWith('convnext')) return convnextOf(config);
   throw new UnknownCase(`no builder knows the backbone '${text}'`);
 }
 
