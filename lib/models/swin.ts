@@ -79,7 +79,7 @@ export class SwinTransformer extends Backbone {
 
   constructor(name: string, o: SwinOptions, config: Preprocessing) {
     super(config);
-    requireSameLength(name, { depths: o.depths, numHeads: o.numHeads });
+    checkSizes(name, o);
     this.name = name;
     this.dynamicImgSize = o.dynamicImgSize;
     this.keyMap = [
@@ -103,7 +103,7 @@ export class SwinTransformer extends Backbone {
     this.pos_drop = new Dropout(o.posDropRate);
     const ends = { in: o.embedDim, out: o.embedDim, layout: 'tokens' } as const;
     this.tokens = site(new Identity(), { role: 'tokens', ...ends, ...(!o.dynamicImgSize && { length }) });
-    this.layers = new Sequential(...buildStages(name, o, dims, grid));
+    this.layers = new Sequential(...buildStages(o, dims, grid));
     this.norm = tokenNorm(dim, o.normEps);
     this.features = identitySite('features', dim, 'tokens');
     this.pool = site(new Span((z) => z.mean([1])), { role: 'pool', in: dim, out: dim, layout: 'vector' });
@@ -203,11 +203,35 @@ function fitTable(stored: Tensor, { relative_position_bias_table: table, windows
   });
 }
 
+/** The side of the windows of each stage. */
+function windowSizes({ windowSize, depths }: SwinOptions): readonly number[] {
+  return typeof windowSize === 'number' ? depths.map(() => windowSize) : windowSize;
+}
+
+/** @throws RangeError for lists of different lengths, or an image that is too small for the stages */
+function checkSizes(name: string, o: SwinOptions): void {
+  requireSameLength(name, { depths: o.depths, numHeads: o.numHeads, windowSize: windowSizes(o) });
+  const [height, width] = sizePair(o.imgSize);
+  const [ph, pw] = sizePair(o.patchSize);
+  const halvings = o.depths.length - 1;
+  if (Math.min(height / ph, width / pw) < 2 ** halvings) {
+    const least = `${ph * 2 ** halvings} x ${pw * 2 ** halvings}`;
+    throw new RangeError(
+      `${name}: ${o.depths.length} stages need images of at least ${least}, and imgSize is ${height} x ${width}`,
+    );
+  }
+  o.numHeads.forEach((heads, i) => {
+    const dim = o.embedDim * 2 ** i;
+    if (dim % heads !== 0) {
+      throw new RangeError(`${name}: the width ${dim} of stage ${i} does not divide into ${heads} heads`);
+    }
+  });
+}
+
 /** The stages; the rule for windows goes by the map of the configured image, halved and rounded down at each stage. */
-function buildStages(name: string, o: SwinOptions, dims: readonly number[], grid: Extent): SwinStage[] {
+function buildStages(o: SwinOptions, dims: readonly number[], grid: Extent): SwinStage[] {
   const total = o.depths.reduce((sum, n) => sum + n, 0);
-  const sizes = typeof o.windowSize === 'number' ? o.depths.map(() => o.windowSize as number) : o.windowSize;
-  requireSameLength(name, { depths: o.depths, windowSize: sizes });
+  const sizes = windowSizes(o);
   const indices = new Map<string, Buffer>();
   const indexOf = (window: Extent): Buffer => {
     const known = indices.get(window.join());
@@ -218,11 +242,6 @@ function buildStages(name: string, o: SwinOptions, dims: readonly number[], grid
   let depth = 0;
   return o.depths.map((count, stage) => {
     const map: Extent = [Math.floor(grid[0] / 2 ** stage), Math.floor(grid[1] / 2 ** stage)];
-    if (Math.min(...map) < 1) {
-      throw new RangeError(
-        `${name}: a grid of ${grid.join(' x ')} patches cannot be halved ${stage} times; give a larger imgSize or fewer depths`,
-      );
-    }
     const windows = [false, true].map((shifted) => {
       const { window, shift } = windowOf(map, sizes[stage] ?? 0, shifted, o.windowRule);
       return new Windows(window, shift);

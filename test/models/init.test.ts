@@ -44,4 +44,27 @@ describe('fresh weights', () => {
     // PyTorch's default of a convolution: uniform of +-1/sqrt(fan-in).
     expect(spread(state.get('patch_embed.proj.weight'))).toBeCloseTo(1 / Math.sqrt(3 * 3 * 256), 3);
   });
+
+  test('Swin: linear weights and tables truncated normal 0.02, biases zero', () => {
+    manualSeed(0);
+    const options = { imgSize: 56, embedDim: 48, depths: [2], numHeads: [4], ape: true };
+    const state = createCustomModel('swin', options).stateDict();
+    const names = ['attn.qkv.weight', 'mlp.fc2.weight', 'attn.relative_position_bias_table'];
+    for (const name of [...names.map((leaf) => `layers.0.blocks.1.${leaf}`), 'absolute_pos_embed', 'head.fc.weight']) {
+      expect([name, Math.abs(spread(state.get(name)) - 0.02) < 0.002]).toEqual([name, true]);
+    }
+    expect(isAll(state.get('layers.0.blocks.0.attn.qkv.bias'), 0)).toBe(true);
+  });
+
+  test('ConvNeXt: convolutions and linear weights truncated normal 0.02, the classifier scaled', () => {
+    manualSeed(0);
+    const options = { depths: [1], dims: [64], headInitScale: 0.001 };
+    const state = createCustomModel('convnext', options).stateDict();
+    for (const name of ['stem.0.weight', 'stages.0.blocks.0.conv_dw.weight', 'stages.0.blocks.0.mlp.fc1.weight']) {
+      expect([name, Math.abs(spread(state.get(name)) - 0.02) < 0.002]).toEqual([name, true]);
+    }
+    expect(spread(state.get('head.fc.weight'))).toBeCloseTo(2e-5, 6);
+    expect(isAll(state.get('stages.0.blocks.0.gamma'), Math.fround(1e-6))).toBe(true);
+    expect(isAll(state.get('stem.0.bias'), 0)).toBe(true);
+  });
 });

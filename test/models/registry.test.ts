@@ -21,6 +21,21 @@ const figures: Readonly<Record<string, number | string>> = {
   vit_large_patch16_224: '304.3',
   vit_huge_patch14_224: 632_045_800,
   deit_small_patch16_224: 22_050_664,
+  swin_tiny_patch4_window7_224: 28_288_354,
+  swin_small_patch4_window7_224: '49.6',
+  swin_base_patch4_window7_224: 87_768_224,
+  swin_base_patch4_window12_384: 87_903_584,
+  swin_large_patch4_window7_224: '196.5',
+  swin_large_patch4_window12_384: '196.7',
+  convnext_atto: 3_695_520,
+  convnext_tiny: 28_589_128,
+  convnext_small: '50.2',
+  convnext_base: 88_591_464,
+  convnext_large: '197.8',
+  convnext_xlarge: '350.2',
+  convnext_isotropic_small: 22_308_712,
+  convnext_isotropic_base: '87.1',
+  convnext_isotropic_large: 305_942_504,
 };
 
 describe('published models', () => {
