@@ -64,6 +64,11 @@ const options = z.strictObject({
   pool: z.enum(['original', 'img', 'prompt', 'imgprompt']).default('original'),
   /** Height and width of the images, for `pad` and `below`. Default: the model's, less the frame on transformers. */
   imageSize: z.tuple([z.int().positive(), z.int().positive()]).optional(),
+  /**
+   * Windowed attention: `none` keeps the images of a batch apart; `official` deals prompts to windows as the published
+   * code does, which mixes them.
+   */
+  batchCoupling: z.enum(['none', 'official']).default('none'),
   /** What of the backbone is trained besides: nothing, everything named `bias`, or the class token. */
   also: z.enum(['none', 'bias', 'cls']).default('none'),
 });
@@ -179,7 +184,8 @@ function tokenRules(o: Options): Rule[] {
       form: (site, around) => {
         const at = { table: 'prompts', rows: 1, row: 0, count: countOf(site, o, around) };
         const prompts = promptsOf(site, o, around, at);
-        return o.location === 'prepend' ? new InsertPrompts(prompts) : new AddPrompts(prompts);
+        const acrossBatch = o.batchCoupling === 'official';
+        return o.location === 'prepend' ? new InsertPrompts(prompts, acrossBatch) : new AddPrompts(prompts);
       },
     });
   }

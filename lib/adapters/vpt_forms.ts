@@ -1,7 +1,7 @@
 /** The places at which visual prompts enter a network; `vpt.ts` decides which of them a model gets. */
 import { type Context, Conv2d, Dropout, init, Linear, Module, Parameter } from '../nn/index.js';
 import { aten, empty, noGrad, tensor, type Tensor } from '../tensor/index.js';
-import { IMAGENET_MEAN, IMAGENET_STD } from '../models/index.js';
+import { IMAGENET_MEAN, IMAGENET_STD, PREFIX_ACROSS_BATCH } from '../models/index.js';
 import { SharedPart } from './core/index.js';
 
 /** Prompts start uniform in ±sqrt(6 / (3 p_h p_w + width)) for patches of p_h x p_w. */
@@ -65,11 +65,16 @@ export class Prompts extends Module {
 
 /** [prefix; tokens] to [prefix; prompts; tokens]; the prompts belong to the prefix from here on. */
 export class InsertPrompts extends Module {
-  constructor(readonly prompts: Module & { readonly count: number }) {
+  /** @param acrossBatch deal the prompts to windows as the official code does; see PREFIX_ACROSS_BATCH */
+  constructor(
+    readonly prompts: Module & { readonly count: number },
+    private readonly acrossBatch = false,
+  ) {
     super();
   }
 
   forward(x: Tensor, ctx: Context): Tensor {
+    if (this.acrossBatch) ctx.state.set(PREFIX_ACROSS_BATCH, true);
     const at = ctx.prefixTokens;
     const prompts = this.prompts.run(x, ctx);
     ctx.prefixTokens = at + this.prompts.count;
@@ -240,8 +245,7 @@ export class ChannelPrompt extends Module {
     if (height !== rows || width !== columns) {
       throw new RangeError(`the prompt channels are ${rows} x ${columns}, and the images ${height} x ${width}`);
     }
-    const channels =
-      this.start === 'uniform' ? this.embeddings.sub(GRAY.mean).div(GRAY.std) : (this.embeddings);
+    const channels = this.start === 'uniform' ? this.embeddings.sub(GRAY.mean).div(GRAY.std) : this.embeddings;
     return this.conv.run(aten.cat([x, channels.expand([batch, -1, -1, -1])], 1), ctx);
   }
 }

@@ -1,11 +1,14 @@
 /** Visual prompt tuning on vision transformers, MAE's among them, Swin, ResNet and ConvNeXt. */
 import { graft, type Adapter } from '../../../lib/adapters/index.js';
-import { createCustomModel, type Backbone } from '../../../lib/models/index.js';
+import type { KeyMap } from '../../../lib/checkpoint/index.js';
+import { createCustomModel, OFFICIAL_CONVNEXT_NAMES, type Backbone } from '../../../lib/models/index.js';
 import { Context, type GraftSet, type Module } from '../../../lib/nn/index.js';
 import type { Tensor } from '../../../lib/tensor/index.js';
 import { type Built, type Builder, Config, type Entry, soleInput, UnknownCase } from '../builder.js';
 import type { CountsRow, GoldenCase } from '../case.js';
 import { adapted, countAdapted } from './adapted.js';
+import { convnextOf } from './convnext.js';
+import { microsoftNames, swinOf, withMicrosoftBuffers } from './swin.js';
 import { published } from './timm_backbones.js';
 
 const LOCATIONS: Readonly<Record<string, string>> = {
@@ -175,12 +178,52 @@ function resnet(config: Config, head: 'train' | 'frozen'): ReturnType<Host> {
   return { model, adapter, built: adapted(model, adapter, naming) };
 }
 
+function swin(config: Config, head: 'train' | 'frozen'): ReturnType<Host> {
+  const coupling = config.get<string>('batch_coupling', 'official');
+  // The official code never applies the projection here.
+  const options = { ...promptOptions(config, POOLS), project: 0, batchCoupling: coupling };
+  const model = swinOf(config, 'microsoft');
+  const adapter = graft(model, 'vpt', options, { head });
+  const keyMap: KeyMap = [
+    ...['layers', 'patch_embed', 'norm'].map(
+      (part) => ({ kind: 'rename', from: `enc.${part}.{rest...}`, to: `${part}.{rest...}` }) as const,
+    ),
+    { kind: 'rename', from: 'enc.absolute_pos_embed', to: 'absolute_pos_embed' },
+    ...microsoftNames(model, 'head.last_layer'),
+  ];
+  const built = adapted(model, adapter, { keyMap, graft: (name) => `enc.${name}` });
+  return { model, adapter, built: withMicrosoftBuffers(built, model, (name) => `enc.${name}`) };
+}
+
+/** The official code splits a ConvNeXt into numbered attributes. */
+const SPLIT_CONVNEXT: KeyMap = [
+  ...['1', '2', '3', '4'].flatMap((number, i) => [
+    {
+      kind: 'rename',
+      from: `frozen_layers.downsample_layer${number}.{rest...}`,
+      to: `downsample_layers.${i}.{rest...}`,
+    } as const,
+    { kind: 'rename', from: `frozen_layers.stage${number}.{rest...}`, to: `stages.${i}.{rest...}` } as const,
+  ]),
+  { kind: 'rename', from: 'head.last_layer.{leaf}', to: 'head.{leaf}' },
+  ...OFFICIAL_CONVNEXT_NAMES,
+];
+
+function convnext(config: Config, head: 'train' | 'frozen'): ReturnType<Host> {
+  const size = config.get<number>('crop_size');
+  const model = convnextOf(config);
+  const adapter = graft(model, 'vpt', { ...promptOptions(config, POOLS), imageSize: [size, size] }, { head });
+  return { model, adapter, built: adapted(model, adapter, { keyMap: SPLIT_CONVNEXT }) };
+}
+
 const hosts: Readonly<Record<string, Host>> = {
   vit: (config, head) => transformer(config, head, 'official'),
   vit_mae: (config, head) => transformer(config, head, 'mae'),
   vit_moco: (config, head) => transformer(config, head, 'moco'),
   vit_mocov3: (config, head) => transformer(config, head, 'moco'),
   resnet,
+  swin,
+  convnext,
 };
 
 function build({ config: values }: GoldenCase): Built {
