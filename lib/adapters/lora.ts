@@ -146,6 +146,12 @@ function loraForm({ module, slice, path }: Site, options: LoraFormOptions): Lora
   );
 }
 
+/** The form with the start of that name; `lora` is how it comes. */
+function started<F extends LoraLinear | LoraConv>(form: F, start: 'lora' | 'bert'): F {
+  if (start === 'bert') for (const { weight } of [form.down, form.up]) init.normal_(weight, 0, 0.02);
+  return form;
+}
+
 /** q and v of every attention, and every spatial convolution of the blocks: whichever the backbone has. */
 const DEFAULT_SITES: readonly SiteQuery[] = [{ role: ['q', 'v'] }, { role: 'conv', inBlock: true, minKernel: 2 }];
 
@@ -175,17 +181,19 @@ export const lora = defineMethod({
     alpha: z.number().optional(),
     dropout: z.number().min(0).max(1).default(0),
     dropoutAt: z.enum(['input', 'rank']).default('input'),
+    /** `lora`: A Kaiming-uniform, B zero, so that the model starts as the backbone; `bert`: both N(0, 0.02²). */
+    init: z.enum(['lora', 'bert']).default('lora'),
     /** Bits per weight of both factors: a quantized adapter takes little room on disk (`saveCompact`). 32: not quantized. */
     bits: z.union([z.literal(QUANTIZED_BITS), z.literal(32)]).default(32),
     /** Which layers. Default: q and v of attention, and convolutions of the blocks with a kernel above 1x1. */
     at: z.union([siteQuery, z.array(siteQuery).min(1)]).optional(),
   }),
-  rules: ({ rank, alpha = rank, dropout, dropoutAt, bits, at }) => [
+  rules: ({ rank, alpha = rank, dropout, dropoutAt, init: start, bits, at }) => [
     {
       id: 'lora',
       at: (at as SiteQuery | SiteQuery[] | undefined) ?? DEFAULT_SITES,
       compose: delta(alpha / rank),
-      form: (site) => loraForm(site, { rank, dropout, dropoutAt, bits }),
+      form: (site) => started(loraForm(site, { rank, dropout, dropoutAt, bits }), start),
     },
   ],
   learningRate: 0.01,

@@ -1,7 +1,10 @@
 /** Methods by name. A new method is one file, one import and one entry here. */
 import type { z } from 'zod';
 import { suggestion, type Host } from '../models/index.js';
+import { adapter } from './adapter.js';
+import { adaptformer } from './adaptformer.js';
 import { bitfit } from './bitfit.js';
+import { compacter } from './compacter.js';
 import { convAdapter } from './conv_adapter.js';
 import { convpass } from './convpass.js';
 import {
@@ -17,13 +20,46 @@ import {
 } from './core/index.js';
 import { fact } from './fact.js';
 import { full } from './full.js';
+import { intrinsicSubspace } from './intrinsic_subspace.js';
+import { kadaptation } from './kadaptation.js';
+import { krona, kronaB, kronaBRes, lokr } from './krona.js';
 import { linearProbe } from './linear_probe.js';
 import { lora } from './lora.js';
+import { mam } from './mam.js';
+import { pevitLora } from './pevit_lora.js';
+import { noah } from './noah.js';
+import { prefix } from './prefix.js';
 import { proTuning } from './pro_tuning.js';
+import { promptTuning } from './prompt_tuning.js';
 import { ssf } from './ssf.js';
 import { vpt } from './vpt.js';
 
-const methods: readonly Method[] = [linearProbe, full, bitfit, lora, ssf, convAdapter, vpt, convpass, fact, proTuning];
+const methods: readonly Method[] = [
+  linearProbe,
+  full,
+  bitfit,
+  lora,
+  ssf,
+  convAdapter,
+  vpt,
+  convpass,
+  fact,
+  proTuning,
+  adaptformer,
+  kadaptation,
+  pevitLora,
+  compacter,
+  intrinsicSubspace,
+  krona,
+  kronaB,
+  kronaBRes,
+  lokr,
+  adapter,
+  prefix,
+  mam,
+  promptTuning,
+  noah,
+];
 const byId = new Map(methods.map((method) => [method.id, method]));
 
 /** Ids of all methods. */

@@ -122,6 +122,8 @@ export class Attention extends Module {
   readonly values: Identity;
   /** Queries [B, H, N, d] to what the heads found, before it is joined and projected. */
   readonly core: Span;
+  /** Tokens to the joined heads, before the output projection. */
+  readonly joined: Span;
 
   constructor(
     dim: number,
@@ -149,6 +151,12 @@ export class Attention extends Module {
     this.keys = site(new Identity(), { role: 'keys', ...ends });
     this.values = site(new Identity(), { role: 'values', ...ends });
     this.core = site(new Span((q, ctx) => this.mix(q, ctx)), { role: 'heads', ...ends });
+    this.joined = site(new Span((x, ctx) => this.join(x, ctx)), {
+      role: 'joined_heads',
+      in: dim,
+      out: dim,
+      layout: 'tokens',
+    });
     site(this, { role: 'attention', in: dim, out: dim, layout: 'tokens' });
   }
 
@@ -156,6 +164,10 @@ export class Attention extends Module {
   private readonly causal: boolean;
 
   forward(x: Tensor, ctx: Context): Tensor {
+    return this.proj_drop.run(this.proj.run(this.joined.run(x, ctx), ctx), ctx);
+  }
+
+  private join(x: Tensor, ctx: Context): Tensor {
     const [batch = 0, length = 0, dim = 0] = x.shape;
     const headDim = dim / this.numHeads;
     const qkv = this.qkv.run(x, ctx).reshape([batch, length, 3, this.numHeads, headDim]).permute([2, 0, 3, 1, 4]);
@@ -164,7 +176,7 @@ export class Attention extends Module {
     ctx.state.set(this, { k: this.keys.run(k, ctx), v: this.values.run(v, ctx) });
     const joined = this.core.run(q, ctx).transpose(1, 2).reshape([batch, length, dim]);
     ctx.state.delete(this);
-    return this.proj_drop.run(this.proj.run(joined, ctx), ctx);
+    return joined;
   }
 
   /** softmax(q k^T / sqrt(d)) v for queries [B, H, N, d]; grafts may have lengthened keys and values. */
