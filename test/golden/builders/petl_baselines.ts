@@ -63,6 +63,47 @@ function adaptFormer(config: Config, model: Backbone, single: boolean): Built {
   return { ...built, state: new Map([...built.state, ...splitProjections(model, inBlock)]) };
 }
 
+const ACTIVATION: Readonly<Record<string, string>> = {
+  'gelu(erf)': 'gelu',
+  'quick_gelu(1.702)': 'quick_gelu',
+};
+
+/** Bottlenecks behind attention and MLP, or behind the MLP alone, before stochastic depth, and their names in the cases. */
+const placed =
+  (places: { attention: boolean }, rename: (official: string) => string): Build =>
+  (_, config, model, single) => {
+    const width = config.get<number>('bottleneck');
+    const reduction = config.get<number | null>('reduction_factor', null);
+    const dim = model.numFeatures;
+    if (reduction !== null && width !== Math.floor(dim / reduction)) {
+      throw new UnknownCase(`a reduction of ${reduction} of ${dim} does not give a bottleneck of ${width}`);
+    }
+    const activation = config.get<string>('activation', 'gelu(erf)');
+    const place = {
+      insertion: 'sequential',
+      norm: 'none',
+      start: 'normal',
+      activation: ACTIVATION[activation] ?? activation,
+      dropout: config.get('dropout', 0),
+    };
+    const options = { design: 'houlsby', width, attention: places.attention ? place : null, mlp: place };
+    const adapter = graft(model, 'adapter', options, { head: single ? 'frozen' : 'train' });
+    const naming = { graft: (name: string) => (single ? blockName(rename(name)) : rename(name)) };
+    return single
+      ? adapted(model, adapter, { ...blockNaming, ...naming }, runBlock(model))
+      : adapted(model, adapter, naming);
+  };
+
+const houlsby = placed({ attention: true }, (name) =>
+  name
+    .replace(/(?:attn\.)?ef_(attn|ffn)_adapter\./, (_, part) => `adapter_${part === 'attn' ? 'attn' : 'mlp'}.`)
+    .replace(/_proj\b/, ''),
+);
+
+const pfeiffer = placed({ attention: false }, (name) =>
+  name.replace(/ef_ffn_adapter\.(down|up)_proj\b/, 'adapter_$1sample'),
+);
+
 /** NOAH: a sub-network of a supernet, with the root prompts that its checkpoints hold. */
 const noah = simple('noah', (config) => {
   config.expect('adapter_activation', 'quick_gelu(1.702)');
@@ -97,6 +138,8 @@ const methods: Readonly<Record<string, Build>> = {
     config.has('adapter_scalar') || config.has('ffn_option')
       ? adaptFormer(config, model, single)
       : smallAdapter(golden, config, model, single),
+  adapter_houlsby: houlsby,
+  adapter_pfeiffer: pfeiffer,
   adaptformer_nobias: small,
   noah,
   'adaptformer-bihead': small,
@@ -147,6 +190,12 @@ function count(row: CountsRow): Record<string, number> {
   if (lora) return adapt('lora', { rank: Number(lora[2]), at: lora[1] ? { name: 'qkv' } : { role: ['q', 'v'] } });
   const hidden = Number(/\bh=(\d+)/.exec(text)?.[1] ?? /^AdaptFormer-(\d+)/.exec(text)?.[1]);
   if (text.startsWith('AdaptFormer')) return adapt('adaptformer', { hidden, bias: !/without biases/.test(text) });
+  const placement = /^Adapter, (Pfeiffer|Houlsby) placement/.exec(text)?.[1];
+  if (placement !== undefined) {
+    const place = { insertion: 'sequential', norm: 'none' };
+    const attention = placement === 'Houlsby' ? place : null;
+    return adapt('adapter', { design: 'houlsby', width: hidden, attention, mlp: place });
+  }
   if (/^Adapter h=\d+ after the MLP/.test(text)) return adapt('noah', { prompts: 0, lora: 0, adapters: hidden });
   throw new UnknownCase(`no builder knows the configuration '${text}' of petl_baselines`);
 }
