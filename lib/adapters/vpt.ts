@@ -103,6 +103,10 @@ function imageSize(site: Site, o: Options, around: Surroundings): readonly [numb
 }
 
 function projectionOf(o: Options, dim: number, around: Surroundings): PromptProjection | null {
+  const widths = new Set(around.all.filter(({ roles }) => roles.includes('block')).map((site) => site.in));
+  if (o.project > 0 && widths.size > 1) {
+    throw new RangeError(`one projection cannot serve blocks of ${[...widths].join(', ')} channels; leave project out`);
+  }
   return o.project > 0 ? around.shared('prompt_proj', () => new PromptProjection(o.project, dim)) : null;
 }
 

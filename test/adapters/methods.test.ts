@@ -121,7 +121,10 @@ const rows: readonly Row[] = [
     options: { tokens: 3, deep: true, project: 5 },
     identityAtStart: false,
     merges: false,
-    needs: { role: 'tokens' },
+    // One projection widens the prompts of all blocks.
+    needs: (sites) =>
+      sites.some(({ roles }) => roles.includes('tokens')) &&
+      new Set(sites.filter(({ roles }) => roles.includes('block')).map((site) => site.in)).size === 1,
   },
   { method: 'kadaptation', options: { phmDim: 4 }, identityAtStart: true, merges: true, needs: { role: 'q' } },
   {
@@ -154,6 +157,68 @@ const rows: readonly Row[] = [
     merges: true,
     needs: { role: 'attention' },
   },
+  {
+    method: 'krona',
+    options: { scale: 2, trainLayerNorm: true },
+    identityAtStart: true,
+    merges: true,
+    needs: { role: 'q' },
+  },
+  { method: 'krona_b', identityAtStart: true, merges: false, needs: { role: 'mlp' } },
+  {
+    method: 'krona_b_res',
+    options: { residualScaleInit: 0.5 },
+    identityAtStart: false,
+    merges: false,
+    needs: { role: 'mlp' },
+  },
+  ...[{ rank: 2 }, { rank: 1, alpha: 3, decomposeBoth: true, decomposeFactor: 2, effectiveConv: true }].map(
+    (options) => ({
+      method: 'lokr',
+      options,
+      identityAtStart: true,
+      merges: true,
+      needs: [{ role: 'q' }, { role: 'conv', inBlock: true, minKernel: 2 }],
+    }),
+  ),
+  { method: 'adapter', options: { width: 4 }, identityAtStart: true, merges: false, needs: { role: 'mlp_branch' } },
+  {
+    method: 'adapter',
+    options: { design: 'houlsby', width: 4, mlp: { norm: 'out', scale: 'learned' } },
+    identityAtStart: false,
+    merges: false,
+    needs: { role: 'attention' },
+  },
+  {
+    method: 'adapter',
+    options: { design: 'pfeiffer', width: 4 },
+    identityAtStart: false,
+    merges: false,
+    needs: { role: 'block' },
+  },
+  {
+    method: 'adapter',
+    options: { design: 'multi_head_parallel', width: 3, attention: { width: 2, start: 'xavier' } },
+    identityAtStart: false,
+    merges: false,
+    needs: { role: 'joined_heads' },
+  },
+  { method: 'prefix', options: { length: 3 }, identityAtStart: false, merges: false, needs: { role: 'keys' } },
+  {
+    method: 'prefix',
+    options: { length: 3, reparametrize: 5, composition: 'add' },
+    identityAtStart: false,
+    merges: false,
+    needs: { role: 'heads' },
+  },
+  {
+    method: 'mam',
+    options: { length: 2, width: 4, reparametrize: 5, scale: 2 },
+    identityAtStart: false,
+    merges: false,
+    needs: { role: 'keys' },
+  },
+  { method: 'prompt_tuning', options: { length: 3 }, identityAtStart: false, merges: false, needs: { role: 'tokens' } },
   ...['conv_adapt_norm', 'conv_adapt_bias'].map((variant) => ({
     method: 'conv_adapter',
     options: { reduction: 4, variant, finalNorm: true },
@@ -287,6 +352,20 @@ describe.each(rows)('$method $options', ({ method, options = {}, identityAtStart
       expect(model.namedModules().every(([, module]) => module.grafts === undefined)).toBe(true);
       expect(model.parameters().every((p) => p.requiresGrad)).toBe(true);
       expect(() => adapter.enable()).toThrow(/removed/);
+    });
+
+    test('serves a batch together with another adapter of its kind', () => {
+      const { model, x } = build();
+      const names = ['a', 'b'];
+      const alone = names.map((name, i) => {
+        const adapter = graft(model, method, options, { name, seed: i });
+        noGrad(() => {
+          for (const p of adapter.parameters()) p.add_(randn(p.shape), { alpha: 0.05 });
+        });
+        return output(model, x.narrow(0, i, 1));
+      });
+      const together = noGrad(() => scope(() => model.forward(x, { adapters: names })));
+      alone.forEach((y, i) => expect(relativeError(together.narrow(0, i, 1), y)).toBeLessThan(1e-5));
     });
 
     test('checkpointing of activations changes no gradient', () => {

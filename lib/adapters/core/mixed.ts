@@ -87,13 +87,37 @@ class Plan {
   }
 }
 
+/**
+ * Runs the groups' parts one after the other, each from where the context stands, since each may say that it has put
+ * tokens into the sequence: the batch has them once.
+ */
+function apart(ctx: Context, parts: readonly (() => Tensor)[]): Tensor[] {
+  const { prefixTokens, grid, frames } = ctx;
+  const after = new Set<number>();
+  const results = parts.map((compute) => {
+    Object.assign(ctx, { prefixTokens, grid, frames });
+    const y = compute();
+    after.add(ctx.prefixTokens);
+    return y;
+  });
+  if (after.size > 1) {
+    throw new RangeError(
+      `the adapters of a mixed batch put different numbers of tokens in front of the sequence (${[...after].join(', ')}); give them a pass each`,
+    );
+  }
+  return results;
+}
+
 /** Runs `module` for a mixed batch with the grafts that the samples' adapters have beside it. */
 export function runMixed(module: Module, all: readonly Graft[], x: Tensor, ctx: Context): Tensor {
   const plan = Plan.of(ctx);
   const per = plan.groups.map((group) => all.filter((graft) => graft.adapter === group.adapter));
   if (per.every((grafts) => grafts.length === 0)) return module.forward(x, ctx);
-  const each = <T>(compute: (grafts: readonly Graft[], group: Group) => T): T[] =>
-    plan.groups.map((group, i) => compute(per[i] ?? [], group));
+  const each = (compute: (grafts: readonly Graft[], group: Group) => Tensor): Tensor[] =>
+    apart(
+      ctx,
+      plan.groups.map((group, i) => () => compute(per[i] ?? [], group)),
+    );
 
   const changesInput = per.some((grafts) => grafts.some(({ composition }) => composition.kind === 'before'));
   const input = changesInput
