@@ -8,7 +8,7 @@ import {
   chain,
   Context,
   Conv2d,
-  type Identity,
+  Identity,
   init,
   LayerNorm2d,
   Linear,
@@ -121,7 +121,8 @@ export class ConvNeXt extends Backbone {
         ? identitySite('norm', dim, 'map')
         : site(norm(dim), { role: isTwice ? 'head_norm' : 'norm' });
     this.norm_pre = o.featureNorms ? null : normPre();
-    this.norm_post = isTwice ? identitySite('norm', dim, 'map') : null;
+    const ends = { in: dim, out: dim, layout: 'map' } as const;
+    this.norm_post = isTwice ? site(new Identity(), { role: 'norm', reader: 'classifier', ...ends }) : null;
     this.features = identitySite('features', dim, 'map');
     const normEps = o.headNormFirst === false && !o.featureNorms ? o.normEps : null;
     this.head = new ClassifierHead(dim, o.numClasses, { drop: o.dropRate, normEps });

@@ -68,6 +68,8 @@ export interface SiteTag {
   readonly length?: number;
   /** Name of the nonlinearity that follows the site inside its block, such as `relu`. */
   readonly activation?: string;
+  /** Set where the classifier reads the mean over the features of the site, and nothing else reads them. */
+  readonly reader?: 'classifier';
   readonly slice?: readonly SliceTag[];
 }
 
@@ -94,6 +96,7 @@ export interface Site {
   readonly size?: readonly [number, number];
   readonly length?: number;
   readonly activation?: string;
+  readonly reader?: 'classifier';
   /** Path of the innermost module with role `block` that contains the site (or is the site); null outside blocks. */
   readonly block: string | null;
   /** For a slice: which output channels of the module. */
@@ -150,6 +153,7 @@ function geometry(tag: SiteTag) {
     ...(tag.size !== undefined && { size: pair(tag.size) }),
     ...(tag.length !== undefined && { length: tag.length }),
     ...(tag.activation !== undefined && { activation: tag.activation }),
+    ...(tag.reader !== undefined && { reader: tag.reader }),
   };
 }
 

@@ -1,4 +1,5 @@
 import { describe, expect, test } from 'vitest';
+import { graft } from '../../lib/adapters/index.js';
 import { applyKeyMap, invertKeyMap } from '../../lib/checkpoint/index.js';
 import {
   createCustomModel,
@@ -95,6 +96,25 @@ describe('norms', () => {
     expect(model.getModule('stem.1')).not.toBeInstanceOf(UnbiasedLayerNorm2d);
   });
 });
+
+test.each([{}, { head: { classes: 4 } }])(
+  'a pair behind a norm that acts twice folds forward into the classifier: %o',
+  (settings) => {
+    const model = convnext({ headNormFirst: 'twice' });
+    const plain = model.run(x);
+    const adapter = graft(model, 'ssf', {}, { seed: 1, ...settings });
+    const adapted = model.run(x);
+    const report = adapter.merge();
+    expect(report.leftover).toEqual([]);
+    expect(model.run(x).sub(adapted).abs().max().item()).toBeLessThan(1e-5);
+    adapter.unmerge();
+    expect(model.run(x).equal(adapted)).toBe(true);
+    adapter.remove();
+    expect(model.run(x).equal(plain)).toBe(true);
+    const headless = convnext({ headNormFirst: 'twice', numClasses: 0 });
+    expect(() => graft(headless, 'ssf').merge()).toThrow(/norm_post there is no classifier/);
+  },
+);
 
 test('maps stay channels-last from the stem on, and strides round down', () => {
   for (const model of [convnext(), convnext({ ...isotropic, patchSize: 8 })]) {

@@ -44,7 +44,7 @@ function isAffineLayer(module: Module): module is Affine {
 }
 
 /** Why a graft cannot be folded into its site, or null when it can. */
-export function obstacle(graft: Graft): string | null {
+export function obstacle(graft: Graft, adapter: Adapter): string | null {
   const { composition, form, site } = graft;
   const layer = site.module;
   const name = layer.constructor.name;
@@ -55,11 +55,24 @@ export function obstacle(graft: Graft): string | null {
       return isDeltaForm(form) ? null : 'it states no weight increment';
     case 'affine':
       if (!isAffineForm(form)) return 'it states no affine map';
+      if (foldsForward(graft)) return readerOf(adapter) ? null : 'there is no classifier to fold it into';
       if (!isAffineLayer(layer)) return `what precedes it is a ${name}, not an affine layer`;
       return layer.weight ? null : `the ${name} before it has no weights`;
     default:
       return `a ${composition.kind} ${form.constructor.name} is not a change of weights`;
   }
+}
+
+/** Whether a graft folds into the classifier, which alone reads the mean of the site's features, for want of a layer before it. */
+function foldsForward({ composition, form, site }: Graft): boolean {
+  const isMap = composition.kind === 'affine' && isAffineForm(form) && !site.slice;
+  return isMap && site.reader === 'classifier' && !isAffineLayer(site.module);
+}
+
+/** The linear layer that is, or will be, the model's classifier. */
+function readerOf({ headModule, model }: Adapter): Linear | null {
+  const classifier = headModule?.linear ?? (model.classifier === null ? null : model.getModule(model.classifier));
+  return classifier instanceof Linear ? classifier : null;
 }
 
 /** Weight and bias of one layer while they are being changed, in float64. */
@@ -73,7 +86,7 @@ interface Draft {
 /** See `Adapter.merge`. */
 export function mergeAdapter(adapter: Adapter, options: MergeOptions): { record: MergeRecord; report: MergeReport } {
   const problems = adapter.grafts.flatMap((graft) => {
-    const reason = obstacle(graft);
+    const reason = obstacle(graft, adapter);
     return reason === null ? [] : [{ graft, site: graft.site.path, reason }];
   });
   if (problems.length > 0 && options.partial !== true) {
@@ -97,13 +110,15 @@ export function mergeAdapter(adapter: Adapter, options: MergeOptions): { record:
   const biasesCreated = drafts.filter((d) => d.bias && !d.module.bias).map((d) => d.path);
   for (const draft of drafts) install(draft);
   const classifier = mergeHead(adapter, grafts);
+  const readers = foldReaders(adapter, grafts.filter(foldsForward));
   for (const graft of grafts) setMerged(graft, true);
 
   const merged = drafts.map(({ path }) => path);
   if (classifier && adapter.model.classifier !== null) merged.push(adapter.model.classifier);
   const after = options.probe ? probeOutput(adapter, options.probe) : null;
   return {
-    record: { grafts, weights, classifier },
+    // In reverse: a layer that changed twice gets its first values.
+    record: { grafts, weights: [...readers, ...weights], classifier },
     report: {
       target: `the model ${adapter.model.name} itself, in place`,
       merged,
@@ -142,6 +157,34 @@ function foldAll(grafts: readonly Graft[]): Draft[] {
     fold(graft, draft);
   }
   return [...drafts.values()];
+}
+
+/** Folds affine maps of features into the classifier that reads their mean: W diag(a), b + W s. Returns what it was. */
+function foldReaders(adapter: Adapter, grafts: readonly Graft[]): MergeRecord['weights'] {
+  const { model } = adapter;
+  if (grafts.length === 0 || model.classifier === null) return [];
+  const module = model.getModule(model.classifier);
+  if (!(module instanceof Linear)) return [];
+  const before = noGrad(() => ({
+    module,
+    weight: keep(module.weight.detach().clone()),
+    bias: module.bias ? keep(module.bias.detach().clone()) : null,
+  }));
+  noGrad(() => {
+    scope(() => {
+      const draft: Draft = { module, path: model.classifier ?? '', weight: before.weight.to('float64'), bias: null };
+      let bias =
+        before.bias?.to('float64') ?? zeros([module.outFeatures], { dtype: 'float64', device: before.weight.device });
+      // The last map is the first that the classifier undoes.
+      for (const graft of [...grafts].reverse()) {
+        const { factor, summand } = inDouble([graft.form, ...graft.shared], () => affineOf(graft));
+        if (summand) bias = bias.add(draft.weight.mv(summand.to('float64')));
+        if (factor) draft.weight = draft.weight.mul(factor.to('float64'));
+      }
+      install({ ...draft, bias });
+    });
+  });
+  return [before];
 }
 
 /** Changes the draft by one graft, in the order in which grafts compute. */
