@@ -29,7 +29,7 @@ import {
 import { overPatches } from './patch_map.js';
 
 /** How the convolutions of an adapter start; the official code gives adapters the start of their backbone's own. */
-type Start = 'fan_out' | 'trunc_normal' | 'default' | 'zero';
+type Start = 'fan_out' | 'fan_out_per_group' | 'trunc_normal' | 'default' | 'default_without_bias' | 'zero';
 
 export interface ConvAdapterOptions {
   readonly inChannels: number;
@@ -80,10 +80,12 @@ export class ConvAdapter extends Module {
 
 function startConvolutions(convolutions: readonly Conv2d[], start: Start): void {
   if (start === 'default') return;
-  for (const { weight, bias, outChannels, kernelSize } of convolutions) {
+  for (const { weight, bias, outChannels, kernelSize, groups } of convolutions) {
+    // Fan-out is that of the official code, which divides it by the groups for EfficientNet only.
+    const fanOut = outChannels * kernelSize[0] * kernelSize[1];
     if (start === 'trunc_normal') init.truncNormal_(weight, { std: 0.02 });
-    // Fan-out here is that of the official code: it is not divided by the groups.
-    else init.normal_(weight, 0, Math.sqrt(2 / (outChannels * kernelSize[0] * kernelSize[1])));
+    else if (start === 'fan_out_per_group') init.normal_(weight, 0, Math.sqrt(2 / Math.floor(fanOut / groups)));
+    else if (start !== 'default_without_bias') init.normal_(weight, 0, Math.sqrt(2 / fanOut));
     if (bias) init.zeros_(bias);
   }
   const last = convolutions.at(-1);
@@ -230,9 +232,14 @@ const SCHEMES = {
   res_seq: { at: { role: 'residual' }, compose: sequential() },
 } as const satisfies Record<string, Pick<Rule, 'at' | 'compose'>>;
 
-/** Official start by host: Kaiming over fan-out beside ReLU, truncated normal beside GELU, PyTorch's own on tokens. */
-function officialStart({ activation, layout }: Site): Start {
+/**
+ * Official start by host: Kaiming over fan-out beside ReLU (per group beside SiLU), truncated normal beside GELU, PyTorch's
+ * own on tokens and before the norms of pre-activated networks, there without bias.
+ */
+function officialStart({ activation, layout, roles }: Site): Start {
   if (layout === 'tokens') return 'default';
+  if (roles.includes('preactivation')) return 'default_without_bias';
+  if (activation === 'silu') return 'fan_out_per_group';
   return activation === 'gelu' ? 'trunc_normal' : 'fan_out';
 }
 
@@ -254,6 +261,18 @@ function adapterForm(site: Site, scheme: keyof typeof SCHEMES, reduction: number
     activation: site.activation ?? 'relu',
     start: start === 'official' ? officialStart(site) : start,
   });
+}
+
+/** Beside CLIP's attention pool, on its tokens. */
+function poolAdapter(site: Site, reduction: number, start: Start | 'official'): LinearAdapter {
+  const width = Math.floor(site.in / reduction);
+  if (width < 1) throw new RangeError(`a reduction of ${reduction} leaves none of ${site.in} channels`);
+  const adapter = new LinearAdapter(site.in, site.out, width);
+  if (start === 'zero') {
+    init.zeros_(adapter.fc2.weight);
+    if (adapter.fc2.bias) init.zeros_(adapter.fc2.bias);
+  }
+  return adapter;
 }
 
 type Trains = (parameter: BackboneParameter) => boolean;
@@ -279,8 +298,9 @@ const VARIANTS: Readonly<Record<string, { readonly adapters: boolean; readonly t
   full: { adapters: false, trains: () => true },
 };
 
-/** Official path of the adapter at a site: in its block, or, before ConvNeXt's stages, in a list of their own. */
-function adapterPath({ path, block, activation }: Site): string {
+/** Official path of the adapter at a site: in its block or pool, or, before ConvNeXt's stages, in a list of their own. */
+function adapterPath({ path, block, activation, roles }: Site): string {
+  if (roles.includes('attention_pool')) return `${path.slice(0, path.lastIndexOf('.'))}.tuning_module`;
   const [, stage] = /^stages\.(\d+)\.downsample\.\d+$/.exec(path) ?? [];
   if (stage !== undefined) return `tuning_module_downsample.${Number(stage) - 1}`;
   // The official ConvNeXt, the host with GELU, has no `blocks` in its names.
@@ -290,7 +310,8 @@ function adapterPath({ path, block, activation }: Site): string {
 
 /**
  * Conv-Adapter, its four schemes and the comparison methods of its code. On ConvNeXt the convolutions between the stages
- * have adapters too; on Swin they stand beside attention, on the whole map. 356,848 parameters on ResNet-50, 1,250,496 on
+ * have adapters too; on Swin they stand beside attention, on the whole map; on CLIP's residual network a linear one stands
+ * beside the attention pool as well; on EfficientNet-V2 they stand beside whole blocks. 356,848 parameters on ResNet-50, 1,250,496 on
  * ConvNeXt-T, 2,361,536 on Swin-B for a reduction of 4, besides the norms that the variant trains.
  *
  * The published start does not make the adapted model equal to the backbone: nothing is zero at first. `init: 'zero'`
@@ -323,6 +344,9 @@ export const convAdapter = defineMethod({
     if (VARIANTS[variant]?.adapters) {
       const form = (site: Site): Module => adapterForm(site, scheme, reduction, start);
       rules.push({ id: 'adapter', ...SCHEMES[scheme], form });
+      const pool = { at: { role: 'attention_pool' }, compose: parallel(), optional: true } as const;
+      if (scheme === 'conv_par')
+        rules.push({ id: 'adapter', ...pool, form: (site) => poolAdapter(site, reduction, start) });
     }
     if (variant === 'bias') {
       // The bottlenecks of the residual networks; other hosts have none, or biases of their own.

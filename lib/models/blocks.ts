@@ -112,6 +112,12 @@ export class UnusedAffine extends Module {
   }
 }
 
+/** `channels` rounded to a multiple of 8, at least 8, but up where that would lose more than `least` allows: timm's rule. */
+export function makeDivisible(channels: number, least = 0.9): number {
+  const rounded = Math.max(8, Math.floor((channels + 4) / 8) * 8);
+  return rounded < least * channels ? rounded + 8 : rounded;
+}
+
 /** Stochastic-depth rate of block `index` of `count`: 0 at the first block, `rate` at the last. */
 export function dropPathRateAt(rate: number, index: number, count: number): number {
   return count > 1 ? (rate * index) / (count - 1) : 0;

@@ -25,6 +25,8 @@ export {
   SSF_CONVNEXT_NAMES,
   type ConvNeXtOptions,
 } from './convnext.js';
+export { EfficientNetV2 } from './efficientnet_v2.js';
+export type { EfficientNetV2Options } from './efficientnet_v2.js';
 export type { Family } from './family.js';
 export { Host } from './host.js';
 export { GGhostRegNet } from './g_ghost_regnet.js';
@@ -39,6 +41,10 @@ export { GnConvModule, HorFpn } from './horfpn.js';
 export type { GnConvModuleOptions, HorFpnOptions } from './horfpn.js';
 export { HorNet, HorNetIsotropic } from './hornet.js';
 export type { HorNetIsotropicOptions, HorNetOptions } from './hornet.js';
+export { RevCol } from './revcol.js';
+export type { RevColOptions } from './revcol.js';
+export { compoundLoss, pixelsOf } from './revcol_loss.js';
+export type { Supervision, SupervisionOptions, SupervisionTarget } from './revcol_loss.js';
 export { loadState, loadWeights } from './load.js';
 export type { WeightsOptions, WeightsReport } from './load.js';
 export { editDistance, nearest, parseOptions, suggestion } from './options.js';
@@ -48,6 +54,9 @@ export { createCustomModel, createModel, listFamilies, listModels, modelInfo } f
 export type { ModelInfo, ModelOptions } from './registry.js';
 export { ResNet } from './resnet.js';
 export type { ResNetOptions } from './resnet.js';
+export { ResNetV2 } from './resnetv2.js';
+export type { ResNetV2Options } from './resnetv2.js';
+export { bitBodyNames, bitUnitPath, googleBitNames, timmBitNames } from './resnetv2_names.js';
 export { microsoftSwinNames, SwinTransformer } from './swin.js';
 export type { SwinOptions } from './swin.js';
 export { PREFIX_ACROSS_BATCH, type WindowRule } from './swin_windows.js';

@@ -12,7 +12,10 @@ import { ghostnet } from './ghostnet.js';
 import { hatnet } from './hatnet.js';
 import { hornet } from './hornet_variants.js';
 import { hornetIsotropic } from './hornet_variants.js';
+import { efficientnetV2 } from './efficientnet_v2.js';
+import { revcol } from './revcol.js';
 import { resnet } from './resnet.js';
+import { resnetv2 } from './resnetv2.js';
 import { swin } from './swin_variants.js';
 import { vit } from './vit_variants.js';
 
@@ -23,6 +26,8 @@ const catalog = new Catalog<Backbone>(
     vit,
     clipVit,
     clipResnet,
+    resnetv2,
+    efficientnetV2,
     ghostnet,
     ghostResnet,
     gGhostRegnet,
@@ -32,6 +37,7 @@ const catalog = new Catalog<Backbone>(
     hatnet,
     hornet,
     hornetIsotropic,
+    revcol,
   ],
   'listModels()',
 );

@@ -1,5 +1,5 @@
 import { describe, expect, test } from 'vitest';
-import { createCustomModel, createModel } from '../../lib/models/index.js';
+import { createCustomClip, createCustomModel, createModel } from '../../lib/models/index.js';
 import { manualSeed, type Tensor } from '../../lib/tensor/index.js';
 
 const spread = (tensor: Tensor | undefined): number => Number(tensor?.detach().square().mean().sqrt().item());
@@ -66,5 +66,47 @@ describe('fresh weights', () => {
     expect(spread(state.get('head.fc.weight'))).toBeCloseTo(2e-5, 6);
     expect(isAll(state.get('stages.0.blocks.0.gamma'), Math.fround(1e-6))).toBe(true);
     expect(isAll(state.get('stem.0.bias'), 0)).toBe(true);
+  });
+
+  test('CLIP: embeddings and projections N(0, 1 / d), text blocks by depth, last norms zero', () => {
+    manualSeed(0);
+    const tower = createCustomModel('clip_vit', { embedDim: 64, depth: 1, numHeads: 4, projDim: 32 }).stateDict();
+    for (const name of ['cls_token', 'pos_embed', 'proj.weight']) {
+      expect([name, Math.abs(spread(tower.get(name)) - 1 / 8) < 0.03]).toEqual([name, true]);
+    }
+    expect(spread(tower.get('blocks.0.attn.qkv.weight'))).toBeCloseTo(Math.sqrt(2 / (64 + 192)), 2);
+    expect(isAll(tower.get('blocks.0.attn.proj.bias'), 0)).toBe(true);
+    const clip = createCustomClip({
+      visualKind: 'resnet',
+      visual: { layers: [1], width: 32, heads: 2, outputDim: 32, imgSize: 32 },
+      text: { width: 64, heads: 2, layers: 3, vocabSize: 99, embedDim: 32 },
+    }).stateDict();
+    expect(isAll(clip.get('visual.layer1.0.bn3.weight'), 0)).toBe(true);
+    expect(spread(clip.get('visual.attnpool.k_proj.weight'))).toBeCloseTo(128 ** -0.5, 2);
+    expect(spread(clip.get('text.blocks.0.mlp.fc2.weight'))).toBeCloseTo(64 ** -0.5 * 6 ** -0.5, 2);
+    expect(spread(clip.get('text.blocks.2.mlp.fc1.weight'))).toBeCloseTo(128 ** -0.5, 2);
+    expect(spread(clip.get('text.token_embedding.weight'))).toBeCloseTo(0.02, 3);
+    expect(spread(clip.get('text.positional_embedding'))).toBeCloseTo(0.01, 3);
+    expect(Number(clip.get('logit_scale')?.item())).toBeCloseTo(Math.log(1 / 0.07), 5);
+  });
+
+  test('BiT: Kaiming-normal over fan-out, classifier 0.01, also a new one', () => {
+    manualSeed(0);
+    const model = createCustomModel('resnetv2', { layers: [1], channels: [128], stemChannels: 32, imgSize: 32 });
+    expect(spread(model.stateDict().get('stem.conv.weight'))).toBeCloseTo(Math.sqrt(2 / (32 * 49)), 3);
+    expect(spread(model.stateDict().get('head.fc.weight'))).toBeCloseTo(0.01, 3);
+    model.resetClassifier(500);
+    expect(spread(model.stateDict().get('head.fc.weight'))).toBeCloseTo(0.01, 3);
+    expect(isAll(model.stateDict().get('head.fc.bias'), 0)).toBe(true);
+  });
+
+  test('EfficientNet-V2: fan-out per group, classifier uniform by the number of classes', () => {
+    manualSeed(0);
+    const stages = ['cn_r1_k3_s1_e1_c32', 'ir_r1_k3_s2_e4_c64_se0.25'];
+    const state = createCustomModel('efficientnet_v2', { stages, headChannels: 64 }).stateDict();
+    expect(spread(state.get('blocks.0.0.conv.weight'))).toBeCloseTo(Math.sqrt(2 / (32 * 9)), 2);
+    expect(spread(state.get('blocks.1.0.conv_dw.weight'))).toBeCloseTo(Math.sqrt(2 / 9), 1);
+    expect(spread(state.get('classifier.weight'))).toBeCloseTo(1 / Math.sqrt(3000), 3);
+    expect(isAll(state.get('blocks.1.0.se.conv_reduce.bias'), 0)).toBe(true);
   });
 });

@@ -77,6 +77,36 @@ export const tinyModels: readonly Tiny[] = [
     sizes: [[12, 20]],
   },
   {
+    name: 'resnetv2',
+    make: () =>
+      createCustomModel('resnetv2', {
+        layers: [1, 2],
+        channels: [16, 32],
+        stemChannels: 8,
+        normGroups: 4,
+        numClasses: 5,
+        dropPathRate: 0.1,
+      }),
+    sizes: maps,
+  },
+  {
+    name: 'efficientnet_v2',
+    make: () =>
+      createCustomModel('efficientnet_v2', {
+        stages: [
+          'cn_r1_k3_s1_e1_c8_skip',
+          'er_r2_k3_s2_e4_c16_se0.25',
+          'ir_r2_k3_s1_e4_c16',
+          'ir_r2_k5_s2_e4_c24_se0.25',
+        ],
+        stemChannels: 8,
+        headChannels: 32,
+        numClasses: 5,
+        dropPathRate: 0.1,
+      }),
+    sizes: maps,
+  },
+  {
     name: 'clip_resnet',
     make: () =>
       createCustomModel('clip_resnet', {
@@ -284,6 +314,24 @@ export const tinyModels: readonly Tiny[] = [
       [24, 40],
     ],
   },
+  ...[false, true].map((reversible) => ({
+    name: `revcol${reversible ? ', reversible' : ''}`,
+    make: () =>
+      createCustomModel('revcol', {
+        channels: [8, 8, 12, 16],
+        layers: [1, 1, 1, 1],
+        columns: 3,
+        numClasses: 5,
+        layerScale: 0.5,
+        dropPathRate: 0.1,
+        huge: reversible,
+        reversible,
+      }),
+    sizes: [
+      [32, 32],
+      [32, 64],
+    ] as const,
+  })),
 ];
 
 /** Weights and statistics away from their symmetric start, so that every part of the model shows in the output. */

@@ -1,7 +1,16 @@
 /** Conv-Adapter: its modules, and its official classifiers with every method and scheme. */
 import { type Adapter, ConvAdapter, ConvAdapterDesign1, graft, LinearAdapter } from '../../../lib/adapters/index.js';
 import type { KeyMap } from '../../../lib/checkpoint/index.js';
-import { createCustomModel, OFFICIAL_CONVNEXT_NAMES, ResNet, type Backbone } from '../../../lib/models/index.js';
+import {
+  bitBodyNames,
+  bitUnitPath,
+  ClipResNet,
+  createCustomModel,
+  OFFICIAL_CONVNEXT_NAMES,
+  ResNet,
+  ResNetV2,
+  type Backbone,
+} from '../../../lib/models/index.js';
 import type { Module } from '../../../lib/nn/index.js';
 import { type Built, type Builder, Config, entriesOf, type Entry, soleInput, UnknownCase } from '../builder.js';
 import type { CountsRow, GoldenCase } from '../case.js';
@@ -56,8 +65,31 @@ interface HostCase {
   readonly keyMap: (model: Backbone) => KeyMap;
   /** Whether a new norm is set in after the last stage. */
   readonly finalNorm?: boolean;
+  /** From the names that the method gives its tensors to those on this host. Default: the same. */
+  readonly graft?: (official: string) => string;
   /** Adds what the checkpoints hold besides. */
   readonly complete?: (built: Built, model: Backbone) => Built;
+}
+
+interface BitStage {
+  readonly units: number;
+  readonly cmid: number;
+  readonly cout: number;
+  readonly stride: number;
+}
+
+/** What the official BiT has otherwise than timm's. */
+const BIT = { weightEps: 1e-10, projection: 'needed' } as const;
+
+/** The classifier, which all official models have as `head.linear`. */
+const headNames = (own: string): KeyMap => [{ kind: 'rename', from: 'head.linear.{leaf}', to: `${own}.{leaf}` }];
+
+function headOptions(config: Config): { numClasses: number; dropRate: number } {
+  return { numClasses: config.get('num_classes'), dropRate: config.get('head_dropout', 0.2) };
+}
+
+function layersOf(model: Backbone): readonly number[] {
+  return model instanceof ResNetV2 ? model.layers : [];
 }
 
 const HOSTS: Readonly<Record<string, HostCase>> = {
@@ -78,6 +110,46 @@ const HOSTS: Readonly<Record<string, HostCase>> = {
   convnext: {
     model: (config) => convnextOf(config, { dropRate: config.get('head_dropout', 0.2) }),
     keyMap: () => [{ kind: 'rename', from: 'head.linear.{leaf}', to: 'head.{leaf}' }, ...OFFICIAL_CONVNEXT_NAMES],
+  },
+  resnetv2: {
+    model: (config) => {
+      const stages = config.get<BitStage[]>('stages');
+      const each = (key: keyof BitStage): number[] => stages.map((stage) => stage[key]);
+      return createCustomModel('resnetv2', {
+        layers: each('units'),
+        channels: each('cout'),
+        midChannels: each('cmid'),
+        strides: each('stride'),
+        stemChannels: config.get('stem_width'),
+        ...BIT,
+        ...headOptions(config),
+      });
+    },
+    keyMap: (model) => [...bitBodyNames(layersOf(model)), ...headNames('head.fc')],
+    graft: (official) => official.replace(/^stages\.\d+\.blocks\.\d+/, bitUnitPath),
+  },
+  clip: {
+    model: (config) =>
+      createCustomModel('clip_resnet', {
+        layers: config.get('layers'),
+        width: config.get('width'),
+        outputDim: config.get('output_dim'),
+        heads: config.get('heads'),
+        imgSize: config.get<number>('input_resolution'),
+        downsampleBias: true,
+        ...headOptions(config),
+      }),
+    keyMap: () => headNames('head'),
+  },
+  efficientnetv2: {
+    model: (config) =>
+      createCustomModel('efficientnet_v2', {
+        stages: config.get<string[][]>('arch').flat(),
+        stemChannels: config.get('stem_size'),
+        headChannels: config.get('num_features'),
+        ...headOptions(config),
+      }),
+    keyMap: () => headNames('classifier'),
   },
   swin: {
     model: (config) => swinOf(config, 'microsoft'),
@@ -148,13 +220,26 @@ function build({ config: values }: GoldenCase): Built {
 function classifier(host: HostCase, config: Config): Built {
   const model = host.model(config);
   const adapter = adapt(model, config, host.finalNorm ?? false);
-  const built = adapted(model, adapter, { keyMap: host.keyMap(model) });
+  const built = adapted(model, adapter, { keyMap: host.keyMap(model), ...(host.graft && { graft: host.graft }) });
   return host.complete?.(built, model) ?? built;
 }
 
+/** Models that the official code calls otherwise, or has in another form. */
+const PUBLISHED: Readonly<Record<string, [name: string, options: Record<string, unknown>]>> = {
+  resnet50_bit_m: ['resnetv2_50x1_bit', BIT],
+  resnet101_bit_m: ['resnetv2_101x1_bit', BIT],
+  resnet50_clip: ['resnet50_clip', { downsampleBias: true }],
+  resnet101_clip: ['resnet101_clip', { downsampleBias: true }],
+  resnet50x4_clip: ['resnet50x4_clip', { downsampleBias: true }],
+  tf_efficientnetv2_s_in21k: ['tf_efficientnetv2_s', { imgSize: 224 }],
+  tf_efficientnetv2_m_in21k: ['tf_efficientnetv2_m', { imgSize: 224 }],
+  tf_efficientnetv2_l_in21k: ['tf_efficientnetv2_l', { imgSize: 224 }],
+};
+
 function count(row: CountsRow): Record<string, number> {
   const config = new Config(typeof row.config === 'string' ? {} : row.config).ignore('note');
-  const model = published(row.model, row.num_classes ?? 1000);
+  const [name, options] = PUBLISHED[row.model] ?? [row.model, {}];
+  const model = published(name, row.num_classes ?? 1000, options);
   const adapter = adapt(model, config, model instanceof ResNet);
   config.done();
   const { plain_backbone_parameters: plain = NaN, ...figures } = countAdapted(model, adapter);
@@ -163,6 +248,8 @@ function count(row: CountsRow): Record<string, number> {
     sum(adapter.grafts.filter(({ rule }) => rules.includes(rule)).flatMap(({ form }) => form.parameters()));
   return {
     ...figures,
+    // The measured code lets every token of CLIP's attention pool ask; ours, without an adapter there, only the first.
+    ...(model instanceof ClipResNet && { macs_limit: 1 }),
     tuning_module_parameters: ofRule('adapter', 'prompt'),
     backbone_parameters: plain - sum(head) + ofRule('norm'),
   };

@@ -5,10 +5,11 @@ import {
   createModel,
   listModels,
   resamplePosEmbed,
+  timmBitNames,
 } from '../../../lib/models/index.js';
 import { Parameter } from '../../../lib/nn/index.js';
 import { empty } from '../../../lib/tensor/index.js';
-import { type Built, type Builder, Config, entriesOf, soleInput, UnknownCase } from '../builder.js';
+import { type Built, type Builder, Config, entriesOf, entriesThrough, soleInput, UnknownCase } from '../builder.js';
 import type { CountsRow, GoldenCase } from '../case.js';
 import { swinOf } from './swin.js';
 
@@ -41,12 +42,7 @@ export function resnetOf(config: Config): Backbone {
 
 /** timm's VisionTransformer arguments to our options. */
 export function vitOf(config: Config): Backbone {
-  config
-    .expect('qk_norm', false)
-    .expect('proj_bias', true)
-    .expect('pre_norm', false)
-    .expect('final_norm', true)
-    .expect('pos_embed', 'learn');
+  config.expect('qk_norm', false).expect('proj_bias', true).expect('final_norm', true).expect('pos_embed', 'learn');
   return createCustomModel('vit', {
     imgSize: config.get('img_size'),
     patchSize: config.get('patch_size'),
@@ -61,6 +57,7 @@ export function vitOf(config: Config): Backbone {
     globalPool: config.get('global_pool', 'token'),
     fcNorm: config.get<boolean | null>('fc_norm', null),
     normEps: config.get(config.has('layer_norm_eps') ? 'layer_norm_eps' : 'norm_eps', 1e-6),
+    preNorm: config.get('pre_norm', false),
     initValues: config.get<number | null>('init_values', null),
     regTokens: config.get('reg_tokens', 0),
     noEmbedClass: config.get('no_embed_class', false),
@@ -74,6 +71,29 @@ export function vitOf(config: Config): Backbone {
 export function plain(model: Backbone): Built {
   return { module: model, state: entriesOf(model), run: (inputs) => ({ y: model.run(soleInput(inputs)) }) };
 }
+
+/** timm's ResNetV2 arguments, in BiT's form, to our options. */
+export function resnetv2Of(config: Config): Backbone {
+  config.expect('preact', true).expect('stem_type', 'fixed', 'fixed_std').expect('bottle_ratio', 0.25).ignore('head');
+  const [, eps = ''] = /eps (\S+)/.exec(config.get('conv', 'StdConv2d eps 1e-8')) ?? [];
+  const [, groups = ''] = /(\d+) groups/.exec(config.get('norm', 'GroupNorm 32 groups')) ?? [];
+  return createCustomModel('resnetv2', {
+    layers: config.get('layers'),
+    channels: config.get('channels', [256, 512, 1024, 2048]),
+    widthFactor: config.get('width_factor', 1),
+    stemChannels: config.get('stem_chs', 64),
+    numClasses: config.get('num_classes'),
+    inChans: config.get('in_chans', 3),
+    normGroups: Number(groups),
+    weightEps: Number(eps),
+    globalPool: config.get('global_pool', 'avg'),
+    dropRate: config.get('drop_rate', 0),
+    dropPathRate: config.get('drop_path_rate', 0),
+  });
+}
+
+/** A BiT network under timm's names, where the classifier is a convolution. */
+const bit = (model: Backbone): Built => ({ ...plain(model), state: entriesThrough(model, timmBitNames) });
 
 function resampling(config: Config): Built {
   const [rows, columns] = config.get<[number, number]>('old_grid');
@@ -100,6 +120,7 @@ function build(golden: GoldenCase): Built {
     ResNet: () => plain(resnetOf(config)),
     VisionTransformer: () => plain(vitOf(config)),
     SwinTransformer: () => plain(swinOf(config)),
+    ResNetV2: () => bit(resnetv2Of(config)),
   }[module];
   if (make === undefined && module !== 'resample_abs_pos_embed')
     throw new UnknownCase(`no builder knows the module '${module}' of timm_backbones`);
@@ -119,9 +140,9 @@ export function publishedName(text: string): string {
 }
 
 /** A published model, or UnknownCase when the registry has none of that name. */
-export function published(name: string, numClasses: number): Backbone {
+export function published(name: string, numClasses: number, options: Record<string, unknown> = {}): Backbone {
   if (!listModels().includes(name)) throw new UnknownCase(`no model is called '${name}'`);
-  return createModel(name, { numClasses });
+  return createModel(name, { ...options, numClasses });
 }
 
 /** Numbers of elements: of all parameters, of the trained ones, and of those outside the classifier. */
