@@ -203,9 +203,9 @@ function fitTable(stored: Tensor, { relative_position_bias_table: table, windows
   });
 }
 
-/** The side of the windows of each stage. */
-function windowSizes({ windowSize, depths }: SwinOptions): readonly number[] {
-  return typeof windowSize === 'number' ? depths.map(() => windowSize) : windowSize;
+/** The windows of each stage. */
+function windowSizes({ windowSize, depths }: SwinOptions): readonly Extent[] {
+  return (typeof windowSize === 'number' ? depths.map(() => windowSize) : windowSize).map(sizePair);
 }
 
 /** @throws RangeError for lists of different lengths, or an image that is too small for the stages */
@@ -243,7 +243,7 @@ function buildStages(o: SwinOptions, dims: readonly number[], grid: Extent): Swi
   return o.depths.map((count, stage) => {
     const map: Extent = [Math.floor(grid[0] / 2 ** stage), Math.floor(grid[1] / 2 ** stage)];
     const windows = [false, true].map((shifted) => {
-      const { window, shift } = windowOf(map, sizes[stage] ?? 0, shifted, o.windowRule);
+      const { window, shift } = windowOf(map, sizes[stage] ?? map, shifted, o.windowRule);
       return new Windows(window, shift);
     });
     const dim = dims[stage] ?? 0;

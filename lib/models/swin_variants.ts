@@ -17,8 +17,8 @@ export const swinOptions = z.strictObject({
   depths: z.array(positive).min(1),
   /** Heads per stage. */
   numHeads: z.array(positive).min(1),
-  /** Side of the windows, for all stages or for each. */
-  windowSize: z.union([positive, z.array(positive).min(1)]).default(7),
+  /** Side of the windows of all stages, or a list with a side, or [height, width], for each. */
+  windowSize: z.union([positive, z.array(imageSize).min(1)]).default(7),
   /**
    * What becomes of a window that is larger than the map: `timm` (axis by axis), `microsoft` (both axes alike, as in the
    * official code; differs on oblong images only), or `always`: the window stays and the map is padded.

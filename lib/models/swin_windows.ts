@@ -17,18 +17,20 @@ export type WindowRule = 'timm' | 'microsoft' | 'always';
 /** Window and shift of a block on a map. `map` is the configured one: what the rule goes by. */
 export function windowOf(
   map: Extent,
-  window: number,
+  window: Extent,
   shifted: boolean,
   rule: WindowRule,
 ): { window: Extent; shift: Extent } {
-  const shift = shifted ? Math.floor(window / 2) : 0;
+  const shift: Extent = shifted ? [Math.floor(window[0] / 2), Math.floor(window[1] / 2)] : [0, 0];
   const smaller = Math.min(...map);
-  if (rule === 'microsoft' && smaller <= window) return { window: [smaller, smaller], shift: [0, 0] };
-  if (rule !== 'timm') return { window: [window, window], shift: [shift, shift] };
+  if (rule === 'microsoft' && smaller <= Math.min(...window)) {
+    return { window: [smaller, smaller], shift: [0, 0] };
+  }
+  if (rule !== 'timm') return { window, shift };
   const [rows, columns] = map;
   return {
-    window: [Math.min(rows, window), Math.min(columns, window)],
-    shift: [rows <= window ? 0 : shift, columns <= window ? 0 : shift],
+    window: [Math.min(rows, window[0]), Math.min(columns, window[1])],
+    shift: [rows <= window[0] ? 0 : shift[0], columns <= window[1] ? 0 : shift[1]],
   };
 }
 

@@ -16,13 +16,14 @@ const golden = readSafetensors(
 
 describe('windows', () => {
   test('shrink to small maps, by timm axis by axis, by Microsoft both alike', () => {
-    expect(windowOf([8, 12], 4, true, 'timm')).toEqual({ window: [4, 4], shift: [2, 2] });
-    expect(windowOf([4, 6], 4, true, 'timm')).toEqual({ window: [4, 4], shift: [0, 2] });
-    expect(windowOf([3, 6], 4, true, 'timm')).toEqual({ window: [3, 4], shift: [0, 2] });
-    expect(windowOf([3, 6], 4, true, 'microsoft')).toEqual({ window: [3, 3], shift: [0, 0] });
-    expect(windowOf([3, 6], 4, true, 'always')).toEqual({ window: [4, 4], shift: [2, 2] });
-    expect(windowOf([14, 14], 7, true, 'timm').shift).toEqual([3, 3]);
-    expect(windowOf([14, 14], 7, false, 'microsoft').shift).toEqual([0, 0]);
+    expect(windowOf([8, 12], [4, 4], true, 'timm')).toEqual({ window: [4, 4], shift: [2, 2] });
+    expect(windowOf([4, 6], [4, 4], true, 'timm')).toEqual({ window: [4, 4], shift: [0, 2] });
+    expect(windowOf([3, 6], [4, 4], true, 'timm')).toEqual({ window: [3, 4], shift: [0, 2] });
+    expect(windowOf([3, 6], [4, 4], true, 'microsoft')).toEqual({ window: [3, 3], shift: [0, 0] });
+    expect(windowOf([3, 6], [4, 4], true, 'always')).toEqual({ window: [4, 4], shift: [2, 2] });
+    expect(windowOf([14, 14], [7, 7], true, 'timm').shift).toEqual([3, 3]);
+    expect(windowOf([8, 8], [4, 9], true, 'timm')).toEqual({ window: [4, 8], shift: [2, 0] });
+    expect(windowOf([14, 14], [7, 7], false, 'microsoft').shift).toEqual([0, 0]);
   });
 
   test('have the index and the mask of the official code', () => {

@@ -19,7 +19,7 @@ export function swinOf(config: Config, windowRule: 'timm' | 'microsoft' = 'timm'
       embedDim: config.get('embed_dim'),
       depths: config.get('depths'),
       numHeads: config.get('num_heads'),
-      windowSize: config.get('window_size'),
+      windowSize: windowSizes(config),
       windowRule: always ? 'always' : windowRule,
       mlpRatio: config.get('mlp_ratio', 4),
       qkvBias: config.get('qkv_bias', true),
@@ -33,6 +33,13 @@ export function swinOf(config: Config, windowRule: 'timm' | 'microsoft' = 'timm'
   );
   checkWindows(model, config);
   return model;
+}
+
+/** As in timm, a pair is one window for all stages; a longer list has one for each. */
+function windowSizes(config: Config): unknown {
+  const size = config.get<number | number[]>('window_size');
+  const isPair = Array.isArray(size) && size.length === 2;
+  return isPair ? config.get<number[]>('depths').map(() => size) : size;
 }
 
 /** What a config says of maps, windows and shifts must be what the model does by itself. */
