@@ -6,7 +6,7 @@ import { existsSync, statSync } from 'node:fs';
 import { join } from 'node:path';
 import type { Adapter } from '../adapters/index.js';
 import type { TransformInput } from '../data/index.js';
-import type { Backbone } from '../models/index.js';
+import type { Backbone, ModelOptions } from '../models/index.js';
 import type { Device, Tensor } from '../tensor/index.js';
 import type { ComputeOptions } from './arguments.js';
 import { UsageError } from './output.js';
@@ -24,6 +24,8 @@ export interface Classifier {
 /** What a merged checkpoint says about itself, under `torchgraft` in the header of the safetensors file. */
 interface MergedHeader {
   readonly model: string;
+  /** What the model was created with, beyond its name. */
+  readonly options?: ModelOptions;
   readonly classNames: readonly string[];
   readonly transforms: TransformInput[];
 }
@@ -49,11 +51,15 @@ export async function prepareCompute(o: ComputeOptions): Promise<Device> {
 export async function openBackbone(
   name: string,
   weights: string | null,
-  o: { imageSize?: number | readonly [number, number]; classes: number },
+  o: { imageSize?: number | readonly [number, number]; classes: number; options?: ModelOptions },
 ): Promise<Backbone> {
   const { createModel, loadWeights } = await import('../models/index.js');
   const imgSize = typeof o.imageSize === 'object' ? ([...o.imageSize] as [number, number]) : o.imageSize;
-  const model = createModel(name, { numClasses: o.classes, ...(imgSize === undefined ? {} : { imgSize }) });
+  const model = createModel(name, {
+    ...o.options,
+    numClasses: o.classes,
+    ...(imgSize === undefined ? {} : { imgSize }),
+  });
   if (weights !== null) loadWeights(model, weights, { classifier: 'drop' });
   return model;
 }
@@ -73,14 +79,14 @@ async function openAdapter(folder: string, weights: string | undefined): Promise
   const { loadAdapter, readAdapterFolder } = await import('../adapters/index.js');
   const read = readAdapterFolder(folder);
   const { config, classNames } = read;
-  const { name } = config.backbone;
+  const { name, options = {} } = config.backbone;
   const inner = existsSync(join(folder, BACKBONE_FILE)) ? join(folder, BACKBONE_FILE) : undefined;
   const file = weights ?? inner;
   if (file === undefined)
     throw new UsageError(`the adapter in ${folder} sits on ${name}: give that backbone's weights with --weights FILE`);
   if (classNames === null) throw new Error(`the adapter in ${folder} was saved without class names`);
   const transforms = checkTransforms(read.preprocessing, folder);
-  const model = await openBackbone(name, file, { classes: classNames.length, ...inputSize(transforms) });
+  const model = await openBackbone(name, file, { options, classes: classNames.length, ...inputSize(transforms) });
   return { model, adapter: loadAdapter(model, read), classNames, transforms };
 }
 
@@ -96,9 +102,10 @@ async function openMerged(path: string, weights: string | undefined): Promise<Cl
   const text = metadata[MERGED_KEY];
   if (text === undefined)
     throw new UsageError(`${path} is neither an adapter folder nor a checkpoint written by 'torchgraft merge'`);
-  const { model: name, classNames, transforms } = JSON.parse(text) as MergedHeader;
+  const { model: name, options = {}, classNames, transforms } = JSON.parse(text) as MergedHeader;
   const size = inputSize(transforms);
   const model = createModel(name, {
+    ...options,
     numClasses: classNames.length,
     ...(size.imageSize ? { imgSize: size.imageSize } : {}),
   });
@@ -121,7 +128,7 @@ async function addBiases(model: Backbone, tensors: ReadonlyMap<string, Tensor>):
 /** Writes the merged model so that `openClassifier` can read it back. */
 export async function writeMerged(path: string, { model, classNames, transforms }: Classifier): Promise<void> {
   const { writeSafetensors } = await import('../checkpoint/index.js');
-  const header: MergedHeader = { model: model.name, classNames, transforms };
+  const header: MergedHeader = { model: model.name, options: model.options, classNames, transforms };
   writeSafetensors(path, model.stateDict(), { [MERGED_KEY]: JSON.stringify(header) });
 }
 

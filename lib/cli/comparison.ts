@@ -4,12 +4,12 @@ import { join } from 'node:path';
 import { graft, saveAdapter } from '../adapters/index.js';
 import { writeSafetensors } from '../checkpoint/index.js';
 import { DataLoader, Shapes, transforms, type Dataset, type ShapesTask, type TransformInput } from '../data/index.js';
-import { createModel, loadWeights, type Backbone } from '../models/index.js';
+import { createModel, loadWeights, type Backbone, type ModelOptions } from '../models/index.js';
 import { manualSeed } from '../tensor/index.js';
 import { evaluate, htmlReport, Trainer, type Evaluation, type FitResult, type TrainListener } from '../train/index.js';
+import { UsageError } from './output.js';
 import { samplePredictions } from './run.js';
 
-const MODEL = 'cifar_resnet20';
 const SIDE = 32;
 const SOURCE: ShapesTask = 'shape';
 const TARGET: ShapesTask = 'color';
@@ -26,19 +26,65 @@ interface MethodChoice {
   readonly lr: number;
 }
 
-const METHODS: readonly MethodChoice[] = [
-  { method: 'linear_probe', lr: 0.1 },
-  { method: 'bitfit', lr: 0.03 },
-  { method: 'ssf', lr: 0.03 },
-  { method: 'lora', options: { rank: 4 }, lr: 0.01 },
-  { method: 'conv_adapter', options: { reduction: 4 }, lr: 0.01 },
-  { method: 'full', lr: 0.002 },
-];
-/** The method whose adapter folder is written. */
-const SHOWN = 'conv_adapter';
+/** A backbone that is small enough to be pretrained here, and the methods that are compared on it. */
+interface Subject {
+  readonly model: string;
+  readonly options: ModelOptions;
+  /** Learning rate of pretraining. */
+  readonly lr: number;
+  readonly methods: readonly MethodChoice[];
+  /** The method whose adapter folder is written. */
+  readonly shown: string;
+}
+
+const SUBJECTS = {
+  resnet: {
+    model: 'cifar_resnet20',
+    options: {},
+    lr: 3e-3,
+    methods: [
+      { method: 'linear_probe', lr: 0.1 },
+      { method: 'bitfit', lr: 0.03 },
+      { method: 'ssf', lr: 0.03 },
+      { method: 'lora', options: { rank: 4 }, lr: 0.01 },
+      { method: 'conv_adapter', options: { reduction: 4 }, lr: 0.01 },
+      { method: 'full', lr: 0.002 },
+    ],
+    shown: 'conv_adapter',
+  },
+  vit: {
+    model: 'vit_tiny_patch16_224',
+    options: { imgSize: SIDE, patchSize: 4, depth: 6 },
+    lr: 1e-3,
+    methods: [
+      { method: 'linear_probe', lr: 0.03 },
+      { method: 'bitfit', lr: 0.01 },
+      { method: 'ssf', lr: 0.01 },
+      { method: 'lora', options: { rank: 8 }, lr: 0.005 },
+      { method: 'fact', options: { rank: 16, scale: 10 }, lr: 0.005 },
+      { method: 'krona', lr: 0.005 },
+      { method: 'kadaptation', options: { phmDim: 8, scale: 5 }, lr: 0.005 },
+      { method: 'vpt', options: { tokens: 10, deep: true }, lr: 0.03 },
+      { method: 'adaptformer', options: { hidden: 16, scale: 1 }, lr: 0.005 },
+      { method: 'convpass', options: { hidden: 8, scale: 1 }, lr: 0.005 },
+      { method: 'pro_tuning', lr: 0.003 },
+      { method: 'full', lr: 0.001 },
+    ],
+    shown: 'lora',
+  },
+} as const satisfies Record<string, Subject>;
+
+/** The backbones to choose from. */
+export const subjects = Object.keys(SUBJECTS) as (keyof typeof SUBJECTS)[];
+
+const build = ({ model, options }: Subject, classes: number): Backbone =>
+  createModel(model, { ...options, numClasses: classes });
 
 export interface ComparisonOptions {
   readonly out: string;
+  readonly backbone: keyof typeof SUBJECTS;
+  /** Only these methods. Default: all that are compared on the backbone. */
+  readonly methods?: readonly string[];
   /** Images to pretrain on. */
   readonly images: number;
   /** Images of the new task, and epochs on them. */
@@ -77,24 +123,35 @@ interface Outcome {
 
 /** Runs it; null if it was interrupted. */
 export async function compareMethods(o: ComparisonOptions): Promise<Comparison | null> {
+  const subject: Subject = SUBJECTS[o.backbone];
+  const methods = chosen(subject, o);
   mkdirSync(o.out, { recursive: true });
   const backbone = join(o.out, 'backbone.safetensors');
-  o.note(`Pretraining ${MODEL} on ${o.images} images: which ${SOURCE}?`);
-  const pretrained = await pretrain(backbone, o);
+  o.note(`Pretraining ${subject.model} on ${o.images} images: which ${SOURCE}?`);
+  const pretrained = await pretrain(subject, backbone, o);
   if (pretrained === null) return null;
 
   o.note(`Adapting it to ${o.targetImages} images of another task: which ${TARGET}?`);
   const data = { train: shapes(TARGET, o.targetImages, 'train'), val: shapes(TARGET, heldOut(o), 'val') };
   const adapter = join(o.out, 'adapter');
   const outcomes: Outcome[] = [];
-  for (const choice of METHODS) {
-    const outcome = await adapt(choice, backbone, data, adapter, o);
+  for (const choice of methods) {
+    const outcome = await adapt(subject, choice, backbone, data, adapter, o);
     if (outcome === null) return null;
     outcomes.push(outcome);
   }
   const report = join(o.out, 'report.html');
-  writeFileSync(report, await reportOf(outcomes, pretrained, data.val, o));
+  writeFileSync(report, await reportOf(subject, outcomes, pretrained, data.val, o));
   return { rows: outcomes.map(({ row }) => row), pretrained, backbone, adapter, report, data: `shapes:${TARGET}` };
+}
+
+/** The methods asked for, in the order of the subject. */
+function chosen({ methods, model }: Subject, { methods: wanted }: ComparisonOptions): readonly MethodChoice[] {
+  const known = methods.map(({ method }) => method);
+  const strange = wanted?.find((id) => !known.includes(id));
+  if (strange !== undefined)
+    throw new UsageError(`${model} is compared with ${known.join(', ')}; '${strange}' is none of them`);
+  return methods.filter(({ method }) => wanted?.includes(method) ?? true);
 }
 
 const shapes = (task: ShapesTask, images: number, part: keyof typeof SEEDS): Dataset =>
@@ -124,15 +181,19 @@ function loaders(
   };
 }
 
-async function pretrain(path: string, o: ComparisonOptions): Promise<Comparison['pretrained'] | null> {
+async function pretrain(
+  subject: Subject,
+  path: string,
+  o: ComparisonOptions,
+): Promise<Comparison['pretrained'] | null> {
   manualSeed(o.seed);
   const data = { train: shapes(SOURCE, o.images, 'train'), val: shapes(SOURCE, heldOut(o), 'val') };
-  const model = createModel(MODEL, { numClasses: data.train.classNames.length });
+  const model = build(subject, data.train.classNames.length);
   const fit = await new Trainer({
     model,
     ...loaders(model, data, o.seed),
     epochs: PRETRAINING_EPOCHS,
-    optimizer: { kind: 'adamw', lr: 3e-3 },
+    optimizer: { kind: 'adamw', lr: subject.lr },
     schedule: { kind: 'cosine', warmupEpochs: 0.5 },
     bnStats: 'update',
     seed: o.seed,
@@ -145,6 +206,7 @@ async function pretrain(path: string, o: ComparisonOptions): Promise<Comparison[
 }
 
 async function adapt(
+  subject: Subject,
   { method, options = {}, lr }: MethodChoice,
   backbone: string,
   data: { train: Dataset; val: Dataset },
@@ -152,7 +214,7 @@ async function adapt(
   o: ComparisonOptions,
 ): Promise<Outcome | null> {
   const { classNames } = data.train;
-  const model = createModel(MODEL, { numClasses: classNames.length });
+  const model = build(subject, classNames.length);
   loadWeights(model, backbone, { classifier: 'drop' });
   const adapter = graft(model, method, options, { head: { classes: classNames.length }, seed: o.seed });
   const { train, val } = loaders(model, data, o.seed);
@@ -172,7 +234,7 @@ async function adapt(
   }).fit();
   if (fit.interrupted) return null;
   const evaluation = await evaluate(model, val);
-  if (method === SHOWN) saveAdapter(adapter, folder, { classNames, preprocessing: steps(model, false) });
+  if (method === subject.shown) saveAdapter(adapter, folder, { classNames, preprocessing: steps(model, false) });
   const { trainable, total, percent } = adapter.summary();
   return {
     row: { method, trainable, percent, accuracy: evaluation.accuracy, seconds: fit.seconds },
@@ -183,20 +245,21 @@ async function adapt(
 }
 
 async function reportOf(
+  subject: Subject,
   outcomes: readonly Outcome[],
   pretrained: Comparison['pretrained'],
   val: Dataset,
   o: ComparisonOptions,
 ): Promise<string> {
-  const shown = outcomes.find(({ row }) => row.method === SHOWN)!;
+  const shown = outcomes.find(({ row }) => row.method === subject.shown) ?? outcomes.at(-1)!;
   return htmlReport({
-    title: `${MODEL}: from ${SOURCE} to ${TARGET}`,
+    title: `${subject.model}: from ${SOURCE} to ${TARGET}`,
     summary:
-      `A ${MODEL} was pretrained to tell the ${SOURCE} on ${o.images} procedural images (${(100 * pretrained.accuracy).toFixed(1)} % right ` +
+      `A ${subject.model} was pretrained to tell the ${SOURCE} on ${o.images} procedural images (${(100 * pretrained.accuracy).toFixed(1)} % right ` +
       `on new ones, ${pretrained.seconds.toFixed(0)} s), then adapted to tell the ${TARGET} from ${o.targetImages} images with each method. ` +
       `Accuracy is on ${heldOut(o)} images that were never trained on.`,
     runs: outcomes.map(({ row, total, fit }) => ({ name: row.method, total, history: fit.history, ...row })),
-    confusion: { of: SHOWN, classNames: val.classNames, matrix: shown.evaluation.confusion },
+    confusion: { of: shown.row.method, classNames: val.classNames, matrix: shown.evaluation.confusion },
     samples: await samplePredictions(shown.evaluation, val, val.classNames),
     settings: { seed: o.seed, batch: BATCH, 'pretraining epochs': PRETRAINING_EPOCHS, 'adaptation epochs': o.epochs },
   });

@@ -10,6 +10,7 @@ import { evaluateCommand } from './evaluate.js';
 import { finetuneCommand } from './finetune.js';
 import { inspectCommand } from './inspect.js';
 import { matrixCommand } from './matrix.js';
+import { lidCommand } from './lid.js';
 import { mergeCommand } from './merge.js';
 import { methodsCommand } from './methods.js';
 import { modelsCommand } from './models.js';
@@ -45,6 +46,7 @@ A first session:
     evaluateCommand(),
     predictCommand(),
     mergeCommand(),
+    lidCommand(),
     inspectCommand(),
     sitesCommand(),
     modelsCommand(),

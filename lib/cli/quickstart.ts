@@ -5,6 +5,8 @@ import { count, note, printResult, table } from './output.js';
 
 interface QuickstartFlags {
   readonly out: string;
+  readonly backbone: 'resnet' | 'vit';
+  readonly methods?: string[];
   readonly images: number;
   readonly targetImages: number;
   readonly epochs: number;
@@ -22,6 +24,15 @@ export function quickstartCommand(): Command {
     )
     .option('--out <dir>', 'folder for the adapter and the report', 'runs/quickstart')
     .addOption(
+      new Option(
+        '--backbone <kind>',
+        'a small residual network, or a small vision transformer and more methods (slower)',
+      )
+        .choices(['resnet', 'vit'])
+        .default('resnet'),
+    )
+    .option('--methods <id...>', 'only these of the methods')
+    .addOption(
       new Option('--images <n>', 'images to pretrain on; less is faster and worse')
         .argParser(integer(64))
         .default(5000),
@@ -33,7 +44,7 @@ export function quickstartCommand(): Command {
     .option('--json', 'print the comparison as JSON')
     .addHelpText(
       'after',
-      '\nExamples:\n  $ torchgraft quickstart\n  $ torchgraft quickstart --images 1000 --out /tmp/quick',
+      '\nExamples:\n  $ torchgraft quickstart\n  $ torchgraft quickstart --images 1000 --out /tmp/quick\n  $ torchgraft quickstart --backbone vit --methods linear_probe vpt convpass',
     )
     .action(async (flags: QuickstartFlags) => {
       const { compareMethods } = await import('./comparison.js');
@@ -43,6 +54,8 @@ export function quickstartCommand(): Command {
       using interrupt = onInterrupt();
       const result = await compareMethods({
         out: flags.out,
+        backbone: flags.backbone,
+        ...(flags.methods && { methods: flags.methods }),
         images: flags.images,
         targetImages: flags.targetImages,
         epochs: flags.epochs,
