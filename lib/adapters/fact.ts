@@ -202,7 +202,7 @@ function piecesOf(site: Site, width: number): readonly [number, number] {
   const pieces = [site.in / width, site.out / width] as const;
   if (pieces.every(Number.isInteger) && Math.min(...pieces) === 1) return pieces;
   throw new RangeError(
-    `a layer from ${site.in} to ${site.out} features is not cut into ${width} by ${width} slices, the width of its block; ` +
+    `${site.path} from ${site.in} to ${site.out} features is not cut into ${width} by ${width} slices, the width of its block; ` +
       'leave it out with the option at',
   );
 }
