@@ -104,8 +104,14 @@ export function bottleneckRule(role: 'attention' | 'mlp', place: Place, sites: r
     id: role === 'attention' ? 'attn' : 'ffn',
     at: { role: at },
     compose,
+    // What stands in sequence reads the site's output.
     form: (site) =>
-      isBefore ? new BeforeNorm(site, options) : new Bottleneck(site.in, site.out, { ...options, layout: site.layout }),
+      isBefore
+        ? new BeforeNorm(site, options)
+        : new Bottleneck(compose.kind === 'parallel' ? site.in : site.out, site.out, {
+            ...options,
+            layout: site.layout,
+          }),
   };
 }
 

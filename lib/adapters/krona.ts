@@ -75,7 +75,11 @@ const beside = (a: FactorOption, b: FactorOption, scale: number, residual: numbe
     compose: parallel(),
     form: (site: Site) => {
       const shapes = factorShapes(site.in, site.out, a, b);
-      return new KroneckerBypass(shapes.a, shapes.b, scale, residual);
+      return new KroneckerBypass(shapes.a, shapes.b, {
+        scale,
+        residualScaleInit: residual,
+        isMap: site.layout === 'map',
+      });
     },
   },
 ];

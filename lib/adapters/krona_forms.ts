@@ -86,18 +86,33 @@ export class KroneckerLinear extends Module implements DeltaForm {
   }
 }
 
+/** What a bypass is beside its factors. */
+export interface BypassOptions {
+  readonly scale: number;
+  /** Start of r; null for no r. */
+  readonly residualScaleInit: number | null;
+  /** Whether the features are maps [B, C, H, W]. */
+  readonly isMap: boolean;
+}
+
 /** s x (A ⊗ B) + r x, with one learned number r `residual_scale`, or none. */
 export class KroneckerBypass extends KroneckerLinear {
   readonly residual_scale: Parameter | null;
   readonly #scale: number;
+  readonly #isMap: boolean;
 
-  constructor(a: FactorShape, b: FactorShape, scale: number, residualScaleInit: number | null) {
+  constructor(a: FactorShape, b: FactorShape, { scale, residualScaleInit, isMap }: BypassOptions) {
     super(a, b);
     this.residual_scale = residualScaleInit === null ? null : new Parameter(full([1], residualScaleInit));
     this.#scale = scale;
+    this.#isMap = isMap;
   }
 
   override forward(x: Tensor): Tensor {
+    return this.#isMap ? this.#compute(x.permute([0, 2, 3, 1])).permute([0, 3, 1, 2]) : this.#compute(x);
+  }
+
+  #compute(x: Tensor): Tensor {
     const y = super.forward(x);
     if (this.residual_scale) return aten.addcmul(y.mul(this.#scale), x, this.residual_scale);
     return this.#scale === 1 ? y : y.mul(this.#scale);
@@ -206,7 +221,8 @@ export class LokrConv extends Lokr {
   readonly #layer: Pick<Conv2d, 'stride' | 'padding' | 'dilation' | 'groups'>;
 
   constructor(
-    { inChannels, outChannels, kernelSize, stride, padding, dilation, groups }: Conv2d,
+    { inChannels, kernelSize, stride, padding, dilation, groups }: Conv2d,
+    outChannels: number,
     options: LokrOptions,
   ) {
     super(inChannels / groups, outChannels, kernelSize, options);
@@ -228,9 +244,11 @@ export class LokrConv extends Lokr {
   }
 }
 
-/** LoKr's form for a site. @throws RangeError where there is neither a linear layer nor a whole convolution */
+/** LoKr's form for a layer, or for a slice of `outFeatures` of its outputs. @throws RangeError where none fits */
 export function lokrForm(module: Module, outFeatures: number, isSlice: boolean, options: LokrOptions): Lokr {
   if (module instanceof Linear) return new LokrLinear(module.inFeatures, outFeatures, options);
-  if (module instanceof Conv2d && !isSlice) return new LokrConv(module, options);
-  throw new RangeError(`needs a linear layer or a convolution, and this is a ${module.constructor.name}`);
+  if (module instanceof Conv2d && (!isSlice || module.groups === 1)) return new LokrConv(module, outFeatures, options);
+  throw new RangeError(
+    `needs a linear layer or a convolution (a slice: one without groups), and this is a ${module.constructor.name}`,
+  );
 }
