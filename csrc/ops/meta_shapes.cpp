@@ -84,6 +84,10 @@ TORCH_LIBRARY_IMPL(aten, Meta, m) {
   m.impl("native_batch_norm", batch_norm);
   m.impl("var_mean.correction", var_mean);
   m.impl("index_select", index_select);
+  m.impl("randperm.generator_out", [](c10::SymInt n, std::optional<at::Generator>, at::Tensor& out) -> at::Tensor& {
+    out.resize_({n.expect_int()});
+    return out;
+  });
   m.impl("where.self_out", where_out);
   m.impl("_fft_r2c", fft_r2c);
   m.impl("_fft_c2r", fft_c2r);

@@ -10,14 +10,18 @@ export interface MatrixCell {
   readonly possible: boolean;
   /** Why not, in one line; null where it is possible. */
   readonly reason: string | null;
-  /** Trained parameters, classifier included; null where it is not possible. */
+  /** Trained parameters, a classifier for 10 classes included; null where it is not possible. */
   readonly trainable: number | null;
 }
 
-/** The first line of a message, without the list that may follow it. */
-function firstLine(error: unknown): string {
-  const [line = ''] = (error instanceof Error ? error.message : String(error)).split('\n');
-  return line.replace(/[.:]?( Its sites are:?)?$/, '').trim();
+/** A new head makes methods possible on backbones that come without a classifier. */
+const CLASSES = 10;
+
+/** The first line of a message, without the list that may follow it, and in the same words for every backbone. */
+function firstLine(error: RangeError): string {
+  const [line = ''] = error.message.split('\n');
+  const text = line.replace(/[.:]?( Its sites are:?)?$/, '').trim();
+  return text.replace(/, and no site of \S+ is that$/, ', and the backbone has no such site');
 }
 
 /**
@@ -39,7 +43,7 @@ export function compatibility(methods: readonly string[], models: readonly strin
       const backbone = withDefaults({ device: 'meta' }, () => createModel(model));
       return found.map((method): MatrixCell => {
         try {
-          const adapter = graft(backbone, method);
+          const adapter = graft(backbone, method, {}, { head: { classes: CLASSES } });
           const { trainable } = adapter.summary();
           adapter.remove();
           return { method: method.id, model, possible: true, reason: null, trainable };
