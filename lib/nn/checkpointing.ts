@@ -19,7 +19,7 @@ import type { Module } from './module.js';
 import type { Parameter } from './parameter.js';
 
 /** Everything in `module` and its grafts that is being trained, each once. */
-function trainableOf(module: Module): Parameter[] {
+export function trainableOf(module: Module): Parameter[] {
   const found = new Set<Parameter>(module.parameters());
   for (const [, part] of module.namedModules()) {
     for (const parameter of part.grafts?.parameters() ?? []) found.add(parameter);
@@ -28,7 +28,7 @@ function trainableOf(module: Module): Parameter[] {
 }
 
 /** The tensors that a context holds, each once, in a fixed order. */
-function tensorsOf(ctx: Context): Set<Tensor> {
+export function tensorsOf(ctx: Context): Set<Tensor> {
   const found = new Set<Tensor>();
   ctx.mapTensors((tensor) => {
     found.add(tensor);
@@ -47,11 +47,11 @@ function generatorsOf(device: Device): Device[] {
   return device.startsWith('cuda') ? ['cpu', device] : ['cpu'];
 }
 
-function randomStates(device: Device): Tensor[] {
+export function randomStates(device: Device): Tensor[] {
   return generatorsOf(device).map(getRngState);
 }
 
-function restoreRandom(device: Device, states: readonly Tensor[]): void {
+export function restoreRandom(device: Device, states: readonly Tensor[]): void {
   generatorsOf(device).forEach((generator, i) => setRngState(states[i] as Tensor, generator));
 }
 
@@ -62,6 +62,14 @@ function autocastDType(device: Device): DType | null {
     return aten.mm(one, one).dtype;
   });
   return dtype === 'float32' ? null : dtype;
+}
+
+/** Runs a function with a graph and with the mixed precision that is on for `device` now, whatever is on then. */
+export function replayer(device: Device): <R>(fn: () => R) => R {
+  const castDevice: Device = device === 'meta' ? 'cpu' : device;
+  const dtype = autocastDType(castDevice);
+  const options = dtype === null ? { device: castDevice, enabled: false } : { device: castDevice, dtype };
+  return (fn) => enableGrad(() => autocast(options, fn));
 }
 
 /** Where a first pass leaves what it found, until `checkpoint` has fetched it. */
@@ -85,16 +93,7 @@ function replayable(
   const device = inputs[0]?.device ?? 'cpu';
   const generators = generatorsOf(device).length;
   const parameters = inputs.slice(1 + carried.length, -generators);
-  const castDevice: Device = device === 'meta' ? 'cpu' : device;
-  const dtype = autocastDType(castDevice);
-
-  /** Runs the module with a graph of its own, as it ran the first time. */
-  const replay = (x: Tensor, ctx: Context): Tensor =>
-    enableGrad(() =>
-      dtype === null
-        ? autocast({ device: castDevice, enabled: false }, () => module.run(x, ctx))
-        : autocast({ device: castDevice, dtype }, () => module.run(x, ctx)),
-    );
+  const replay = replayer(device);
 
   const backward: CustomFunction['backward'] = (gradOutputs, saved) =>
     scope(() => {
@@ -106,7 +105,11 @@ function replayable(
       const before = randomStates(device);
       restoreRandom(device, saved.slice(-generators));
       try {
-        const results = resultsOf(replay(leaves[0] as Tensor, ctx), ctx, new Set(leaves));
+        const results = resultsOf(
+          replay(() => module.run(leaves[0] as Tensor, ctx)),
+          ctx,
+          new Set(leaves),
+        );
         if (results.length !== gradOutputs.length) {
           throw new Error(
             `checkpoint: ${module.constructor.name} gave ${gradOutputs.length} results at first and ${results.length} when it was run again; it must do the same both times`,

@@ -9,11 +9,14 @@ import { ghostnet } from './ghostnet.js';
 import { hatnet } from './hatnet.js';
 import { hornet } from './hornet.js';
 import { krona } from './krona.js';
+import { kadaptation } from './kadaptation.js';
+import { revcol } from './revcol.js';
 import { petlBaselines } from './petl_baselines.js';
 import { proTuning } from './pro_tuning.js';
 import { ssf } from './ssf.js';
 import { t5 } from './t5.js';
 import { timmBackbones } from './timm_backbones.js';
+import { unified } from './unified.js';
 import { vpt } from './vpt.js';
 
 const all: readonly Builder[] = [
@@ -21,6 +24,7 @@ const all: readonly Builder[] = [
   clip,
   convAdapter,
   ssf,
+  kadaptation,
   petlBaselines,
   convpass,
   fact,
@@ -32,6 +36,8 @@ const all: readonly Builder[] = [
   hornet,
   t5,
   krona,
+  unified,
+  revcol,
 ];
 
 export const builders: ReadonlyMap<string, Builder> = new Map(all.map((builder) => [builder.system, builder]));
