@@ -7,6 +7,7 @@ import {
   NumpyDType,
   PickledRecord,
   pythonType,
+  SCRIPT,
   StorageReference,
   UnfinishedArray,
   type Opaque,
@@ -43,14 +44,13 @@ export function lookUp(machine: PickleMachine, module: string, name: string): Pi
   const full = `${MOVED[module] ?? module}.${name}`;
   const found = TABLE.get(full);
   if (found !== undefined) return found;
-  const isScript = module.startsWith('__torch__');
-  const advice = isScript
-    ? 'This is a TorchScript archive: in Python, save model.state_dict() instead'
-    : "If you trust the file, open it in Python and save only its tensors: torch.save({'state_dict': ...}, path)";
+  // Modules of a TorchScript archive: their code stands elsewhere in it and is not looked at.
+  if (module === SCRIPT || module.startsWith(`${SCRIPT}.`)) return record(full);
   throw new CheckpointError(
     machine.path,
     `the file asks for the Python name ${quote(full)}, which is not among the few that rebuild tensors and plain data; ` +
-      `it was refused and nothing was executed. ${advice}`,
+      `it was refused and nothing was executed. ` +
+      "If you trust the file, open it in Python and save only its tensors: torch.save({'state_dict': ...}, path)",
   );
 }
 
@@ -187,6 +187,11 @@ function rebuildParameter(machine: PickleMachine, args: PickleValue[]): PickleVa
     : machine.fail(`a parameter is made from a tensor, not from ${pythonType(data)}`);
 }
 
+/** Lists and dicts of TorchScript, which wraps them to remember their types. */
+function typed(machine: PickleMachine, args: PickleValue[]): PickleValue {
+  return args[0] ?? machine.fail('a typed container of TorchScript holds nothing; the pickle is damaged');
+}
+
 /** The first pass over an old file builds no tensors; see pytorch.ts. */
 export const TENSOR_STAND_IN: Opaque = { isOpaque: true };
 
@@ -283,6 +288,8 @@ function known(): Map<string, PickleValue> {
   add('torch._utils._rebuild_parameter_with_state', { call: rebuildParameter });
   add('torch._tensor._rebuild_from_type_v2', { call: rebuildFromType });
   add('torch.Size', { call: sequence });
+  for (const name of ['build_intlist', 'build_doublelist', 'build_boollist', 'build_tensorlist', 'restore_type_tag'])
+    add(`torch.jit._pickle.${name}`, { call: typed });
   add('torch.device', { call: device });
 
   for (const name of ['collections.OrderedDict', 'builtins.dict', 'collections.Counter']) add(name, { call: makeDict });

@@ -1,6 +1,6 @@
 import { Tensor } from '../tensor/index.js';
 import { CheckpointError, quote, quoteList } from './errors.js';
-import { PickledRecord, pythonType, textOf, type PickleValue } from './values.js';
+import { PickledRecord, pythonType, SCRIPT, textOf, type PickleValue } from './values.js';
 
 /** A plain value that stood beside the weights, such as `epoch` or `best_acc`. */
 export type Scalar = null | boolean | number | bigint | string;
@@ -47,13 +47,15 @@ const WRAPPERS = [
   'weights',
 ];
 const MAX_LEVELS = 8;
+const MAX_SCRIPT_DEPTH = 100;
+const MAX_SCRIPT_MODULES = 100_000;
 /** Compiled modules leave this component in the middle of names too. */
 const COMPILED = /(^|\.)_orig_mod\./g;
 /** The only name beside `module.` in what `AveragedModel` saves. */
 const AVERAGED_COUNT = 'n_averaged';
 
 /**
- * Finds the weights in what a checkpoint file holds: takes off wrappers (`state_dict`, `model`, `state_dict_ema`,
+ * Finds the weights in what a checkpoint file holds (a TorchScript archive too): takes off wrappers (`state_dict`, `model`, `state_dict_ema`,
  * `module`, ... nested too), and the prefixes `module.` and `_orig_mod.` from names.
  *
  * @throws CheckpointError when there are no tensors, listing the keys that there are
@@ -98,8 +100,31 @@ function isPacked(source: Wrapped): source is { readonly value: PickleValue; rea
   );
 }
 
+/** A module of a TorchScript archive. */
+function isScript(value: unknown): value is PickledRecord {
+  return value instanceof PickledRecord && (value.type === SCRIPT || value.type.startsWith(`${SCRIPT}.`));
+}
+
+/** The tensors of a TorchScript module and of those below it by dotted names, and its own plain values. */
+function scriptState(root: PickledRecord): Map<PickleValue, PickleValue> {
+  const state = new Map<PickleValue, PickleValue>();
+  let visited = 0;
+  const visit = (module: PickledRecord, prefix: string, depth: number): void => {
+    // One module may stand at several places, and in a hostile file within itself.
+    if (depth > MAX_SCRIPT_DEPTH || ++visited > MAX_SCRIPT_MODULES)
+      throw new CheckpointError('state dict', 'the TorchScript modules nest without end; the file is damaged');
+    for (const [name, value] of module.fields) {
+      if (isScript(value)) visit(value, `${prefix}${name}.`, depth + 1);
+      else if (value instanceof Tensor || prefix === '') state.set(prefix + name, value);
+    }
+  };
+  visit(root, '', 0);
+  return state;
+}
+
 function dictOf(value: unknown): Map<PickleValue, PickleValue> | null {
   if (value instanceof Map) return value;
+  if (isScript(value)) return scriptState(value);
   if (value instanceof PickledRecord) return value.fields;
   if (typeof value !== 'object' || value === null) return null;
   const prototype: unknown = Object.getPrototypeOf(value);

@@ -23,6 +23,9 @@ export interface Opaque {
   readonly isOpaque: true;
 }
 
+/** What Python names of TorchScript's modules begin with. */
+export const SCRIPT = '__torch__';
+
 /** An object of a class that only keeps named values, such as `argparse.Namespace`. */
 export class PickledRecord {
   /**

@@ -63,6 +63,21 @@ def surroundings():
     }
 
 
+class Scripted(torch.nn.Module):
+    """Attributes of every kind that TorchScript keeps."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = torch.nn.Sequential(torch.nn.Linear(2, 3).half(), torch.nn.ReLU())
+        self.register_buffer("resolution", torch.tensor(224))
+        self.sizes = [1, 2]
+        self.rates = {"a": 0.5}
+        self.title = "scripted"
+
+    def forward(self, x):
+        return self.body(x.half()) * self.sizes[0] * self.rates["a"]
+
+
 def write_torch():
     torch.save(all_dtypes(), OUT / "dtypes.pt")
     torch.save(all_dtypes(), OUT / "dtypes_legacy.pt", _use_new_zipfile_serialization=False)
@@ -73,6 +88,8 @@ def write_torch():
     model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.BatchNorm1d(2))
     torch.save(model, OUT / "whole_model.pt")
     torch.jit.script(torch.nn.Linear(2, 2)).save(OUT / "script.pt")
+    torch.manual_seed(0)
+    torch.jit.script(Scripted()).save(OUT / "script_nested.pt")
     big_endian(OUT / "dtypes.pt", OUT / "dtypes_big_endian.pt")
     repack(OUT / "structured.pt", OUT / "structured_deflated.pt")
 

@@ -2,10 +2,12 @@ import { describe, expect, test } from 'vitest';
 import {
   CheckpointError,
   PickledRecord,
+  readCheckpoint,
   StateDict,
   stateDictOf,
   type PickleValue,
 } from '../../lib/checkpoint/index.js';
+import { fixture } from './helpers.js';
 import { tensor, zeros } from '../../lib/tensor/index.js';
 
 const x = tensor([1, 2]);
@@ -19,6 +21,34 @@ describe('stateDictOf', () => {
     expect(state).toBeInstanceOf(StateDict);
     expect([...state]).toEqual([...plain]);
     expect([state.unwrapped, state.ignored, [...state.scalars]]).toEqual([[], [], []]);
+  });
+
+  test('a TorchScript archive: the tensors of nested modules', () => {
+    const state = stateDictOf(readCheckpoint(fixture('script_nested.pt')));
+    const shapes = Array.from(state, ([name, value]) => [name, value.dtype, value.shape]);
+    expect(shapes).toEqual([
+      ['resolution', 'int64', []],
+      ['body.0.weight', 'float16', [3, 2]],
+      ['body.0.bias', 'float16', [3]],
+    ]);
+    expect(state.scalars.get('title')).toBe('scripted');
+    expect([...stateDictOf(readCheckpoint(fixture('script.pt'))).keys()]).toEqual(['weight', 'bias']);
+  });
+
+  test('TorchScript modules that contain themselves are refused', () => {
+    const endless = new PickledRecord('__torch__.Endless');
+    endless.fields.set('weight', x).set('self', endless);
+    expect(() => stateDictOf(endless)).toThrow(/nest without end/);
+    let wide = new PickledRecord('__torch__.Leaf', new Map([['weight', x]]));
+    for (let i = 0; i < 60; i++)
+      wide = new PickledRecord(
+        '__torch__.Twice',
+        new Map([
+          ['a', wide],
+          ['b', wide],
+        ]),
+      );
+    expect(() => stateDictOf(wide)).toThrow(/nest without end/);
   });
 
   test.each(['state_dict', 'model', 'model_state_dict', 'net', 'module', 'state_dict_ema', 'model_ema', 'params'])(
