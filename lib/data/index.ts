@@ -1,4 +1,4 @@
-/** Images: data sets, decoding, transforms, batches. */
+/** Images: data sets, decoding, transforms, batches; text: tokenizers. */
 export { adjustBrightness, adjustContrast, adjustHue, adjustSaturation } from './color.js';
 export { splitDataset, Subset, TensorDataset } from './dataset.js';
 export type { Dataset } from './dataset.js';
@@ -16,6 +16,8 @@ export type { CollateOptions } from './pipeline.js';
 export { Random } from './random.js';
 export { Shapes, shapesTasks } from './shapes.js';
 export type { ShapesAttributes, ShapesOptions, ShapesTask } from './shapes.js';
+export { TextTokenizer } from './text_tokenizer.js';
+export type { EncodeOptions, TokenizedTexts } from './text_tokenizer.js';
 export { parseTransforms } from './transforms.js';
 export type { Transform, TransformInput, TransformKind, TransformOf } from './transforms.js';
 /** The steps as functions: `transforms.resize(32)`, `transforms.compose(...)`. */
