@@ -186,7 +186,7 @@ function propose({ submodule, layers }: LocalDimension): Proposal {
   return { submodule, method: 'lora', options: { at: { path } } };
 }
 
-function describe({ model, data, share, submodules, proposal }: LidResult): string {
+function describe({ model, data, share, probe, submodules, proposal }: LidResult): string {
   const rows = submodules.map(({ submodule, size, full, target, dimension, runs }) => [
     submodule,
     count(size),
@@ -202,5 +202,11 @@ function describe({ model, data, share, submodules, proposal }: LidResult): stri
         Object.entries(proposal.options)
           .map(([key, value]) => ` --set '${key}=${JSON.stringify(value)}'`)
           .join('');
-  return `${table(head, rows)}\n\n${advice}`;
+  const easy = submodules.filter(({ target }) => probe >= target).map(({ submodule }) => submodule);
+  const warning =
+    easy.length === 0
+      ? ''
+      : `The linear probe alone (${percent(probe)}) reaches what is asked of ${easy.join(' and ')}: this tells nothing about ` +
+        'them. Harder data, more --epochs or a larger --share would.\n\n';
+  return `${table(head, rows)}\n\n${warning}${advice}`;
 }

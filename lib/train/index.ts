@@ -13,6 +13,12 @@ export type {
   TrainListener,
   ValidateEvent,
 } from './events.js';
+export {
+  measureLocalDimension,
+  type DimensionRun,
+  type LocalDimension,
+  type LocalDimensionOptions,
+} from './intrinsic_dimension.js';
 export { INTERRUPTED, onInterrupt, type Interrupt } from './interrupt.js';
 export { readJsonl } from './log.js';
 export {

@@ -8,6 +8,7 @@ const commands = [
   'evaluate',
   'predict',
   'merge',
+  'lid',
   'inspect',
   'sites',
   'models',
