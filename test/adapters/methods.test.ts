@@ -3,7 +3,15 @@ import { mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterEach, describe, expect, test } from 'vitest';
-import { graft, loadAdapter, listMethods, matches, type Adapter, type SiteQuery } from '../../lib/adapters/index.js';
+import {
+  graft,
+  layersOf,
+  loadAdapter,
+  listMethods,
+  matches,
+  type Adapter,
+  type SiteQuery,
+} from '../../lib/adapters/index.js';
 import type { Backbone } from '../../lib/models/index.js';
 import { functional, type Site } from '../../lib/nn/index.js';
 import { keep, manualSeed, noGrad, randn, scope, tensor, type Tensor } from '../../lib/tensor/index.js';
@@ -149,7 +157,13 @@ const rows: readonly Row[] = [
     merges: false,
     needs: { role: 'mlp' },
   },
-  { method: 'intrinsic_subspace', options: { dimension: 40 }, identityAtStart: true, merges: true },
+  {
+    method: 'intrinsic_subspace',
+    options: { dimension: 40 },
+    identityAtStart: true,
+    merges: true,
+    needs: (sites) => layersOf(sites, { submodule: 'block' }).length > 0,
+  },
   {
     method: 'intrinsic_subspace',
     options: { dimension: 7, submodule: 'attention', depth: { from: -1 } },
