@@ -8,8 +8,6 @@ import type { HeadOptions } from './head.js';
 export interface SiteQuery {
   /** A role that the site has. */
   readonly role?: Role | readonly Role[];
-  /** A role that the site must not have. */
-  readonly notRole?: Role | readonly Role[];
   /** Last part of the path: a module's name such as `qkv` or `conv2`, or a slice's such as `q`. */
   readonly name?: string | readonly string[];
   /** Path with `*` for one part and `**` for any number of parts. */

@@ -32,9 +32,8 @@ function isAtDepth(wanted: NonNullable<SiteQuery['depth']>, depth: number, block
 
 /** Whether a site is one that the query means; `blocks` is the model's number of blocks, for ranges of depths. */
 export function matches(query: SiteQuery, site: Site, blocks = 0): boolean {
-  const { role, notRole, name, path, inBlock, stage, depth, minKernel, except } = query;
+  const { role, name, path, inBlock, stage, depth, minKernel, except } = query;
   if (role !== undefined && !list(role).some((r) => site.roles.includes(r))) return false;
-  if (notRole !== undefined && list(notRole).some((r) => site.roles.includes(r))) return false;
   if (name !== undefined && !list(name).includes(siteName(site))) return false;
   if (path !== undefined && !matchesPath(path, site.path)) return false;
   if (inBlock !== undefined && (site.block !== null) !== inBlock) return false;
