@@ -96,6 +96,8 @@ const plainMethod =
 
 const CHOICES: Readonly<Record<string, (config: Config) => Choice>> = {
   kadaptation: kronecker,
+  official: kronecker,
+  paper: kronecker,
   lora,
   compacter,
   adapter: bottleneck,
@@ -181,7 +183,7 @@ function headOf(config: Config): HeadOptions {
 function classifier(config: Config): Built {
   const model = towerOf(config);
   const head = headOf(config);
-  const { id, options } = choiceOf(config.get('method', config.get('variant')), config);
+  const { id, options } = choiceOf(config.get(config.has('method') ? 'method' : 'variant'), config);
   config.done();
   const adapter = graft(model, id, options, { head });
   const form = adapter.headModule as Head;
