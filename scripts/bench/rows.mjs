@@ -81,6 +81,20 @@ export const rows = [
     options: { batch: 8, warmup: 2, steps: 6 },
     layouts: convolutional,
   },
+  ...[
+    { id: 'train_vit_small_convpass', title: 'Convpass h=8' },
+    { id: 'train_vit_small_fact', title: 'FacT-TT r=16' },
+    { id: 'train_vit_small_vpt', title: 'VPT-deep 50' },
+    { id: 'train_vit_small_krona', title: 'KronA on all linears (peer: folded products)' },
+    { id: 'train_vit_small_krona_materialized', title: 'KronA on all linears (peer: product materialized)' },
+  ].map(({ id, title }) => ({
+    id,
+    title: `vit_small + ${title}, training step, 8 x 224x224`,
+    file: 'train',
+    peer: id,
+    options: { batch: 8, warmup: 2, steps: 6 },
+    layouts: ['nchw'],
+  })),
   ...[1, 8].flatMap((batch) => {
     const options = { batch, warmup: 3, steps: batch === 1 ? 20 : 8 };
     return [

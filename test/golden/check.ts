@@ -263,7 +263,11 @@ function run(golden: GoldenCase, builder: Builder, report: Report): void {
   }
   setMode(built, golden);
   const outputs = built.run(inputs);
-  const expected = new Map([...withPrefix(io, 'output'), ...(built.expected ?? [])]);
+  const buffers = Array.from(withPrefix(io, 'buffer_after'), ([name, t]): [string, Tensor] => [
+    `buffer_after.${name}`,
+    t,
+  ]);
+  const expected = new Map([...withPrefix(io, 'output'), ...buffers, ...(built.expected ?? [])]);
   if (expected.size === 0) report.problems.push('io.safetensors holds no output');
   compareOutputs(built, outputs, expected, report, golden.tolerance.forward);
   propagate(outputs, withPrefix(io, 'cotangent'));

@@ -159,23 +159,55 @@ export function runWithGrafts(module: Module, parts: readonly Part[], x: Tensor,
   const first = parts.find((part) => part.composition.kind !== 'before');
   const merged = first && !replacement ? layerWithDelta(module, first, input, ctx) : null;
   let y = merged ?? (replacement ? replacement.form.run(input, ctx) : module.forward(input, ctx));
-  for (const part of parts) {
-    if (merged && part === first) continue;
-    y = addPart(part, input, y, ctx);
-  }
-  return y;
+  return addParts(merged ? parts.filter((part) => part !== first) : parts, input, y, ctx);
 }
 
-/** The site's output y, whole, with one graft applied to it or to its slice; x is the site's input. */
-export function addPart(part: Part, x: Tensor, y: Tensor, ctx: Context): Tensor {
-  const { slice } = part.site;
-  if (!slice) return combine(part, x, y, ctx);
-  const dim = channelDim(part.site);
-  const end = slice.start + slice.length;
+/** The site's output y with grafts applied in their order; x is the site's input. */
+export function addParts(parts: readonly Part[], x: Tensor, y: Tensor, ctx: Context): Tensor {
+  let result = y;
+  for (let i = 0; i < parts.length;) {
+    const part = parts[i] as Part;
+    if (!part.site.slice) {
+      result = combine(part, x, result, ctx);
+      i += 1;
+      continue;
+    }
+    const end = parts.findIndex((other, j) => j > i && !isBeside(part, other, parts.slice(i, j)));
+    const together = parts.slice(i, end < 0 ? parts.length : end);
+    result = addToSlices(together, x, result, ctx);
+    i += together.length;
+  }
+  return result;
+}
+
+/** Whether a graft can be applied in one pass with those before it: on a slice that is one of theirs or meets none. */
+function isBeside(first: Part, { site }: Part, before: readonly Part[]): boolean {
+  const own = site.slice;
+  if (!own || channelDim(site) !== channelDim(first.site)) return false;
+  return before.every(({ site: { slice } }) => {
+    if (!slice) return false;
+    const same = slice.start === own.start && slice.length === own.length;
+    return same || slice.start + slice.length <= own.start || own.start + own.length <= slice.start;
+  });
+}
+
+/** Grafts on slices of y that do not overlap: y is taken apart and joined once. */
+function addToSlices(parts: readonly Part[], x: Tensor, y: Tensor, ctx: Context): Tensor {
+  const dim = channelDim((parts[0] as Part).site);
   const total = y.shape.at(dim) ?? 0;
-  const pieces = [combine(part, x, y.narrow(dim, slice.start, slice.length), ctx)];
-  if (slice.start > 0) pieces.unshift(y.narrow(dim, 0, slice.start));
-  if (end < total) pieces.push(y.narrow(dim, end, total - end));
+  const slices = new Map(parts.map(({ site }) => [site.slice?.start ?? 0, site.slice?.length ?? total]));
+  const pieces: Tensor[] = [];
+  let at = 0;
+  const keepUntil = (start: number): void => {
+    if (start > at) pieces.push(y.narrow(dim, at, start - at));
+  };
+  for (const [start, length] of [...slices].sort(([a], [b]) => a - b)) {
+    keepUntil(start);
+    const own = parts.filter(({ site }) => site.slice?.start === start);
+    pieces.push(own.reduce((z, part) => combine(part, x, z, ctx), y.narrow(dim, start, length)));
+    at = start + length;
+  }
+  keepUntil(total);
   return aten.cat(pieces, dim);
 }
 

@@ -4,7 +4,7 @@
  */
 import { type Context, type GraftSet, type Module, type Parameter } from '../../nn/index.js';
 import { aten, isGradEnabled, keep, type Tensor, tensor } from '../../tensor/index.js';
-import { addPart } from './compose.js';
+import { addParts } from './compose.js';
 import type { Graft } from './grafts.js';
 
 /** The samples of one adapter; null stands for the backbone alone. */
@@ -137,7 +137,7 @@ export function runMixed(module: Module, all: readonly Graft[], x: Tensor, ctx: 
       const own = plan.take(input, group);
       const replacement = replacing[plan.groups.indexOf(group)];
       const y = replacement ? replacement.form.run(own, ctx) : plan.take(whole as Tensor, group);
-      return grafts.reduce((z, graft) => addPart(graft, own, z, ctx), y);
+      return addParts(grafts, own, y, ctx);
     }),
     module,
   );

@@ -3,6 +3,7 @@
 import torch
 import torch.nn.functional as F
 
+import methods
 from models import CifarResNet, ResNet50, ViTSmall, batch_norm_frozen, freeze
 
 
@@ -145,6 +146,11 @@ ROWS = {
     "train_resnet50_conv_adapter": train(lambda classes: ResNet50(classes, reduction=4), ("adapter", "fc."), 224, 100),
     "train_vit_small_lora": train(lambda classes: ViTSmall(classes, lora=8), ("lora_", "head."), 224, 100),
     "train_vit_small_ssf": train(lambda classes: ViTSmall(classes, ssf=True), ("ssf", "head."), 224, 100),
+    "train_vit_small_convpass": train(methods.convpass, ("adapter_", "head."), 224, 100),
+    "train_vit_small_fact": train(methods.fact, ("fact_", "head."), 224, 100),
+    "train_vit_small_vpt": train(methods.vpt_deep, ("prompt", "head."), 224, 100),
+    "train_vit_small_krona": train(methods.krona(trick=True), ("krona_", "head."), 224, 100),
+    "train_vit_small_krona_materialized": train(methods.krona(trick=False), ("krona_", "head."), 224, 100),
     "infer_resnet50": infer(ResNet50, 224),
     "infer_vit_small": infer(ViTSmall, 224),
 }

@@ -1,7 +1,6 @@
 /** Training steps as a user writes them: forward, cross-entropy, backward, AdamW of what the adapter trains. */
 import {
   AdamW,
-  BatchNorm2d,
   createModel,
   crossEntropy,
   graft,
@@ -10,8 +9,11 @@ import {
   randn,
   scope,
   setNumThreads,
+  trainingMode,
 } from '../../../dist/index.js';
 import { timed } from '../measure.mjs';
+
+const krona = vit('krona', { at: { role: 'linear', inBlock: true } });
 
 /** @type {Record<string, { model: string, method: string, options: object, size: number, classes: number }>} */
 const recipes = {
@@ -36,8 +38,18 @@ const recipes = {
     size: 224,
     classes: 100,
   },
-  train_vit_small_ssf: { model: 'vit_small_patch16_224', method: 'ssf', options: {}, size: 224, classes: 100 },
+  train_vit_small_ssf: vit('ssf', {}),
+  train_vit_small_convpass: vit('convpass', { hidden: 8, scale: 0.1 }),
+  train_vit_small_fact: vit('fact', { rank: 16 }),
+  train_vit_small_vpt: vit('vpt', { tokens: 50, deep: true }),
+  train_vit_small_krona: krona,
+  train_vit_small_krona_materialized: krona,
 };
+
+/** @param {string} method @param {object} options */
+function vit(method, options) {
+  return { model: 'vit_small_patch16_224', method, options, size: 224, classes: 100 };
+}
 
 /** @param {{ row: string, threads: number, batch: number, layout: string, warmup: number, steps: number }} options */
 export default function measure({ row, threads, batch, layout, ...repeats }) {
@@ -47,8 +59,8 @@ export default function measure({ row, threads, batch, layout, ...repeats }) {
   const model = createModel(name, { numClasses: classes });
   const adapter = graft(model, method, options);
   const memoryFormat = layout === 'channels_last' ? 'channels_last' : 'contiguous_format';
-  model.train().to({ memoryFormat });
-  for (const [, module] of model.namedModules()) if (module instanceof BatchNorm2d) module.training = false;
+  model.to({ memoryFormat });
+  trainingMode(model, { backbone: adapter.backboneMode });
   const x = randn([batch, 3, size, size]).to({ memoryFormat });
   const y = randint(0, classes, [batch]);
   const parameters = adapter.parameters();
