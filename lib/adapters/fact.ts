@@ -259,6 +259,9 @@ function sharedName(rule: string, leaf: string): string {
   return [`FacT${factor}`, ...(stage === '' ? [] : [stage]), ...rest].join('.');
 }
 
+/** Layers that mix features; those that say where to sample have other shapes and another purpose. */
+const LINEAR_LAYERS: SiteQuery = { role: 'linear', notRole: 'sampling', inBlock: true };
+
 /**
  * Factor-tuning. Merges exactly, starts as the backbone. On ViT-B/16 8,448 parameters at rank 4 (TT, "tiny"), 86,528 at
  * rank 32 (TK). A backbone of several widths has one pair U, V per stage.
@@ -280,7 +283,7 @@ export const fact = defineMethod({
     at: z.union([siteQuery, z.array(siteQuery).min(1)]).optional(),
   }),
   rules: ({ at, ...options }) => [
-    factRule({ ...options, at: (at as SiteQuery | SiteQuery[] | undefined) ?? { role: 'linear', inBlock: true } }),
+    factRule({ ...options, at: (at as SiteQuery | SiteQuery[] | undefined) ?? LINEAR_LAYERS }),
   ],
   officialName: ({ path, rule, leaf }) => {
     if (path === '') return sharedName(rule, leaf);

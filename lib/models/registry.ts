@@ -14,6 +14,7 @@ import { hornet } from './hornet_variants.js';
 import { hornetIsotropic } from './hornet_variants.js';
 import { efficientnetV2 } from './efficientnet_v2.js';
 import { revcol } from './revcol.js';
+import { internimage } from './internimage_variants.js';
 import { resnet } from './resnet.js';
 import { resnetv2 } from './resnetv2.js';
 import { swin } from './swin_variants.js';
@@ -38,6 +39,7 @@ const catalog = new Catalog<Backbone>(
     hornet,
     hornetIsotropic,
     revcol,
+    internimage,
   ],
   'listModels()',
 );

@@ -2,6 +2,7 @@ export { chain, checkpoint, runBlock, runBlocks } from './checkpointing.js';
 export { ModuleDict, ModuleList, Sequential } from './containers.js';
 export { Context, type ContextOptions } from './context.js';
 export { Fastfood, powerOfTwo, walshHadamard } from './fastfood.js';
+export { composedDcnv3, dcnv3, type Dcnv3Options } from './deform_conv.js';
 export * as functional from './functional.js';
 export { convNormAct, loraLinear, scaleShift } from './fused.js';
 export type { GraftSet } from './graft.js';

@@ -11,6 +11,9 @@ export type Role =
   /** As `attention_path`, from the stream itself, the norm included. */
   | 'attention_branch'
   | 'mlp_branch'
+  /** The stream itself before either branch and its skip: what is added here, both of them carry. */
+  | 'attention_stream'
+  | 'mlp_stream'
   /** Keys and values of an attention, and the stretch from queries to joined heads, all in layout `heads`. */
   | 'keys'
   | 'values'
@@ -19,6 +22,8 @@ export type Role =
   | 'norm'
   | 'conv'
   | 'linear'
+  /** A linear layer that says where, and how strongly, to sample. */
+  | 'sampling'
   | 'residual'
   | 'patch_embed'
   | 'tokens'

@@ -332,6 +332,44 @@ export const tinyModels: readonly Tiny[] = [
       [32, 64],
     ] as const,
   })),
+  {
+    name: 'internimage',
+    make: () =>
+      createCustomModel('internimage', {
+        channels: 8,
+        depths: [1, 2],
+        groups: [2, 4],
+        mlpRatio: 2,
+        layerScale: 0.5,
+        postNorm: true,
+        offsetScale: 2,
+        numClasses: 5,
+        dropPathRate: 0.1,
+      }),
+    sizes: maps,
+  },
+  {
+    name: 'internimage with norms before and after, and the head of CLIP',
+    make: () =>
+      createCustomModel('internimage', {
+        channels: 8,
+        depths: [1, 1, 2, 1],
+        groups: [1, 2, 4, 4],
+        mlpRatio: 1,
+        norm: 'BN',
+        resPostNorm: true,
+        dwKernelSize: 5,
+        level2PostNormIds: [0],
+        centerFeatureScale: true,
+        removeCenter: true,
+        clip: { embedDim: 16, stride: 2, heads: 4, outDim: 12 },
+        numClasses: 5,
+      }),
+    sizes: [
+      [64, 64],
+      [32, 96],
+    ],
+  },
 ];
 
 /** Weights and statistics away from their symmetric start, so that every part of the model shows in the output. */

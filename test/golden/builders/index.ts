@@ -11,6 +11,7 @@ import { hornet } from './hornet.js';
 import { krona } from './krona.js';
 import { kadaptation } from './kadaptation.js';
 import { revcol } from './revcol.js';
+import { internimage } from './internimage.js';
 import { petlBaselines } from './petl_baselines.js';
 import { proTuning } from './pro_tuning.js';
 import { ssf } from './ssf.js';
@@ -38,6 +39,7 @@ const all: readonly Builder[] = [
   krona,
   unified,
   revcol,
+  internimage,
 ];
 
 export const builders: ReadonlyMap<string, Builder> = new Map(all.map((builder) => [builder.system, builder]));
