@@ -263,7 +263,7 @@ function adapterForm(site: Site, scheme: keyof typeof SCHEMES, reduction: number
   });
 }
 
-/** Beside CLIP's attention pool, on its tokens. */
+/** Beside CLIP's attention pool, on its query: the official adapter also sees the other tokens, whose result nobody reads. */
 function poolAdapter(site: Site, reduction: number, start: Start | 'official'): LinearAdapter {
   const width = Math.floor(site.in / reduction);
   if (width < 1) throw new RangeError(`a reduction of ${reduction} leaves none of ${site.in} channels`);

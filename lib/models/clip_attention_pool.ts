@@ -15,7 +15,7 @@ export class AttentionPool2d extends Module {
   readonly q_proj: Linear;
   readonly v_proj: Linear;
   readonly c_proj: Linear;
-  /** All tokens [B, 1 + HW, C] to [B, 1 + HW, out]; the first alone while nothing is grafted onto it. */
+  /** The one query [B, 1, C] to what it finds [B, 1, out]. */
   readonly attention: Span;
 
   constructor(
@@ -35,7 +35,7 @@ export class AttentionPool2d extends Module {
     this.q_proj = linear(channels);
     this.v_proj = linear(channels);
     this.c_proj = linear(outDim);
-    this.attention = site(new Span((tokens, ctx) => this.attend(tokens, ctx, this.attention.grafts !== undefined)), {
+    this.attention = site(new Span((query, ctx) => this.attend(query, ctx.state.get(this) as Tensor, ctx)), {
       role: 'attention_pool',
       in: channels,
       out: outDim,
@@ -46,7 +46,11 @@ export class AttentionPool2d extends Module {
   }
 
   forward(x: Tensor, ctx: Context): Tensor {
-    return this.attention.run(this.tokens(x, this.positionsFor(x)), ctx).select(1, 0);
+    const tokens = this.tokens(x, this.positionsFor(x));
+    ctx.state.set(this, tokens);
+    const pooled = this.attention.run(tokens.narrow(1, 0, 1), ctx).select(1, 0);
+    ctx.state.delete(this);
+    return pooled;
   }
 
   /** [mean; map row by row] [B, 1 + HW, C] of a map, with `positions` [1 + HW, C] added. */
@@ -55,16 +59,14 @@ export class AttentionPool2d extends Module {
     return aten.cat([places.mean([1], true), places], 1).add(positions);
   }
 
-  /** The attention's result for all tokens [B, N, C] to [B, N, out], or only for the first. */
-  attend(tokens: Tensor, ctx: Context, all: boolean): Tensor {
-    const [batch = 0, length = 0] = tokens.shape;
-    const queries = all ? length : 1;
-    const heads = (t: Tensor, n: number): Tensor => t.reshape([batch, n, this.numHeads, -1]).transpose(1, 2);
-    const q = heads(this.q_proj.run(all ? tokens : tokens.narrow(1, 0, 1), ctx), queries);
-    const k = heads(this.k_proj.run(tokens, ctx), length);
-    const v = heads(this.v_proj.run(tokens, ctx), length);
-    const mixed = aten.scaledDotProductAttention(q, k, v).transpose(1, 2).reshape([batch, queries, this.channels]);
-    return this.c_proj.run(mixed, ctx);
+  /** What `queries` [B, L, C], some or all of the tokens, find in `tokens` [B, N, C]: [B, L, out]. */
+  attend(queries: Tensor, tokens: Tensor, ctx: Context): Tensor {
+    const heads = (t: Tensor): Tensor => t.reshape([...t.shape.slice(0, 2), this.numHeads, -1]).transpose(1, 2);
+    const q = heads(this.q_proj.run(queries, ctx));
+    const k = heads(this.k_proj.run(tokens, ctx));
+    const v = heads(this.v_proj.run(tokens, ctx));
+    const mixed = aten.scaledDotProductAttention(q, k, v).transpose(1, 2);
+    return this.c_proj.run(mixed.reshape(queries.shape), ctx);
   }
 
   /** Stored positions [1 + N, C] at this pool's grid: resampled (bicubic) from a square; unchanged where that is impossible. */

@@ -13,7 +13,7 @@ import {
   type SiteQuery,
 } from '../../lib/adapters/index.js';
 import type { Backbone } from '../../lib/models/index.js';
-import { functional, type Site } from '../../lib/nn/index.js';
+import { Conv2d, functional, Linear, type Site } from '../../lib/nn/index.js';
 import { keep, manualSeed, noGrad, randn, scope, tensor, type Tensor } from '../../lib/tensor/index.js';
 import { AdamW } from '../../lib/train/optim.js';
 import { randomize, tinyModels } from '../models/tiny.js';
@@ -33,6 +33,18 @@ const sequence = (sites: readonly Site[]): boolean =>
   sites.some(({ roles, layout }) => roles.includes('block') && layout === 'tokens') &&
   !sites.some(({ roles }) => roles.includes('stage'));
 const linears = { role: 'linear', inBlock: true };
+/** Queries of attention come from a linear layer, not from a convolution. */
+const linearQueries = (sites: readonly Site[]): boolean =>
+  sites.some(({ roles, module }) => roles.includes('q') && module instanceof Linear);
+/** Increments cannot be told apart from weights that are standardized whenever they are used (BiT). */
+const takesIncrements = ({ module }: Site): boolean => module instanceof Linear || module instanceof Conv2d;
+/** What low-rank increments go onto by default: queries, and spatial convolutions. */
+const plainLayers = (sites: readonly Site[]): boolean =>
+  sites.some(
+    (site) =>
+      matches({ role: 'q' }, site) ||
+      (matches({ role: 'conv', inBlock: true, minKernel: 2 }, site) && takesIncrements(site)),
+  );
 
 const rows: readonly Row[] = [
   { method: 'linear_probe', identityAtStart: true, merges: true },
@@ -43,9 +55,15 @@ const rows: readonly Row[] = [
     options: { rank: 2, alpha: 6 },
     identityAtStart: true,
     merges: true,
-    needs: [{ role: 'q' }, { role: 'conv', inBlock: true, minKernel: 2 }],
+    needs: plainLayers,
   },
-  { method: 'lora', options: { rank: 2, at: { role: ['linear', 'conv'] } }, identityAtStart: true, merges: true },
+  {
+    method: 'lora',
+    options: { rank: 2, at: { role: ['linear', 'conv'] } },
+    identityAtStart: true,
+    merges: true,
+    needs: (sites) => sites.filter((site) => matches({ role: ['linear', 'conv'] }, site)).every(takesIncrements),
+  },
   { method: 'ssf', identityAtStart: false, merges: true },
   { method: 'ssf', options: { init: 'identity' }, identityAtStart: true, merges: true },
   {
@@ -176,7 +194,7 @@ const rows: readonly Row[] = [
     options: { scale: 2, trainLayerNorm: true },
     identityAtStart: true,
     merges: true,
-    needs: { role: 'q' },
+    needs: linearQueries,
   },
   { method: 'krona_b', identityAtStart: true, merges: false, needs: { role: 'mlp' } },
   {
@@ -192,7 +210,7 @@ const rows: readonly Row[] = [
       options,
       identityAtStart: true,
       merges: true,
-      needs: [{ role: 'q' }, { role: 'conv', inBlock: true, minKernel: 2 }],
+      needs: plainLayers,
     }),
   ),
   { method: 'adapter', options: { width: 4 }, identityAtStart: true, merges: false, needs: { role: 'mlp_branch' } },
@@ -288,7 +306,7 @@ test('every registered method has a row', () => {
 });
 
 describe.each(rows)('$method $options', ({ method, options = {}, identityAtStart, merges, needs }) => {
-  describe.each(tinyModels)('on $name', ({ make, sizes, channels = 3 }) => {
+  describe.each(tinyModels)('on $name', ({ name, make, sizes, channels = 3 }) => {
     const build = (): { model: Backbone; x: Tensor } => {
       manualSeed(7);
       const model = randomize(make()).eval();
@@ -397,8 +415,8 @@ describe.each(rows)('$method $options', ({ method, options = {}, identityAtStart
       adapter.namedParameters().forEach(([parameter], i) => {
         const [one, other] = [expected[i] ?? null, found[i] ?? null];
         // What several blocks share is summed in another order; attention takes another kernel where a graph is recorded
-        // and what is added to its scores is trained.
-        const isRounded = parameter.startsWith('shared.') || trainsScores(adapter);
+        // and what is added to its scores is trained. All columns of RevCol read the stem.
+        const isRounded = parameter.startsWith('shared.') || trainsScores(adapter) || name.startsWith('revcol');
         const agree =
           isRounded && one !== null && other !== null
             ? relativeError(other, one) < 1e-5

@@ -248,7 +248,7 @@ function count(row: CountsRow): Record<string, number> {
     sum(adapter.grafts.filter(({ rule }) => rules.includes(rule)).flatMap(({ form }) => form.parameters()));
   return {
     ...figures,
-    // The measured code lets every token of CLIP's attention pool ask; ours, without an adapter there, only the first.
+    // The measured code lets every token of CLIP's attention pool ask, ours only the one whose answer is read.
     ...(model instanceof ClipResNet && { macs_limit: 1 }),
     tuning_module_parameters: ofRule('adapter', 'prompt'),
     backbone_parameters: plain - sum(head) + ofRule('norm'),
