@@ -259,8 +259,11 @@ function sharedName(rule: string, leaf: string): string {
   return [`FacT${factor}`, ...(stage === '' ? [] : [stage]), ...rest].join('.');
 }
 
-/** Layers that mix features; those that say where to sample have other shapes and another purpose. */
-const LINEAR_LAYERS: SiteQuery = { role: 'linear', notRole: 'sampling', inBlock: true };
+/** The blocks' layers that mix features; those that say where to sample have other shapes and another purpose. */
+function linearLayers(sites: readonly Site[]): SiteQuery {
+  const sampling = sites.filter(({ roles }) => roles.includes('sampling')).map(({ path }) => path);
+  return { role: 'linear', inBlock: true, except: sampling };
+}
 
 /**
  * Factor-tuning. Merges exactly, starts as the backbone. On ViT-B/16 8,448 parameters at rank 4 (TT, "tiny"), 86,528 at
@@ -282,8 +285,8 @@ export const fact = defineMethod({
     /** Which layers. Default: all linear layers of the blocks. */
     at: z.union([siteQuery, z.array(siteQuery).min(1)]).optional(),
   }),
-  rules: ({ at, ...options }) => [
-    factRule({ ...options, at: (at as SiteQuery | SiteQuery[] | undefined) ?? LINEAR_LAYERS }),
+  rules: ({ at, ...options }, sites) => [
+    factRule({ ...options, at: (at as SiteQuery | SiteQuery[] | undefined) ?? linearLayers(sites) }),
   ],
   officialName: ({ path, rule, leaf }) => {
     if (path === '') return sharedName(rule, leaf);
