@@ -364,7 +364,7 @@ function stepBack(step: StepBack, total: GradientSums, needsStem: boolean) {
           .requiresGrad_(gradient !== null),
       );
       const compute = (): Tensor => level.compute(leaves[0] as Tensor, leaves.slice(1), ctx);
-      const own = gradient ? replay(compute) : noGrad(() => replayedWithoutGraph(replay, compute));
+      const own = gradient ? replay(compute) : replay(() => noGrad(compute));
       const previous = isFirst ? null : (inputs?.[i] ?? invert(levels[i] as Tensor, own, alpha));
       const parameters = gradient ? trainableOf(level) : [];
       const skipsDown = i === 0 && !needsStem;
@@ -396,10 +396,6 @@ function stepBack(step: StepBack, total: GradientSums, needsStem: boolean) {
     total.add(alpha, upGrads.alphaGrad);
   }
   return { levels: isFirst ? null : (old as unknown as Levels), grads: oldGrads, sums: [...total.values()] };
-}
-
-function replayedWithoutGraph(replay: <R>(fn: () => R) => R, compute: () => Tensor): Tensor {
-  return replay(() => noGrad(compute));
 }
 
 /** c = (c' - L) / alpha. */
