@@ -93,6 +93,10 @@ TORCH_LIBRARY_IMPL(aten, Meta, m) {
   m.impl("_fft_c2r", fft_c2r);
   m.impl("_fft_c2c", fft_c2c);
   m.impl("grid_sampler_2d", grid_sampler);
+  m.impl("abs.out", [](const at::Tensor& self, at::Tensor& out) -> at::Tensor& {
+    if (out.sizes() != self.sizes()) out.resize_(self.sizes());
+    return out;
+  });
   m.impl("roll", [](const at::Tensor& self, c10::SymIntArrayRef, at::IntArrayRef) { return at::empty_like(self); });
   m.impl("hardtanh",
          [](const at::Tensor& self, const at::Scalar&, const at::Scalar&) { return at::empty_like(self); });

@@ -4,14 +4,20 @@ import { count, printResult, table, UsageError } from './output.js';
 
 interface ModelRow {
   readonly name: string;
+  readonly family: string;
   readonly parameters: number;
+  /** Billions of multiply-accumulates at the input size. */
+  readonly gmacs: number;
   readonly inputSize: readonly number[];
-  readonly sites: number;
+  /** Channels of the feature levels, coarsest last. */
+  readonly channels: readonly number[];
+  readonly source: string;
+  readonly license: string;
 }
 
 export function modelsCommand(): Command {
   return new Command('models')
-    .description('List the backbones, their parameters and input sizes.')
+    .description('List the backbones: parameters, multiply-accumulates, input sizes, where checkpoints come from.')
     .argument('[part]', 'only names that contain this')
     .option('--json', 'print JSON')
     .addHelpText('after', '\nExamples:\n  $ torchgraft models\n  $ torchgraft models vit_small --json')
@@ -20,22 +26,20 @@ export function modelsCommand(): Command {
       if (rows.length === 0) throw new UsageError(`no model has '${part}' in its name; 'torchgraft models' lists all`);
       printResult(o.json, rows, () =>
         table(
-          ['model', 'parameters', 'input', 'sites'],
-          rows.map((r) => [r.name, count(r.parameters), r.inputSize.join('x'), count(r.sites)]),
+          ['model', 'parameters', 'GMACs', 'input', 'checkpoints'],
+          rows.map((r) => [r.name, count(r.parameters), r.gmacs.toFixed(2), r.inputSize.join('x'), r.source]),
         ),
       );
     });
 }
 
 async function describeModels(part: string): Promise<ModelRow[]> {
-  const { createModel, listModels } = await import('../models/index.js');
-  const { withDefaults } = await import('../tensor/index.js');
+  const { listModels, modelInfo } = await import('../models/index.js');
   return listModels()
     .filter((name) => name.includes(part))
     .map((name) => {
-      // On the meta device nothing is allocated, so even the largest model is counted at once.
-      const model = withDefaults({ device: 'meta' }, () => createModel(name));
-      const parameters = model.parameters().reduce((sum, p) => sum + p.numel(), 0);
-      return { name, parameters, inputSize: model.config.inputSize, sites: model.sites().length };
+      const { family, parameters, macs, config, features, checkpoints } = modelInfo(name);
+      const channels = features.map((level) => level.channels);
+      return { name, family, parameters, gmacs: macs / 1e9, inputSize: config.inputSize, channels, ...checkpoints };
     });
 }

@@ -351,6 +351,7 @@ const variants = {
 
 export const asMlp: Family<typeof options> = {
   id: 'as_mlp',
+  checkpoints: { source: 'svip-lab/AS-MLP', license: 'MIT' },
   paper: 'Lian et al., AS-MLP: An Axial Shifted MLP Architecture for Vision, ICLR 2022, arXiv 2107.08391',
   options,
   variants,

@@ -3,18 +3,8 @@
  * 2020, arXiv 2001.08210. Names as in Hugging Face transformers.
  */
 import { z } from 'zod';
-import type {
-  LayerNorm} from '../nn/index.js';
-import {
-  ACTIVATIONS,
-  Buffer,
-  type Context,
-  Dropout,
-  Embedding,
-  type Identity,
-  Linear,
-  Module,
-} from '../nn/index.js';
+import type { LayerNorm } from '../nn/index.js';
+import { ACTIVATIONS, Buffer, type Context, Dropout, Embedding, type Identity, Linear, Module } from '../nn/index.js';
 import { arange, type Tensor, zeros } from '../tensor/index.js';
 import { BartLayer, type BartSizes } from './bart_blocks.js';
 import { BlockList, identitySite } from './blocks.js';
@@ -213,6 +203,7 @@ const large = { dim: 1024, depth: 12, numHeads: 16, hidden: 4096 };
 
 export const bart: Family<typeof bartOptions, Bart> = {
   id: 'bart',
+  checkpoints: { source: 'facebookresearch/fairseq, transformers', license: 'MIT' },
   paper: 'Lewis et al., BART: Denoising Sequence-to-Sequence Pre-training, ACL 2020, arXiv 1910.13461',
   options: bartOptions,
   variants: { bart_base: { dim: 768, depth: 6, numHeads: 12, hidden: 3072 }, bart_large: large },
@@ -221,6 +212,7 @@ export const bart: Family<typeof bartOptions, Bart> = {
 
 export const mbart: Family<typeof bartOptions, Bart> = {
   id: 'mbart',
+  checkpoints: { source: 'facebookresearch/fairseq, transformers', license: 'MIT' },
   paper: 'Liu et al., Multilingual Denoising Pre-training for Neural Machine Translation, TACL 2020, arXiv 2001.08210',
   options: bartOptions,
   variants: {

@@ -166,6 +166,7 @@ function stageOf(o: CifarResNetOptions, stage: number, inChannels: number, plane
 
 export const cifarResnet: Family<typeof options> = {
   id: 'cifar_resnet',
+  checkpoints: { source: 'akamaster/pytorch_resnet_cifar10', license: 'BSD-2-Clause' },
   paper: 'He et al., Deep Residual Learning for Image Recognition, CVPR 2016, arXiv 1512.03385, section 4.2',
   options,
   variants: Object.fromEntries([20, 32, 44, 56, 110].map((depth) => [`cifar_resnet${depth}`, { depth }])),

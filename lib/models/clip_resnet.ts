@@ -336,6 +336,7 @@ const variants = {
 
 export const clipResnet: Family<typeof options> = {
   id: 'clip_resnet',
+  checkpoints: { source: 'openai/CLIP', license: 'MIT' },
   paper: CLIP_PAPER,
   options,
   variants,

@@ -81,6 +81,7 @@ const variants = Object.fromEntries(
 
 export const clipVit: Family<typeof options> = {
   id: 'clip_vit',
+  checkpoints: { source: 'openai/CLIP', license: 'MIT' },
   paper: CLIP_PAPER,
   options,
   variants,

@@ -72,6 +72,7 @@ const variants: Readonly<Record<string, Variant>> = {
 
 export const convnext: Family<typeof convnextOptions> = {
   id: 'convnext',
+  checkpoints: { source: 'facebookresearch/ConvNeXt, timm', license: 'MIT' },
   paper: 'Liu et al., A ConvNet for the 2020s, CVPR 2022, arXiv 2201.03545',
   options: convnextOptions,
   variants,

@@ -245,6 +245,7 @@ const variants: Readonly<Record<string, z.input<typeof options>>> = Object.fromE
 
 export const efficientnetV2: Family<typeof options> = {
   id: 'efficientnet_v2',
+  checkpoints: { source: 'timm (huggingface/pytorch-image-models)', license: 'Apache-2.0; weights carry their own' },
   paper: 'Tan and Le, EfficientNetV2: Smaller Models and Faster Training, ICML 2021, arXiv 2104.00298',
   options,
   variants,

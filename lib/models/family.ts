@@ -7,6 +7,8 @@ import type { Host } from './host.js';
 export interface Family<S extends z.ZodObject = z.ZodObject, M extends Host = Backbone> {
   readonly id: string;
   readonly paper: string;
+  /** Where the published checkpoints come from: repository or library, and the license of the code they come with. */
+  readonly checkpoints: { readonly source: string; readonly license: string };
   /** A strict zod object: unknown options are refused. */
   readonly options: S;
   /** Published members by name, each as the options in which it differs from the defaults. */

@@ -290,6 +290,7 @@ const SIZES: Readonly<Record<string, readonly [layers: number[], widths: number[
 
 export const gGhostRegnet: Family<typeof options> = {
   id: 'g_ghost_regnet',
+  checkpoints: { source: 'huawei-noah/Efficient-AI-Backbones', license: 'Apache-2.0' },
   paper: 'Han et al., GhostNets on Heterogeneous Devices via Cheap Operations, IJCV 2022, arXiv 2201.03297',
   options,
   variants: Object.fromEntries(

@@ -290,6 +290,7 @@ function buildStages(o: GhostResNetOptions): BlockList[] {
 
 export const ghostResnet: Family<typeof options> = {
   id: 'ghost_resnet',
+  checkpoints: { source: 'huawei-noah/Efficient-AI-Backbones', license: 'Apache-2.0' },
   paper: 'Han et al., GhostNet: More Features from Cheap Operations, CVPR 2020, arXiv 1911.11907',
   options,
   variants: { ghost_resnet50: {}, ghost_resnet50_s2: { ratio: 2 } },

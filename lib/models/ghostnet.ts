@@ -351,6 +351,7 @@ function buildStages(o: GhostNetOptions, stemOut: number) {
 
 export const ghostnet: Family<typeof options> = {
   id: 'ghostnet',
+  checkpoints: { source: 'huawei-noah/Efficient-AI-Backbones, timm', license: 'Apache-2.0' },
   paper: 'Han et al., GhostNets on Heterogeneous Devices via Cheap Operations, IJCV 2022, arXiv 2201.03297',
   options,
   variants: { ghostnet_050: { width: 0.5 }, ghostnet_100: { width: 1 }, ghostnet_130: { width: 1.3 } },

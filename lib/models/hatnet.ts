@@ -200,6 +200,7 @@ const published = { expansions: [8, 8, 4, 4], windows: [8, 7, 7, 1] };
 
 export const hatnet: Family<typeof options> = {
   id: 'hatnet',
+  checkpoints: { source: 'yun-liu/HAT-Net', license: 'none stated' },
   paper:
     'Liu et al., Vision Transformers with Hierarchical Attention, Machine Intelligence Research 2024, arXiv 2106.03180',
   options,

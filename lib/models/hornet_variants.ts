@@ -65,6 +65,7 @@ const cropPct = (size: z.output<typeof imageSize>): number => (Math.min(...sizeP
 
 export const hornet: Family<typeof hornetOptions> = {
   id: 'hornet',
+  checkpoints: { source: 'raoyongming/HorNet', license: 'MIT' },
   paper,
   options: hornetOptions,
   variants: Object.fromEntries([
@@ -79,6 +80,7 @@ export const hornet: Family<typeof hornetOptions> = {
 
 export const hornetIsotropic: Family<typeof hornetIsotropicOptions> = {
   id: 'hornet_isotropic',
+  checkpoints: { source: 'raoyongming/HorNet', license: 'MIT' },
   paper,
   options: hornetIsotropicOptions,
   // The paper gives 22 M parameters and no depth; 12 blocks have 21.8 M.

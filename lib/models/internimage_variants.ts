@@ -63,6 +63,7 @@ const huge = { dwKernelSize: 5, centerFeatureScale: true, clip: CLIP };
 
 export const internimage: Family<typeof internImageOptions> = {
   id: 'internimage',
+  checkpoints: { source: 'OpenGVLab/InternImage', license: 'MIT' },
   paper: 'Wang et al., InternImage: Exploring Large-Scale Vision Foundation Models, CVPR 2023, arXiv 2211.05778',
   options: internImageOptions,
   variants: {

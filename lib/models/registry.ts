@@ -1,5 +1,6 @@
 /** Backbones by name. A new family is one import and one entry of `families`. */
-import type { Backbone, Preprocessing } from './backbone.js';
+import { countMacs, empty, noGrad, scope } from '../tensor/index.js';
+import type { Backbone, FeatureLevel, Preprocessing } from './backbone.js';
 import { Catalog, parameterCount } from './catalog.js';
 import { asMlp } from './as_mlp.js';
 import { cifarResnet } from './cifar_resnet.js';
@@ -67,6 +68,12 @@ export interface ModelInfo {
   readonly numFeatures: number;
   /** Number of parameters, classifier included. */
   readonly parameters: number;
+  /** Multiply-accumulates of one image of the input size: convolutions, linear layers, attention's products. */
+  readonly macs: number;
+  /** The levels of `forwardIntermediates`, coarsest last. */
+  readonly features: readonly FeatureLevel[];
+  /** Where published checkpoints come from, and the license of the code they come with. */
+  readonly checkpoints: { readonly source: string; readonly license: string };
 }
 
 /**
@@ -109,7 +116,25 @@ export function listModels(family?: string): string[] {
 /** Facts about a model, with the given options; it is built on the meta device, so no memory is used. */
 export function modelInfo(name: string, options: ModelOptions = {}): ModelInfo {
   const { family, options: resolved, model } = catalog.describe(name, options);
-  const { config, classifier, numFeatures } = model;
-  const facts = { config, classifier, numFeatures, parameters: parameterCount(model) };
-  return { name, family: family.id, paper: family.paper, options: resolved, ...facts };
+  const { config, classifier, numFeatures, featureLevels: features } = model;
+  const { id, paper, checkpoints } = family;
+  const counts = { parameters: parameterCount(model), macs: macsOf(model) };
+  return {
+    name,
+    family: id,
+    paper,
+    checkpoints,
+    options: resolved,
+    config,
+    classifier,
+    numFeatures,
+    ...counts,
+    features,
+  };
+}
+
+/** On the meta device, where the pass computes shapes only. */
+function macsOf(model: Backbone): number {
+  const image = empty([1, ...model.config.inputSize], { device: 'meta' });
+  return noGrad(() => scope(() => countMacs(() => model.eval().run(image)).macs));
 }

@@ -353,6 +353,7 @@ const variants: Readonly<Record<string, Variant>> = {
 
 export const resnet: Family<typeof options> = {
   id: 'resnet',
+  checkpoints: { source: 'timm (huggingface/pytorch-image-models)', license: 'Apache-2.0; weights carry their own' },
   paper: 'He et al., Deep Residual Learning for Image Recognition, CVPR 2016, arXiv 1512.03385',
   options,
   variants: Object.fromEntries(

@@ -325,6 +325,7 @@ const variants = {
 
 export const resnetv2: Family<typeof options> = {
   id: 'resnetv2',
+  checkpoints: { source: 'google-research/big_transfer, timm', license: 'Apache-2.0' },
   paper: 'Kolesnikov et al., Big Transfer (BiT): General Visual Representation Learning, ECCV 2020, arXiv 1912.11370',
   options,
   variants,

@@ -197,6 +197,7 @@ const doubling = (width: number): number[] => [width, 2 * width, 4 * width, 8 * 
 
 export const revcol: Family<typeof options> = {
   id: 'revcol',
+  checkpoints: { source: 'megvii-research/RevCol', license: 'Apache-2.0' },
   paper: 'Cai et al., Reversible Column Networks, ICLR 2023, arXiv 2212.11696',
   options,
   variants: {

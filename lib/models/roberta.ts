@@ -4,8 +4,7 @@
  */
 import { z } from 'zod';
 import type { KeyMap } from '../checkpoint/index.js';
-import type {
-  Span} from '../nn/index.js';
+import type { Span } from '../nn/index.js';
 import {
   ACTIVATIONS,
   activationLayer,
@@ -314,6 +313,7 @@ export class Roberta extends TextModel {
 
 export const roberta: Family<typeof robertaOptions, Roberta> = {
   id: 'roberta',
+  checkpoints: { source: 'facebookresearch/fairseq, transformers', license: 'MIT' },
   paper: 'Liu et al., RoBERTa: A Robustly Optimized BERT Pretraining Approach, 2019, arXiv 1907.11692',
   options: robertaOptions,
   variants: {

@@ -63,6 +63,7 @@ const variants: Readonly<Record<string, Variant>> = {
 
 export const swin: Family<typeof swinOptions> = {
   id: 'swin',
+  checkpoints: { source: 'microsoft/Swin-Transformer, timm', license: 'MIT' },
   paper: 'Liu et al., Swin Transformer, ICCV 2021, arXiv 2103.14030',
   options: swinOptions,
   variants,

@@ -195,6 +195,7 @@ function variants(
 
 export const t5: Family<typeof t5Options, T5> = {
   id: 't5',
+  checkpoints: { source: 'google-research/text-to-text-transfer-transformer, transformers', license: 'Apache-2.0' },
   paper:
     'Raffel et al., Exploring the Limits of Transfer Learning with a Unified Text-to-Text Transformer, JMLR 2020, arXiv 1910.10683',
   options: t5Options,

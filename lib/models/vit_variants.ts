@@ -111,6 +111,7 @@ const variants: Readonly<Record<string, Variant>> = {
 
 export const vit: Family<typeof vitOptions> = {
   id: 'vit',
+  checkpoints: { source: 'timm (huggingface/pytorch-image-models)', license: 'Apache-2.0; weights carry their own' },
   paper: 'Dosovitskiy et al., An Image is Worth 16x16 Words, ICLR 2021, arXiv 2010.11929',
   options: vitOptions,
   variants,
