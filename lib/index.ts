@@ -4,6 +4,7 @@ export * from './nn/index.js';
 export * from './checkpoint/index.js';
 export * from './models/index.js';
 export * from './adapters/index.js';
+export * from './systems/index.js';
 export * from './data/index.js';
 export * from './metrics/index.js';
 export * from './train/index.js';

@@ -71,5 +71,6 @@ export { proTuning, PromptBlock, type PromptBlockOptions } from './pro_tuning.js
 export { adaptersOf, findMethod, graft, listMethods, loadAdapter, methodInfo, type MethodInfo } from './registry.js';
 export { ScaleShift, ssf } from './ssf.js';
 export { classEmbeddings, startHead, type StartHeadOptions } from './text_head.js';
+export { StAdapter, stAdapter } from './st_adapter.js';
 export { startPromptsFromClassTokens, vpt } from './vpt.js';
 export { compatibility, type MatrixCell } from './matrix.js';

@@ -32,6 +32,7 @@ import { prefix } from './prefix.js';
 import { proTuning } from './pro_tuning.js';
 import { promptTuning } from './prompt_tuning.js';
 import { ssf } from './ssf.js';
+import { stAdapter } from './st_adapter.js';
 import { vpt } from './vpt.js';
 
 const methods: readonly Method[] = [
@@ -59,6 +60,7 @@ const methods: readonly Method[] = [
   mam,
   promptTuning,
   noah,
+  stAdapter,
 ];
 const byId = new Map(methods.map((method) => [method.id, method]));
 

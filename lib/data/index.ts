@@ -1,4 +1,6 @@
 /** Images: data sets, decoding, transforms, batches; text: tokenizers. */
+export { clipViews, testFrames, trainingClip, trainingFrames } from './clips.js';
+export type { ClipCrop, ClipPreparation, ClipViews, FrameSampling } from './clips.js';
 export { adjustBrightness, adjustContrast, adjustHue, adjustSaturation } from './color.js';
 export { splitDataset, Subset, TensorDataset } from './dataset.js';
 export type { Dataset } from './dataset.js';

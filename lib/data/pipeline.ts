@@ -185,7 +185,12 @@ function randomCropBox(image: Image, step: TransformOf<'randomCrop'>, random: Ra
   return { top, left, height, width };
 }
 
-function randomResizedCropBox(image: Image, step: TransformOf<'randomResizedCrop'>, random: Random): Box {
+/** The box of a random resized crop; if ten draws do not fit, the largest of an allowed ratio in the middle. */
+export function randomResizedCropBox(
+  image: Pick<Image, 'height' | 'width'>,
+  step: Pick<TransformOf<'randomResizedCrop'>, 'scale' | 'ratio'>,
+  random: Random,
+): Box {
   const area = image.height * image.width;
   const [leastRatio, mostRatio] = step.ratio;
   for (let attempt = 0; attempt < 10; attempt++) {

@@ -1,6 +1,7 @@
 /** What every backbone is: a module with published sites, a feature part, a head, and a way to read its checkpoints. */
 import { Context, type ContextOptions, type Site } from '../nn/index.js';
 import type { Tensor } from '../tensor/index.js';
+import { foldClips, meanOverFrames } from './clips.js';
 import { Host } from './host.js';
 
 /** How images must be prepared for a backbone. */
@@ -56,12 +57,14 @@ export abstract class Backbone extends Host {
   abstract forwardIntermediates(x: Tensor, ctx?: Context): Tensor[];
 
   /**
-   * Images to logits. With options instead of a context, a pass of its own:
+   * Images [B, C, H, W] to logits [B, classes]; clips [B, C, T, H, W] too, whose frames are read together: the mean of
+   * their features is what enters the head. With options instead of a context, a pass of its own:
    * `model.forward(x, { adapters: ['cats', 'cats', 'dogs'] })` says which adapter each sample uses.
    */
   forward(x: Tensor, ctx: Context | ContextOptions = {}): Tensor {
     if (!(ctx instanceof Context)) return this.run(x, new Context(ctx));
-    return this.forwardHead(this.forwardFeatures(x, ctx), ctx);
+    const images = x.ndim === 5 ? foldClips(x, ctx) : x;
+    return this.forwardHead(meanOverFrames(this.forwardFeatures(images, ctx), ctx), ctx);
   }
 
   /** As in `Host`; the image site also says its size. */

@@ -4,6 +4,7 @@ import {
   chain,
   type Context,
   DropPath,
+  type Identity,
   Linear,
   LayerNorm,
   Module,
@@ -12,7 +13,7 @@ import {
   type Span,
 } from '../nn/index.js';
 import { aten, empty, type Tensor } from '../tensor/index.js';
-import { type BlockList } from './blocks.js';
+import { type BlockList, identitySite } from './blocks.js';
 import {
   dealPrefix,
   type Extent,
@@ -157,6 +158,9 @@ export class SwinBlock extends Module {
   readonly attn_branch: Span;
   readonly mlp_path: Span;
   readonly mlp_branch: Span;
+  /** The stream before the attention branch and its skip, and before those of the MLP. */
+  readonly attn_stream: Identity;
+  readonly mlp_stream: Identity;
 
   constructor(o: SwinBlockOptions) {
     super();
@@ -174,11 +178,14 @@ export class SwinBlock extends Module {
     this.attn_branch = stretch('attention_branch', dim, () => [this.norm1, this.attn_path]);
     this.mlp_path = stretch('mlp_path', dim, () => [this.mlp, this.drop_path2]);
     this.mlp_branch = stretch('mlp_branch', dim, () => [this.norm2, this.mlp_path]);
+    this.attn_stream = identitySite('attention_stream', dim, 'tokens');
+    this.mlp_stream = identitySite('mlp_stream', dim, 'tokens');
     site(this, { role: 'block', in: dim, out: dim, layout: 'tokens', stage, depth });
   }
 
   forward(x: Tensor, ctx: Context): Tensor {
-    const z = x.add(this.attn_branch.run(x, ctx));
+    const y = this.attn_stream.run(x, ctx);
+    const z = this.mlp_stream.run(y.add(this.attn_branch.run(y, ctx)), ctx);
     return z.add(this.mlp_branch.run(z, ctx));
   }
 }

@@ -9,6 +9,7 @@ import { aten, empty, noGrad, type Tensor } from '../tensor/index.js';
 import type { KeyMap } from '../checkpoint/index.js';
 import { Backbone, type FeatureLevel, type Preprocessing } from './backbone.js';
 import { BlockList, classifierSite, dropPathRateAt, identitySite } from './blocks.js';
+import { meanOverFrames } from './clips.js';
 import { sizePair } from './family.js';
 import { resamplePosEmbed } from './pos_embed.js';
 import { PatchEmbed, tokenNorm, ViTBlock } from './vit_blocks.js';
@@ -118,8 +119,9 @@ export class VisionTransformer extends Backbone {
     return this.noEmbedClass ? 0 : this.numPrefixTokens;
   }
 
+  /** The tokens [B, N, D] after the last norm, which reads the mean over the frames of a clip. */
   forwardFeatures(x: Tensor, ctx: Context = new Context()): Tensor {
-    const z = this.blocks.run(this.embed(x, ctx), ctx);
+    const z = meanOverFrames(this.blocks.run(this.embed(x, ctx), ctx), ctx);
     return this.features.run(this.norm.run(z, ctx), ctx);
   }
 

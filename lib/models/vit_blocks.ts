@@ -18,6 +18,7 @@ import {
   Span,
 } from '../nn/index.js';
 import { aten, ones, type Tensor } from '../tensor/index.js';
+import { identitySite } from './blocks.js';
 
 /**
  * Which images a patch embedding takes: those of its size, those with as many patches (positions then go by the raster
@@ -237,6 +238,9 @@ export class ViTBlock extends Module {
   readonly attn_branch: Span;
   readonly mlp_path: Span;
   readonly mlp_branch: Span;
+  /** The stream before the attention branch and its skip, and before those of the MLP. */
+  readonly attn_stream: Identity;
+  readonly mlp_stream: Identity;
 
   constructor(o: ViTBlockOptions) {
     super();
@@ -254,11 +258,14 @@ export class ViTBlock extends Module {
     this.attn_branch = stretch('attention_branch', o.dim, () => [this.norm1, this.attn_path]);
     this.mlp_path = stretch('mlp_path', o.dim, () => [this.mlp, this.ls2, this.drop_path2]);
     this.mlp_branch = stretch('mlp_branch', o.dim, () => [this.norm2, this.mlp_path]);
+    this.attn_stream = identitySite('attention_stream', o.dim, 'tokens');
+    this.mlp_stream = identitySite('mlp_stream', o.dim, 'tokens');
     site(this, { role: 'block', in: o.dim, out: o.dim, layout: 'tokens', stage: 0, depth: o.depth });
   }
 
   forward(x: Tensor, ctx: Context): Tensor {
-    const z = x.add(this.attn_branch.run(x, ctx));
+    const y = this.attn_stream.run(x, ctx);
+    const z = this.mlp_stream.run(y.add(this.attn_branch.run(y, ctx)), ctx);
     return z.add(this.mlp_branch.run(z, ctx));
   }
 }

@@ -251,6 +251,14 @@ const rows: readonly Row[] = [
     needs: { role: 'keys' },
   },
   { method: 'prompt_tuning', options: { length: 3 }, identityAtStart: false, merges: false, needs: { role: 'tokens' } },
+  {
+    method: 'st_adapter',
+    options: { hidden: 4, kernel: [3, 3, 3], where: 'both' },
+    identityAtStart: true,
+    merges: false,
+    needs: { role: 'mlp_stream' },
+  },
+  { method: 'st_adapter', options: { layers: 1 }, identityAtStart: true, merges: false, needs: { role: 'mlp_stream' } },
   ...['conv_adapt_norm', 'conv_adapt_bias'].map((variant) => ({
     method: 'conv_adapter',
     options: { reduction: 4, variant, finalNorm: true },

@@ -15,6 +15,7 @@ import { internimage } from './internimage.js';
 import { petlBaselines } from './petl_baselines.js';
 import { proTuning } from './pro_tuning.js';
 import { ssf } from './ssf.js';
+import { stAdapter } from './st_adapter.js';
 import { t5 } from './t5.js';
 import { timmBackbones } from './timm_backbones.js';
 import { unified } from './unified.js';
@@ -39,6 +40,7 @@ const all: readonly Builder[] = [
   krona,
   unified,
   revcol,
+  stAdapter,
   internimage,
 ];
 

@@ -1,0 +1,1 @@
+export { averageViews } from './video.js';
