@@ -1,5 +1,6 @@
 // Calls past the interpreter: operators of frequent signatures are called as the C++ functions they are, without the
-// stack of boxed values that the general way needs. Same dispatch, same result, about half the cost of a small operator.
+// stack of boxed values that the general way needs. Same dispatch, same result, about half the cost of a small
+// operator.
 #pragma once
 
 #include <ATen/core/Tensor.h>

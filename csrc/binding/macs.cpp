@@ -97,12 +97,12 @@ void on_end(const at::RecordFunction& function, at::ObserverContext* context) {
 napi_value macs_enter(napi_env env, napi_callback_info) {
   return guard(env, "countMacs", [&] {
     // One observer serves nested counts.
-    const at::CallbackHandle handle =
-        counts.empty() ? at::addThreadLocalCallback(at::RecordFunctionCallback(on_start, on_end)
-                                                        .needsInputs(true)
-                                                        .needsOutputs(true)
-                                                        .scopes({at::RecordScope::FUNCTION}))
-                       : counts.front().handle;
+    const at::CallbackHandle handle = counts.empty()
+                                          ? at::addThreadLocalCallback(at::RecordFunctionCallback(on_start, on_end)
+                                                                           .needsInputs(true)
+                                                                           .needsOutputs(true)
+                                                                           .scopes({at::RecordScope::FUNCTION}))
+                                          : counts.front().handle;
     counts.push_back({handle, 0});
     return from_int(env, static_cast<int64_t>(counts.size()));
   });

@@ -20,16 +20,14 @@ at::Tensor convolution(const at::Tensor& input, const at::Tensor& weight, const 
     const int64_t reach = dilation[i].expect_int() * (weight.size(i + 2) - 1);
     const int64_t pad = 2 * padding[i].expect_int();
     const int64_t step = stride[i].expect_int();
-    const int64_t length = transposed
-                               ? (size(i + 2) - 1) * step - pad + reach + output_padding[i].expect_int() + 1
-                               : (size(i + 2) + pad - reach - 1) / step + 1;
+    const int64_t length = transposed ? (size(i + 2) - 1) * step - pad + reach + output_padding[i].expect_int() + 1
+                                      : (size(i + 2) + pad - reach - 1) / step + 1;
     TORCH_CHECK(length > 0, "the kernel is larger than its padded input, ", input.sizes(), " with a weight of ",
                 weight.sizes());
     out.push_back(length);
   }
   return at::empty(out, input.options(), input.suggest_memory_format());
 }
-
 
 using Optional = std::optional<at::Tensor>;
 
@@ -98,8 +96,7 @@ TORCH_LIBRARY_IMPL(aten, Meta, m) {
     return out;
   });
   m.impl("roll", [](const at::Tensor& self, c10::SymIntArrayRef, at::IntArrayRef) { return at::empty_like(self); });
-  m.impl("hardtanh",
-         [](const at::Tensor& self, const at::Scalar&, const at::Scalar&) { return at::empty_like(self); });
+  m.impl("hardtanh", [](const at::Tensor& self, const at::Scalar&, const at::Scalar&) { return at::empty_like(self); });
   m.impl("relu", [](const at::Tensor& self) { return at::empty_like(self); });
 }
 

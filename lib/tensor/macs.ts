@@ -12,12 +12,12 @@ import { runSync } from './check.js';
  */
 export function countMacs<R>(fn: () => R): { readonly macs: number; readonly result: R } {
   const token = native.macsEnter();
-  let result: R | undefined;
-  let macs = 0;
+  let result: R;
   try {
     result = runSync('countMacs', fn);
-  } finally {
-    macs = native.macsExit(token);
+  } catch (error) {
+    native.macsExit(token);
+    throw error;
   }
-  return { macs, result };
+  return { macs: native.macsExit(token), result };
 }

@@ -3,8 +3,8 @@
 //
 //   Y[n, y, x, g, c] = sum over p of M[n, y, x, g, p] * B(X[n, :, :, g, c]; position of p + s * O[n, y, x, g, p])
 //
-// Positions are in pixels and samples outside the image read 0; points run down the columns of the kernel. Dense float32
-// and float64 tensors on the CPU; lib/nn composes the same of ATen operators for everything else.
+// Positions are in pixels and samples outside the image read 0; points run down the columns of the kernel. Dense
+// float32 and float64 tensors on the CPU; lib/nn composes the same of ATen operators for everything else.
 #include <ATen/ATen.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
@@ -92,8 +92,8 @@ at::Tensor forward_cpu(const at::Tensor& x, const at::Tensor& offset, const at::
 }
 
 struct Dcnv3 : torch::autograd::Function<Dcnv3> {
-  static at::Tensor forward(AutogradContext* ctx, const at::Tensor& x, const at::Tensor& offset,
-                            const at::Tensor& mask, const Geometry& o) {
+  static at::Tensor forward(AutogradContext* ctx, const at::Tensor& x, const at::Tensor& offset, const at::Tensor& mask,
+                            const Geometry& o) {
     const at::AutoDispatchBelowADInplaceOrView guard;
     ctx->save_for_backward({x, offset, mask});
     ctx->saved_data["kernel"] = o.kernel;
@@ -114,9 +114,9 @@ struct Dcnv3 : torch::autograd::Function<Dcnv3> {
     const auto stride = ctx->saved_data["stride"].toIntVector();
     const auto padding = ctx->saved_data["padding"].toIntVector();
     const auto dilation = ctx->saved_data["dilation"].toIntVector();
-    const Dcnv3Shape shape = shape_of(
-        saved[0], {kernel, stride, padding, dilation, ctx->saved_data["groups"].toInt(),
-                   ctx->saved_data["offset_scale"].toDouble(), ctx->saved_data["remove_center"].toBool()});
+    const Dcnv3Shape shape =
+        shape_of(saved[0], {kernel, stride, padding, dilation, ctx->saved_data["groups"].toInt(),
+                            ctx->saved_data["offset_scale"].toDouble(), ctx->saved_data["remove_center"].toBool()});
     variable_list result(4);
     if (ctx->needs_input_grad(0)) result[0] = at::zeros_like(saved[0]);
     if (ctx->needs_input_grad(1)) result[1] = at::zeros_like(saved[1]);

@@ -49,7 +49,8 @@ bool locate(Sample<T>& sample, T y, T x, const Dcnv3Shape& s) {
   return true;
 }
 
-// Positions of the points of an output pixel without their offsets: the regular grid, scaled around the kernel's center.
+// Positions of the points of an output pixel without their offsets: the regular grid, scaled around the kernel's
+// center.
 template <typename T>
 struct Grid {
   std::vector<T> y, x;
@@ -161,7 +162,8 @@ void add_scaled(T* to, const T* from, T factor, int64_t depth) {
   }
   if (c < depth) {
     const int64_t length = depth - c;
-    at::vec::fmadd(V::loadu(from + c, length), V(factor), V::loadu(to + c, length)).store(to + c, static_cast<int>(length));
+    at::vec::fmadd(V::loadu(from + c, length), V(factor), V::loadu(to + c, length))
+        .store(to + c, static_cast<int>(length));
   }
 }
 

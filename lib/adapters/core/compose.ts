@@ -158,7 +158,7 @@ export function runWithGrafts(module: Module, parts: readonly Part[], x: Tensor,
   }
   const first = parts.find((part) => part.composition.kind !== 'before');
   const merged = first && !replacement ? layerWithDelta(module, first, input, ctx) : null;
-  let y = merged ?? (replacement ? replacement.form.run(input, ctx) : module.forward(input, ctx));
+  const y = merged ?? (replacement ? replacement.form.run(input, ctx) : module.forward(input, ctx));
   return addParts(merged ? parts.filter((part) => part !== first) : parts, input, y, ctx);
 }
 

@@ -2,7 +2,7 @@
  * Folding an adapter into frozen weights. One place for all methods: a method states its increment or its affine map,
  * and the arithmetic here is float64 whatever the dtype of the model.
  */
-import { BatchNorm2d, Conv2d, GroupNorm, LayerNorm, Linear, type Module, Parameter } from '../../nn/index.js';
+import { BatchNorm2d, type Buffer, Conv2d, GroupNorm, LayerNorm, Linear, type Module, Parameter } from '../../nn/index.js';
 import { keep, noGrad, scope, type Tensor, zeros } from '../../tensor/index.js';
 import type { Adapter } from './adapter.js';
 import { affineOf, isAffineForm, isDeltaForm } from './compose.js';
@@ -104,8 +104,8 @@ export function mergeAdapter(adapter: Adapter, options: MergeOptions): { record:
   const drafts = noGrad(() => scope(() => foldAll(grafts)));
   const weights = drafts.map(({ module }) => ({
     module,
-    weight: keep(noGrad(() => (module.weight as Parameter).detach().clone())),
-    bias: module.bias ? keep(noGrad(() => (module.bias as Parameter).detach().clone())) : null,
+    weight: keep(noGrad(() => weightOf(module).detach().clone())),
+    bias: copyOf(module.bias),
   }));
   const biasesCreated = drafts.filter((d) => d.bias && !d.module.bias).map((d) => d.path);
   for (const draft of drafts) install(draft);
@@ -129,11 +129,21 @@ export function mergeAdapter(adapter: Adapter, options: MergeOptions): { record:
   };
 }
 
+/** The weight of a layer that `obstacle` has found to have one. */
+function weightOf({ weight }: Affine): Parameter | Buffer {
+  if (weight) return weight;
+  throw new Error('a norm without weights cannot take up an affine map');
+}
+
+function copyOf(tensor: Tensor | null): Tensor | null {
+  return tensor && keep(noGrad(() => tensor.detach().clone()));
+}
+
 /** See `Adapter.unmerge`. */
 export function unmergeAdapter(adapter: Adapter, record: MergeRecord): void {
   noGrad(() => {
     for (const { module, weight, bias } of record.weights) {
-      (module.weight as Parameter).setData(weight);
+      weightOf(module).setData(weight);
       if (bias === null) module.bias = null;
       else module.bias?.setData(bias);
     }
@@ -149,7 +159,7 @@ function foldAll(grafts: readonly Graft[]): Draft[] {
     if (graft.composition.kind === 'replace' || !isAffineLayer(module)) continue;
     let draft = drafts.get(module);
     if (!draft) {
-      const weight = (module.weight as Parameter).detach().to('float64').clone();
+      const weight = weightOf(module).detach().to('float64').clone();
       const bias = module.bias ? module.bias.detach().to('float64').clone() : null;
       draft = { module, path: path.replace(/\[.*\]$/, ''), weight, bias };
       drafts.set(module, draft);
@@ -222,7 +232,7 @@ function inDouble<T>(parts: readonly Module[], compute: () => T): T {
 /** Gives the layer its new values in its own dtype; a layer without a bias gets one where needed. */
 function install({ module, weight, bias }: Draft): void {
   noGrad(() => {
-    const target = module.weight as Parameter;
+    const target = weightOf(module);
     target.setData(weight.to(target.dtype));
     if (!bias) return;
     if (module.bias) module.bias.setData(bias.to(target.dtype));
