@@ -310,6 +310,10 @@ export class AsMlp extends Backbone {
     });
   }
 
+  protected override get tail(): readonly string[] {
+    return ['norm', 'head'];
+  }
+
   resetClassifier(numClasses: number): void {
     this.head = this.like(classifierSite(this.numFeatures, numClasses));
   }

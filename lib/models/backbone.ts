@@ -1,5 +1,5 @@
 /** What every backbone is: a module with published sites, a feature part, a head, and a way to read its checkpoints. */
-import { Context, type ContextOptions, type Site } from '../nn/index.js';
+import { Context, type ContextOptions, Identity, type Site } from '../nn/index.js';
 import type { Tensor } from '../tensor/index.js';
 import { foldClips, meanOverFrames } from './clips.js';
 import { Host } from './host.js';
@@ -47,6 +47,40 @@ export abstract class Backbone extends Host {
     this.config = config;
   }
 
+  /** Parts that lie between the last feature level and the logits, by path; those with parameters leave with `toTrunk`. */
+  protected get tail(): readonly string[] {
+    return [this.classifier];
+  }
+
+  readonly #givenUp = new Set<string>();
+
+  /**
+   * Gives up what only classification needs: the classifier, and the norm or pool before it. What remains are the feature
+   * levels, for heads that read maps (`forwardIntermediates`); files of the whole network still load.
+   *
+   * @throws Error when adapters are there already, which may sit on those parts
+   */
+  toTrunk(): this {
+    if (this.grafts) throw new Error(`${this.name}: make it a trunk before adapters are set into it`);
+    for (const path of this.tail) {
+      const owner = this.getModule(path.split('.').slice(0, -1).join('.'));
+      const child = owner.namedChildren().find(([name]) => name === path.split('.').at(-1))?.[1];
+      const property = Object.entries(owner).find(([, value]) => value === child)?.[0];
+      this.#givenUp.add(path);
+      if (child && property && child.namedState().length > 0) Object.assign(owner, { [property]: new Identity() });
+    }
+    return this;
+  }
+
+  /** Whether `toTrunk` has been called. */
+  get isTrunk(): boolean {
+    return this.#givenUp.size > 0;
+  }
+
+  override hasGivenUp(name: string): boolean {
+    return [...this.#givenUp].some((path) => name === path || name.startsWith(`${path}.`));
+  }
+
   /** The image batch to final features: a map [B, C, H, W] or tokens [B, N, C]. */
   abstract forwardFeatures(x: Tensor, ctx?: Context): Tensor;
 
@@ -63,6 +97,7 @@ export abstract class Backbone extends Host {
    */
   forward(x: Tensor, ctx: Context | ContextOptions = {}): Tensor {
     if (!(ctx instanceof Context)) return this.run(x, new Context(ctx));
+    if (this.isTrunk) throw new TypeError(`${this.name} is a trunk without logits; run forwardIntermediates`);
     const images = x.ndim === 5 ? foldClips(x, ctx) : x;
     return this.forwardHead(meanOverFrames(this.forwardFeatures(images, ctx), ctx), ctx);
   }

@@ -272,6 +272,10 @@ export class ClipResNet extends Backbone {
     return maps;
   }
 
+  protected override get tail(): readonly string[] {
+    return ['attnpool', 'head'];
+  }
+
   resetClassifier(numClasses: number): void {
     this.head = this.like(classifierSite(this.numFeatures, numClasses));
   }
@@ -285,7 +289,7 @@ export class ClipResNet extends Backbone {
       ? applyKeyMap(timmNames(this.stages.length), state).tensors
       : visualTower(state, 'resnet');
     const positions = out.get('attnpool.positional_embedding');
-    if (positions) {
+    if (positions && !this.isTrunk) {
       out.set(
         'attnpool.positional_embedding',
         noGrad(() => this.attnpool.fitPositions(positions)),

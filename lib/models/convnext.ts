@@ -147,6 +147,10 @@ export class ConvNeXt extends Backbone {
     return maps.map((map, i) => this.#levelNorms[i]?.run(map, ctx) ?? map);
   }
 
+  protected override get tail(): readonly string[] {
+    return ['norm_pre', 'head'];
+  }
+
   resetClassifier(numClasses: number): void {
     this.head.fc = this.like(classifierSite(this.numFeatures, numClasses));
   }

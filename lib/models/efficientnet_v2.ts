@@ -142,6 +142,10 @@ export class EfficientNetV2 extends Backbone {
     return maps;
   }
 
+  protected override get tail(): readonly string[] {
+    return ['conv_head', 'bn2', 'classifier'];
+  }
+
   resetClassifier(numClasses: number): void {
     this.head = this.like(classifierSite(this.numFeatures, numClasses));
     startClassifier(this.head);

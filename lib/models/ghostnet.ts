@@ -316,6 +316,10 @@ export class GhostNet extends Backbone {
     return maps;
   }
 
+  protected override get tail(): readonly string[] {
+    return ['conv_head', 'classifier'];
+  }
+
   resetClassifier(numClasses: number): void {
     this.head = this.like(classifierSite(this.numFeatures, numClasses));
   }

@@ -157,6 +157,10 @@ export class HatNet extends Backbone {
     return maps;
   }
 
+  protected override get tail(): readonly string[] {
+    return ['classifier'];
+  }
+
   resetClassifier(numClasses: number): void {
     this.head = this.like(this.newHead(numClasses));
   }

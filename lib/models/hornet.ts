@@ -54,6 +54,10 @@ abstract class HorNetBase extends Backbone {
     return this.head.run(this.pre_logits.run(vector, ctx), ctx);
   }
 
+  protected override get tail(): readonly string[] {
+    return ['norm', 'head'];
+  }
+
   resetClassifier(numClasses: number): void {
     this.head = this.like(classifierSite(this.numFeatures, numClasses));
   }

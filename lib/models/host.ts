@@ -48,6 +48,11 @@ export abstract class Host extends Module {
     return this.classifier !== null && (name === this.classifier || name.startsWith(`${this.classifier}.`));
   }
 
+  /** Whether a name of the family's files belongs to a part that this model has given up. */
+  hasGivenUp(_name: string): boolean {
+    return false;
+  }
+
   /** All places where grafts may sit, in the order of the modules; sites inside a block carry its stage and depth. */
   sites(): Site[] {
     const sites = sitesOf(this);

@@ -171,6 +171,10 @@ export class InternImage extends Backbone {
     return maps;
   }
 
+  protected override get tail(): readonly string[] {
+    return ['conv_head', 'dcnv3_head_x4', 'dcnv3_head_x3', 'clip_projector', 'fc_norm', 'head'];
+  }
+
   resetClassifier(numClasses: number): void {
     this.head = this.like(classifierSite(this.numFeatures, numClasses));
   }

@@ -47,6 +47,7 @@ export function loadState(
 ): WeightsReport {
   const converted = model.convertStateDict(state);
   const resampled = [...converted].filter(([name, tensor]) => differs(state.get(name), tensor)).map(([name]) => name);
+  for (const name of [...converted.keys()]) if (model.hasGivenUp(name)) converted.delete(name);
   const isClassifier = (name: string): boolean => model.isInClassifier(name);
   const dropped = classifier === 'drop' ? [...converted.keys()].filter(isClassifier) : [];
   for (const name of dropped) converted.delete(name);

@@ -244,6 +244,10 @@ export class ResNetV2 extends Backbone {
     return maps;
   }
 
+  protected override get tail(): readonly string[] {
+    return ['norm', 'head'];
+  }
+
   resetClassifier(numClasses: number): void {
     const { fc } = new ClassifierHead(this.numFeatures, numClasses);
     this.head.fc = this.like(fc);

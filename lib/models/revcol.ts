@@ -141,6 +141,10 @@ export class RevCol extends Backbone {
     return { logits, images: maps.slice(0, 3).map((map, j) => decoders.at(j).run(map, ctx)) };
   }
 
+  protected override get tail(): readonly string[] {
+    return ['cls', 'cls_blocks', 'decoder_blocks'];
+  }
+
   /** With intermediate supervision, all four classifiers. */
   resetClassifier(numClasses: number): void {
     if (this.cls) this.cls = this.like(new RevColHead(this.numFeatures, numClasses));

@@ -133,6 +133,10 @@ export class SwinTransformer extends Backbone {
     });
   }
 
+  protected override get tail(): readonly string[] {
+    return ['norm', 'head'];
+  }
+
   resetClassifier(numClasses: number): void {
     this.head.fc = this.like(classifierSite(this.numFeatures, numClasses));
   }

@@ -145,6 +145,10 @@ export class VisionTransformer extends Backbone {
     return maps;
   }
 
+  protected override get tail(): readonly string[] {
+    return ['norm', 'fc_norm', 'proj', 'head'];
+  }
+
   resetClassifier(numClasses: number): void {
     this.head = this.like(classifierSite(this.numFeatures, numClasses));
   }

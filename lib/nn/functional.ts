@@ -2,7 +2,7 @@
 import { aten, type Tensor } from '../tensor/index.js';
 import { pair, type Size2 } from './site.js';
 
-export { bceWithLogits, crossEntropy, klDiv, mseLoss } from './losses.js';
+export { bceWithLogits, crossEntropy, klDiv, mseLoss, pixelCrossEntropy } from './losses.js';
 
 /** max(x, 0). */
 export function relu(x: Tensor): Tensor {

@@ -52,5 +52,6 @@ export function convNormAct(
 }
 
 function isFixed(norm: Module): norm is BatchNorm2d {
-  return norm instanceof BatchNorm2d && !norm.training && norm.running_mean !== null && norm.grafts === undefined;
+  if (!(norm instanceof BatchNorm2d) || norm.running_mean === null || norm.grafts !== undefined) return false;
+  return norm.isConstant || !norm.training;
 }

@@ -1,6 +1,7 @@
 export { chain, checkpoint, runBlock, runBlocks } from './checkpointing.js';
 export { ModuleDict, ModuleList, Sequential } from './containers.js';
 export { Context, type ContextOptions } from './context.js';
+export { boxArea, boxIou, intersectionArea, nms, roiAlign, type RoiAlignOptions } from './detection.js';
 export { Fastfood, powerOfTwo, walshHadamard } from './fastfood.js';
 export { composedDcnv3, dcnv3, type Dcnv3Options } from './deform_conv.js';
 export * as functional from './functional.js';
@@ -8,7 +9,16 @@ export { convNormAct, loraLinear, scaleShift } from './fused.js';
 export type { GraftSet } from './graft.js';
 export * as init from './init.js';
 export * from './layers/index.js';
-export { bceWithLogits, crossEntropy, klDiv, mseLoss, type CrossEntropyOptions, type Reduction } from './losses.js';
+export {
+  bceWithLogits,
+  crossEntropy,
+  klDiv,
+  mseLoss,
+  pixelCrossEntropy,
+  type CrossEntropyOptions,
+  type PixelLossOptions,
+  type Reduction,
+} from './losses.js';
 export { Module, type ModuleToOptions } from './module.js';
 export { Buffer, Parameter, type BufferOptions } from './parameter.js';
 export {

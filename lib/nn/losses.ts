@@ -45,6 +45,33 @@ export function crossEntropy(logits: Tensor, target: Tensor, options: CrossEntro
   );
 }
 
+/** Options of `pixelCrossEntropy`. */
+export interface PixelLossOptions {
+  /** Pixels with this label do not count. Default 255. */
+  ignoreIndex?: number;
+  /** The mean is over the pixels that count (`valid`, the default), or over all, those that do not count being 0 (`all`). */
+  average?: 'valid' | 'all';
+}
+
+/**
+ * Cross entropy of segmentation: logits [B, K, h, w] are resampled to the size of `labels` [B, H, W] (integers) bilinearly,
+ * corners not aligned. Without a pixel that counts it is 0.
+ *
+ * @throws RangeError when the batches differ
+ */
+export function pixelCrossEntropy(logits: Tensor, labels: Tensor, options: PixelLossOptions = {}): Tensor {
+  const { ignoreIndex = 255, average = 'valid' } = options;
+  const [batch = 0, height = 0, width = 0] = labels.shape;
+  if (logits.ndim !== 4 || labels.ndim !== 3 || logits.shape[0] !== batch) {
+    const given = `[${logits.shape.join(', ')}] and [${labels.shape.join(', ')}]`;
+    throw new RangeError(`pixelCrossEntropy: expected logits [B, K, h, w] and labels [B, H, W], got ${given}`);
+  }
+  const isSame = logits.shape[2] === height && logits.shape[3] === width;
+  const resized = isSame ? logits : aten.upsampleBilinear2d(logits, [height, width], false);
+  const sum = crossEntropy(resized, labels.to('int64'), { ignoreIndex, reduction: 'sum' });
+  return average === 'all' ? sum.div(labels.numel()) : sum.div(labels.ne(ignoreIndex).sum().clampMin(1));
+}
+
 /** (input - target)². @param options.reduction default `mean` */
 export function mseLoss(input: Tensor, target: Tensor, { reduction = 'mean' }: { reduction?: Reduction } = {}): Tensor {
   return aten.mseLoss(input, target, reductionCode(reduction, 'mseLoss'));
