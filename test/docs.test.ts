@@ -4,7 +4,7 @@ import { fileURLToPath } from 'node:url';
 import { promisify } from 'node:util';
 import { expect, test } from 'vitest';
 
-test('docs/models.md and docs/methods.md are up to date', async () => {
+test('docs/models.md, docs/methods.md and the tables of the README are up to date', async () => {
   const script = fileURLToPath(new URL('../scripts/docs/generate.mjs', import.meta.url));
   const { stderr } = await promisify(execFile)(process.execPath, ['--no-warnings', script, '--check']);
   expect(stderr).toBe('');

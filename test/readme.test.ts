@@ -1,4 +1,4 @@
-/** The README and the guides: their programs run as printed, their tables are those of the registries. */
+/** The README and the guides: their programs run as printed, and what they point to is there. */
 import {
   existsSync,
   mkdtempSync,
@@ -12,13 +12,11 @@ import {
 import { tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
 import { afterAll, expect, test } from 'vitest';
-import { listMethods, listModels, methodInfo, modelInfo } from '../lib/index.js';
 import { runNode } from './child.js';
 import { distFolder } from './dist.js';
 
 const root = join(import.meta.dirname, '..');
-const path = join(root, 'README.md');
-const readme = readFileSync(path, 'utf8');
+const readme = readFileSync(join(root, 'README.md'), 'utf8');
 const folder = mkdtempSync(join(tmpdir(), 'torchgraft-readme-'));
 afterAll(() => rmSync(folder, { recursive: true, force: true }));
 
@@ -58,36 +56,6 @@ test('the method in docs/adapters.md runs as printed', { timeout: 300_000 }, asy
   const output = await run(program ?? '');
   expect(output).toContain('[64,1,1]');
   expect(output).toContain('[ 2, 4 ]');
-});
-
-/** The tables of methods and backbones. */
-function tables(): string {
-  const methods = listMethods().map(methodInfo).map((m) => `| \`${m.id}\` | ${m.summary} | ${m.paper} |`); // prettier-ignore
-  const families = new Map<string, { paper: string; names: string[] }>();
-  for (const name of listModels()) {
-    const { family, paper } = modelInfo(name);
-    const entry = families.get(family) ?? { paper, names: [] };
-    families.set(family, { ...entry, names: [...entry.names, `\`${name}\``] });
-  }
-  const models = Array.from(families, ([family, { paper, names }]) => `| ${family} | ${names.join(', ')} | ${paper} |`);
-  return [
-    '| method | what it does | published in |',
-    '|---|---|---|',
-    ...methods,
-    '',
-    '| family | backbones | published in |',
-    '|---|---|---|',
-    ...models,
-  ].join('\n');
-}
-
-test('the tables are those of the registries', () => {
-  const [before, rest = ''] = readme.split(/(?<=<!-- tables:begin [^\n]*-->\n)/);
-  const after = rest.slice(rest.indexOf('<!-- tables:end -->'));
-  expect(after).toContain('tables:end');
-  const expected = `${String(before)}\n${tables()}\n\n${after}`;
-  if (process.env['UPDATE_README'] === '1') writeFileSync(path, expected);
-  else expect(readme).toBe(expected);
 });
 
 test('what the README and the guides point to is there', () => {

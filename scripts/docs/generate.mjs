@@ -1,13 +1,13 @@
 /**
- * `npm run docs`: writes the pages that are made from the code, docs/models.md and docs/methods.md. With `--check` nothing
- * is written; a page that is out of date ends the process with 1.
+ * `npm run docs`: writes what is made from the code: docs/models.md, docs/methods.md and the tables of the README. With
+ * `--check` nothing is written; a page that is out of date ends the process with 1.
  */
 import { existsSync, readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { compatibility, listFamilies, listMethods, listModels, methodInfo, modelInfo } from '../../dist/index.js';
 
-const docs = fileURLToPath(new URL('../../docs', import.meta.url));
+const root = fileURLToPath(new URL('../..', import.meta.url));
 const made = '<!-- Made by `npm run docs`; change the code instead. -->';
 
 /** @param {readonly string[]} head @param {readonly (readonly string[])[]} rows */
@@ -76,14 +76,36 @@ function methodsPage() {
   return `${['# Methods', made, intro.join('\n'), table(['method', 'what it does', ...examples], overview), ...sections].join('\n\n')}\n`;
 }
 
-const pages = { 'models.md': modelsPage, 'methods.md': methodsPage };
+/** The README with its tables made anew. */
+function readmePage() {
+  const text = readFileSync(join(root, 'README.md'), 'utf8');
+  const [, before, after] = /^(.*<!-- tables:begin [^\n]*-->\n)(?:.*)(<!-- tables:end -->.*)$/s.exec(text) ?? [];
+  if (before === undefined || after === undefined) throw new Error('README.md has lost the marks of its tables');
+  const methods = listMethods().map((id) => {
+    const { summary, paper } = methodInfo(id);
+    return [`[\`${id}\`](docs/methods.md#${id})`, summary, paper];
+  });
+  const families = listFamilies().map((family) => {
+    const names = listModels(family);
+    const { paper } = modelInfo(names[0] ?? '');
+    const shown = names.length > 3 ? [names[0], names[1], `... (${names.length})`] : names;
+    return [`[${family}](docs/models.md#${family})`, shown.join(', '), paper];
+  });
+  const tables = [
+    table(['method', 'what it does', 'published in'], methods),
+    table(['family', 'backbones', 'published in'], families),
+  ];
+  return `${before}\n${tables.join('\n\n')}\n\n${after}`;
+}
+
+const pages = { 'docs/models.md': modelsPage, 'docs/methods.md': methodsPage, 'README.md': readmePage };
 const isCheck = process.argv.includes('--check');
 for (const [file, make] of Object.entries(pages)) {
-  const path = join(docs, file);
+  const path = join(root, file);
   const text = make();
   if (!isCheck) writeFileSync(path, text);
   else if (!existsSync(path) || readFileSync(path, 'utf8') !== text) {
-    console.error(`docs/${file} is out of date: run npm run docs`);
+    console.error(`${file} is out of date: run npm run docs`);
     process.exitCode = 1;
   }
 }
