@@ -75,4 +75,9 @@ export async function main(argv: readonly string[]): Promise<number> {
   }
 }
 
+// Whoever reads the output may stop early, as `head` does: that is no failure of ours.
+process.stdout.on('error', (error: NodeJS.ErrnoException) => {
+  if (error.code === 'EPIPE') process.exit(0);
+  throw error;
+});
 process.exitCode = await main(process.argv);

@@ -4,7 +4,16 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
 import { z } from 'zod';
-import { defineMethod, delta, graft, loadAdapter, readAdapterFolder, type Adapter } from '../../lib/adapters/index.js';
+import {
+  adaptersOf,
+  averageAdapters,
+  defineMethod,
+  delta,
+  graft,
+  loadAdapter,
+  readAdapterFolder,
+  type Adapter,
+} from '../../lib/adapters/index.js';
 import { createCustomModel, createModel, type Backbone } from '../../lib/models/index.js';
 import { Dropout, Linear, Module, trainingMode, type Context } from '../../lib/nn/index.js';
 import { aten, manualSeed, memory, noGrad, ones, randn, scope, type Tensor } from '../../lib/tensor/index.js';
@@ -249,6 +258,43 @@ describe('strength', () => {
     expect(() => (prompt.strength = 0.5)).toThrow(/cannot be weighted: its graft at input/);
     const lora = graft(model, 'lora', { rank: 2 }, { name: 'b' });
     expect(() => (lora.strength = NaN)).toThrow(/finite/);
+  });
+});
+
+describe('the mean of adapters', () => {
+  test('is theirs, statistics included, and takes one forward pass', () => {
+    const model = makeCnn();
+    const make = (name: string): Adapter =>
+      shake(graft(model, 'conv_adapter', { reduction: 2, variant: 'conv_adapt_bias' }, { name, head: { classes: 3 } }));
+    const [a, b] = [make('a'), make('b')];
+    trainingMode(model, { bnStats: 'update' });
+    noGrad(() => model.run(randn([4, 3, 32, 32])));
+    model.eval();
+    const statistic = a.overlays.findIndex(({ name }) => name === 'layer1.0.bn1.running_mean');
+    const soup = averageAdapters(model, { a: 1, b: 3 }, 'soup');
+    expect(soup.isActive).toBe(true);
+    const expected = a.namedParameters().map(([name], i) => {
+      const value = (adapter: Adapter): Tensor => {
+        const overlay = adapter.overlays.find((o) => `backbone.${o.name}` === name);
+        return overlay ? adapter.valueOf(overlay) : (adapter.parameters()[i] as Tensor);
+      };
+      return value(a).mul(0.25).add(value(b).mul(0.75));
+    });
+    soup.parameters().forEach((p, i) => expect(largest(p.detach().sub(expected[i] as Tensor))).toBeLessThan(1e-6));
+    const of = (adapter: Adapter): Tensor =>
+      adapter.valueOf(adapter.overlays[statistic] as Adapter['overlays'][number]);
+    expect(largest(of(soup).sub(of(a).mul(0.25).add(of(b).mul(0.75))))).toBeLessThan(1e-6);
+  });
+
+  test('is refused for adapters of different kinds, unknown names and odd weights', () => {
+    const model = makeVit();
+    graft(model, 'lora', { rank: 2 }, { name: 'a' });
+    graft(model, 'lora', { rank: 3 }, { name: 'b' });
+    expect(() => averageAdapters(model, { a: 1, b: 1 }, 'soup')).toThrow(/different kinds/);
+    expect(() => averageAdapters(model, { a: 1, c: 1 }, 'soup')).toThrow(/no adapter 'c'/);
+    expect(() => averageAdapters(model, { a: 0 }, 'soup')).toThrow(/'a' has 0/);
+    expect(() => averageAdapters(model, {}, 'soup')).toThrow(/none are given/);
+    expect(adaptersOf(model).size).toBe(2);
   });
 });
 

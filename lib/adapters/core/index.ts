@@ -1,4 +1,5 @@
 export { Adapter, type HeadChoice } from './adapter.js';
+export { averageAdapters } from './average.js';
 export {
   affine,
   before,
