@@ -25,13 +25,14 @@ export interface BatchNormOptions {
  */
 export class BatchNorm2d extends Module {
   readonly numFeatures: number;
-  readonly eps: number;
+  eps: number;
   readonly momentum: number | null;
-  weight: Parameter | null;
-  bias: Parameter | null;
+  weight: Parameter | Buffer | null;
+  bias: Parameter | Buffer | null;
   running_mean: Buffer | null;
   running_var: Buffer | null;
   num_batches_tracked: Buffer | null;
+  #isConstant = false;
 
   constructor(numFeatures: number, options: BatchNormOptions = {}) {
     super();
@@ -49,9 +50,10 @@ export class BatchNorm2d extends Module {
   forward(x: Tensor, ctx: Context): Tensor {
     if (x.ndim !== 4)
       throw new RangeError(`BatchNorm2d: expected a map [B, C, H, W], got shape [${x.shape.join(', ')}]`);
-    const useBatch = this.training || this.running_mean === null;
+    const isLearning = this.training && !this.#isConstant;
+    const useBatch = isLearning || this.running_mean === null;
     // A recomputed stretch has been counted in its first pass.
-    const isUpdating = this.training && !ctx.recomputing;
+    const isUpdating = isLearning && !ctx.recomputing;
     const factor = isUpdating ? this.#count() : 0;
     const reads = !useBatch || isUpdating;
     const mean = reads ? this.running_mean : null;
@@ -64,6 +66,30 @@ export class BatchNorm2d extends Module {
     if (this.num_batches_tracked === null) return 0;
     this.num_batches_tracked.add_(1);
     return this.momentum ?? 1 / Number(this.num_batches_tracked.item());
+  }
+
+  /** Whether `makeConstant` was called. */
+  get isConstant(): boolean {
+    return this.#isConstant;
+  }
+
+  /**
+   * Makes the norm a fixed scale and shift, in training mode too: torchvision's `FrozenBatchNorm2d`. Scale and shift
+   * become buffers, so that nothing trains them, and there is no counter of batches any more.
+   *
+   * @param options.eps default: as before; the detectors published as COCO_V1 have 0
+   * @throws TypeError for a norm without running statistics
+   */
+  makeConstant({ eps = this.eps }: { eps?: number } = {}): this {
+    if (this.running_mean === null) {
+      throw new TypeError('makeConstant: a BatchNorm without running statistics has nothing to be constant with');
+    }
+    this.eps = eps;
+    this.weight = this.weight && new Buffer(this.weight);
+    this.bias = this.bias && new Buffer(this.bias);
+    this.num_batches_tracked = null;
+    this.#isConstant = true;
+    return this;
   }
 
   /** Forgets the running statistics: mean 0, variance 1, no batches. */
