@@ -69,6 +69,7 @@ export {
 } from './noah_search.js';
 export { proTuning, PromptBlock, type PromptBlockOptions } from './pro_tuning.js';
 export { adaptersOf, findMethod, graft, listMethods, loadAdapter, methodInfo, type MethodInfo } from './registry.js';
+export { PromptMatcher, SEGMENTATION_LABELS, spm, type PromptMatcherOptions } from './spm.js';
 export { ScaleShift, ssf } from './ssf.js';
 export { classEmbeddings, startHead, type StartHeadOptions } from './text_head.js';
 export { StAdapter, stAdapter } from './st_adapter.js';

@@ -8,6 +8,7 @@ import { type Context, Conv2d, functional, Module, Parameter, Sequential, type S
 import { aten, type Tensor, zeros } from '../tensor/index.js';
 import { defineMethod, type Rule, sequential } from './core/index.js';
 import { overPatches } from './patch_map.js';
+import { groupEnds, stagesOf } from './stage_ends.js';
 
 /** s = σ(We ReLU(Wc mean(c))) per channel; gives c s, or s alone. [B, C, H, W] to [B, C, H, W] or [B, C, 1, 1]. */
 class ChannelGate extends Module {
@@ -103,25 +104,15 @@ function stagedPositions(stages: readonly Site[], sites: readonly Site[]): [stri
   return stages.map((stage, i) => [`stage${i + 1}`, merging[i] ?? stage]);
 }
 
-/** The blocks of a network of one width, cut into equal stages. */
-function equalPositions(blocks: readonly Site[], count: number): [string, Site][] {
-  if (blocks.length === 0 || blocks.length % count !== 0) {
-    throw new RangeError(
-      `pro_tuning: ${blocks.length} blocks cannot be cut into ${count} equal stages; give the option stages a divisor of ${blocks.length}`,
-    );
-  }
-  const ends = Array.from({ length: count }, (_, i) => blocks[((i + 1) * blocks.length) / count - 1] as Site);
-  return ends.map((site, i) => [`stage${i + 1}`, site]);
-}
-
 function positionsOf(sites: readonly Site[], count: number): Positions {
   const withRole = (role: string): Site[] => sites.filter(({ roles }) => roles.includes(role));
   const stem = [...withRole('tokens'), ...withRole('stem')].slice(0, 1);
-  const stages = withRole('stage');
-  const blocks = withRole('block');
+  const stages = stagesOf(sites);
   return new Map([
     ...stem.map((site): [string, Site] => ['stem', site]),
-    ...(stages.length > 0 ? stagedPositions(stages, sites) : equalPositions(blocks, count)),
+    ...(stages.length > 0
+      ? stagedPositions(stages, sites)
+      : groupEnds(sites, count, 'pro_tuning').map((end, i): [string, Site] => [`stage${i + 1}`, end])),
   ]);
 }
 

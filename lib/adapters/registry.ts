@@ -31,6 +31,7 @@ import { noah } from './noah.js';
 import { prefix } from './prefix.js';
 import { proTuning } from './pro_tuning.js';
 import { promptTuning } from './prompt_tuning.js';
+import { spm } from './spm.js';
 import { ssf } from './ssf.js';
 import { stAdapter } from './st_adapter.js';
 import { vpt } from './vpt.js';
@@ -61,6 +62,7 @@ const methods: readonly Method[] = [
   promptTuning,
   noah,
   stAdapter,
+  spm,
 ];
 const byId = new Map(methods.map((method) => [method.id, method]));
 

@@ -259,6 +259,7 @@ const rows: readonly Row[] = [
     needs: { role: 'mlp_stream' },
   },
   { method: 'st_adapter', options: { layers: 1 }, identityAtStart: true, merges: false, needs: { role: 'mlp_stream' } },
+  { method: 'spm', options: { classes: 3, width: 4, stages: 2 }, identityAtStart: true, merges: false },
   ...['conv_adapt_norm', 'conv_adapt_bias'].map((variant) => ({
     method: 'conv_adapter',
     options: { reduction: 4, variant, finalNorm: true },

@@ -106,7 +106,9 @@ export const runBlock =
 /** Multiply-accumulates of one image of the model's size; the model must be on the meta device. */
 export function macsOf(model: Backbone): number {
   const x = empty([1, ...model.config.inputSize], { device: 'meta' });
-  return noGrad(() => scope(() => countMacs(() => model.eval().run(x)).macs));
+  const run = (): unknown => (model.isTrunk ? model.forwardIntermediates(x) : model.run(x));
+  model.eval();
+  return noGrad(() => scope(() => countMacs(run).macs));
 }
 
 /** The figures of a counts.json that every adapted model has. */

@@ -14,6 +14,7 @@ import { revcol } from './revcol.js';
 import { internimage } from './internimage.js';
 import { petlBaselines } from './petl_baselines.js';
 import { proTuning } from './pro_tuning.js';
+import { spm } from './spm.js';
 import { ssf } from './ssf.js';
 import { stAdapter } from './st_adapter.js';
 import { t5 } from './t5.js';
@@ -41,6 +42,7 @@ const all: readonly Builder[] = [
   unified,
   revcol,
   stAdapter,
+  spm,
   internimage,
 ];
 
