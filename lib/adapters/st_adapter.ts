@@ -92,5 +92,6 @@ export const stAdapter = defineMethod({
     }),
   headInit: 'trunc_normal',
   learningRate: 1e-3,
+  officialHead: 'fc',
   officialName: ({ site, rule, leaf }) => `transformer.resblocks.${site?.depth ?? 0}.${rule}.${leaf}`,
 });

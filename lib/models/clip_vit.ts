@@ -33,6 +33,8 @@ export class ClipVisionTransformer extends VisionTransformer {
       out.delete('head.bias');
       out.set('proj.weight', head);
     }
+    // A tower that was built without a projection has no use for the file's.
+    if (!this.proj) out.delete('proj.weight');
     return super.convertStateDict(out);
   }
 

@@ -2,6 +2,7 @@
 import { describe, expect, test } from 'vitest';
 import { graft } from '../../lib/adapters/index.js';
 import { createCustomModel, type Backbone } from '../../lib/models/index.js';
+import { loadState } from '../../lib/models/load.js';
 import { Context, DepthwiseConv3d, type Size3 } from '../../lib/nn/index.js';
 import { averageViews } from '../../lib/systems/index.js';
 import { aten, manualSeed, noGrad, randn, scope, tensor, type Tensor } from '../../lib/tensor/index.js';
@@ -104,6 +105,33 @@ test('a batch that is not made of whole clips is refused', () => {
   graft(model, 'st_adapter');
   const ctx = Object.assign(new Context(), { frames: 2 });
   expect(() => model.forwardFeatures(randn([3, 3, 12, 12]), ctx)).toThrow(/3 images does not divide into clips of 2/);
+});
+
+test.each(['train', { classes: 4 }] as const)('official checkpoints hold the adapters and fc (head %j)', (head) => {
+  const model = tinyClip();
+  const adapter = graft(model, 'st_adapter', { where: 'both' }, { head });
+  const state = adapter.officialState();
+  const names = [...state.keys()];
+  expect(names).toContain('transformer.resblocks.1.adapter_pre_attn.conv.weight');
+  expect(names).toContain('fc.weight');
+  expect(names.length).toBe(2 * 2 * 6 + 2);
+  const other = graft(tinyClip(), 'st_adapter', { where: 'both' }, { head, seed: 9 });
+  const given = new Map(Array.from(state, ([name, t]) => [name, t.add(0.1)]));
+  other.loadOfficialState(given);
+  for (const [name, t] of other.officialState()) expect(t.equal(given.get(name) as Tensor), name).toBe(true);
+});
+
+test('a tower for clips takes the weights of CLIP, without the projection', () => {
+  const size = { imgSize: 12, patchSize: 4, embedDim: 16, depth: 2, numHeads: 2 };
+  const clip = randomize(createCustomModel('clip_vit', { ...size, projDim: 6 }));
+  const model = tinyClip();
+  loadState(model, clip.stateDict(), { classifier: 'drop' });
+  expect(
+    model
+      .getModule('norm')
+      .parameters()[0]
+      ?.equal(clip.getModule('norm').parameters()[0] as Tensor),
+  ).toBe(true);
 });
 
 test('scores are the mean over the views of a video', () => {

@@ -19,16 +19,23 @@ function* parts(adapter: Adapter): Generator<[OfficialPart, Tensor]> {
 function named(adapter: Adapter): Map<string, Tensor> {
   const { method, options, model } = adapter;
   const names = new Map<string, Tensor>();
+  const classifier = method.officialHead ?? model.classifier ?? '';
   const hasNorm = (adapter.headModule?.norm ?? null) !== null;
   for (const [part, tensor] of parts(adapter)) {
     const own = part.path === '' ? `${part.rule}.${part.leaf}` : `${part.path}.${part.rule}.${part.leaf}`;
     // A norm before the classifier makes it a sequence of two in official checkpoints (MAE's, AdaptFormer's).
     const leaf = part.leaf.replace(/^norm\./, '0.').replace(/^linear\./, hasNorm ? '1.' : '');
-    const head = `${model.classifier ?? ''}.${leaf}`;
+    const head = `${classifier}.${leaf}`;
     const name = part.rule === 'head' ? head : method.officialName ? method.officialName(part, options) : own;
     if (name !== null) names.set(name, tensor);
   }
-  for (const overlay of adapter.overlays) if (overlay.trains) names.set(overlay.name, adapter.valueOf(overlay));
+  for (const overlay of adapter.overlays) {
+    if (!overlay.trains) continue;
+    const name = model.isInClassifier(overlay.name)
+      ? overlay.name.replace(model.classifier ?? classifier, classifier)
+      : overlay.name;
+    names.set(name, adapter.valueOf(overlay));
+  }
   return names;
 }
 
