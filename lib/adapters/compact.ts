@@ -6,7 +6,7 @@
 import { readFileSync } from 'node:fs';
 import { parse, stringify } from 'yaml';
 import { z } from 'zod';
-import { writeAtomically } from '../checkpoint/index.js';
+import { requirePath, writeAtomically } from '../checkpoint/index.js';
 import type { Host } from '../models/index.js';
 import { codebook, quantize, QUANTIZED_BITS, type QuantizedBits } from '../nn/index.js';
 import { scope, type Tensor, tensor, zeros } from '../tensor/index.js';
@@ -175,6 +175,7 @@ export function decodeCompact(bytes: Uint8Array, layout: readonly CompactPart[])
 
 /** Reads a side file. @throws RangeError that names what is missing or wrong */
 export function readCompactSettings(path: string): CompactSettings {
+  requirePath(path);
   const parsed = settingsSchema.safeParse(parse(readFileSync(path, 'utf8')));
   if (parsed.success) return parsed.data;
   const [issue] = parsed.error.issues;
@@ -243,6 +244,7 @@ export function loadCompact(
   settings: CompactSettings = readCompactSettings(sidePath(path)),
   { name = 'default' }: Pick<GraftOptions, 'name'> = {},
 ): Adapter {
+  requirePath(path);
   const state = decodeCompact(readFileSync(path), compactLayout(settings, sizesOf(model)));
   const { dim, scale, num_class: classes } = settings;
   if (isBinaryHead(settings)) state.set('head.bias', zeros([classes]));

@@ -16,3 +16,4 @@ export { StateDict, stateDictOf } from './unwrap.js';
 export type { StateDictOptions, Wrapped } from './unwrap.js';
 export { PickledRecord } from './values.js';
 export type { PickleValue } from './values.js';
+export { requirePath } from './region.js';

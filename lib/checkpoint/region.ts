@@ -17,6 +17,11 @@ export interface ByteRegion {
   tensor(offset: number, shape: readonly number[], dtype: DType, strides?: readonly number[]): Tensor;
 }
 
+/** @throws TypeError when a path is no string: Node would take a number for an open file and wait for it */
+export function requirePath(path: unknown): asserts path is string {
+  if (typeof path !== 'string') throw new TypeError(`a file's path must be a string, not ${typeof path}`);
+}
+
 /**
  * A file mapped into memory, privately: tensors over it are read when they are used, writing to them copies the page
  * and never reaches the file. The mapping lives until `close` and the last tensor over it is freed.
@@ -39,7 +44,7 @@ export class FileMap implements ByteRegion {
 
   /** Maps `path`; a missing, empty or unreadable file or a folder is a CheckpointError. */
   static open(path: string): FileMap {
-    if (typeof path !== 'string') throw new TypeError(`a file's path must be a string, not ${typeof path}`);
+    requirePath(path);
     try {
       const stat = statSync(path);
       if (stat.isDirectory()) throw new CheckpointError(path, 'is a folder; expected a checkpoint file');

@@ -1,6 +1,7 @@
 /** CLIP's tokenizer: byte-pair encoding of lower-case text. Radford et al. 2021; Sennrich et al. 2016, arXiv 1508.07909. */
 import { readFileSync } from 'node:fs';
 import { gunzipSync } from 'node:zlib';
+import { requirePath } from '../checkpoint/index.js';
 import { type Tensor, tensor } from '../tensor/index.js';
 import { cleanText } from './clip_text_repair.js';
 
@@ -30,6 +31,8 @@ function byteSymbols(): Map<number, string> {
 }
 
 /** How texts become rows of ids. */
+import { requirePath } from '../checkpoint/index.js';
+
 export interface TokenizeOptions {
   /** Length of every row. Default 77. */
   readonly contextLength?: number;
@@ -82,6 +85,7 @@ export class ClipTokenizer {
    * @throws Error when the file cannot be read, RangeError when it holds too few merges
    */
   static fromFile(path: string): ClipTokenizer {
+    requirePath(path);
     const raw = readFileSync(path);
     const text = (raw[0] === 0x1f && raw[1] === 0x8b ? gunzipSync(raw) : raw).toString('utf8');
     const merges = text.split('\n').slice(1, MERGES + 1);

@@ -14,7 +14,15 @@ export const timmBitNames: KeyMap = CLASSIFIER;
 /** `a`, `b`, `c` of a unit are its convolutions 1, 2, 3. */
 const LETTERS = ['a', 'b', 'c'];
 
+/** No published network has stages anywhere near as deep; more would be rules without end. */
+const DEEPEST = 1000;
+
 function units(layers: readonly number[], rules: (unit: string, block: string) => KeyRule[]): KeyRule[] {
+  if (!layers.every((count) => Number.isInteger(count) && count >= 0 && count <= DEEPEST)) {
+    throw new RangeError(
+      `BiT names: expected the number of units of each stage, at most ${DEEPEST}, got ${String(layers)}`,
+    );
+  }
   return layers.flatMap((count, stage) =>
     Array.from({ length: count }, (_, j) =>
       rules(`block${stage + 1}/unit${String(j + 1).padStart(2, '0')}`, `stages.${stage}.blocks.${j}`),

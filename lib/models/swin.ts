@@ -39,6 +39,9 @@ export type SwinOptions = z.output<typeof swinOptions>;
  * patch merging ends a stage, here it begins the next one.
  */
 export function microsoftSwinNames(stages: number): KeyMap {
+  if (!(Number.isInteger(stages) && stages >= 1 && stages <= 100)) {
+    throw new RangeError(`microsoftSwinNames: expected a number of stages from 1 to 100, got ${String(stages)}`);
+  }
   const mergings = Array.from({ length: stages - 1 }, (_, i): KeyRule => {
     // From the last to the first: the other way round a name would be moved again and again.
     const stage = stages - 2 - i;
