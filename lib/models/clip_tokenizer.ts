@@ -31,7 +31,6 @@ function byteSymbols(): Map<number, string> {
 }
 
 /** How texts become rows of ids. */
-import { requirePath } from '../checkpoint/index.js';
 
 export interface TokenizeOptions {
   /** Length of every row. Default 77. */
