@@ -5,6 +5,7 @@
 import { aten, scope, tensor, type Tensor } from '../tensor/index.js';
 import { roundHalfEven } from './geometry.js';
 import { randomResizedCropBox } from './pipeline.js';
+import { randAugment, type RandAugmentOptions } from './rand_augment.js';
 import type { Random } from './random.js';
 
 /** How frames are chosen. */
@@ -146,15 +147,17 @@ export interface ClipCrop extends ClipPreparation {
   readonly crop: 'random_resized_crop' | 'short_side_jitter';
   /** Mirrors left and right with this probability. Default 0. */
   readonly flip?: number;
+  /** Random changes of color and geometry before all else. Default: none. */
+  readonly augment?: RandAugmentOptions;
 }
 
 const LARGEST_JITTER = 1.15;
 
 /** A training clip [3, T, S, S] from the frames [T, H, W, 3] that were taken. @throws TypeError for anything but bytes */
 export function trainingClip(frames: Tensor, options: ClipCrop, random: Random): Tensor {
-  const { size, crop, flip = 0 } = options;
+  const { size, crop, flip = 0, augment } = options;
   return scope(() => {
-    const clip = normalized(frames, options);
+    const clip = normalized(augment ? randAugment(frames, augment, random) : frames, options);
     const square = crop === 'random_resized_crop' ? boxed(clip, size, random) : jittered(clip, size, random);
     return flip > 0 && random.chance(flip) ? square.flip([3]) : square;
   });

@@ -15,6 +15,8 @@ export { DataLoader } from './loader.js';
 export type { DataLoaderOptions, LoadedBatch, SkippedImage } from './loader.js';
 export { Pipeline } from './pipeline.js';
 export type { CollateOptions } from './pipeline.js';
+export { randAugment, randAugmentOperations } from './rand_augment.js';
+export type { RandAugmentOptions } from './rand_augment.js';
 export { Random } from './random.js';
 export { Shapes, shapesTasks } from './shapes.js';
 export type { ShapesAttributes, ShapesOptions, ShapesTask } from './shapes.js';
