@@ -3,6 +3,7 @@ export * from './tensor/index.js';
 export * from './nn/index.js';
 export * from './checkpoint/index.js';
 export * from './models/index.js';
+export * from './heads/index.js';
 export * from './adapters/index.js';
 export * from './systems/index.js';
 export * from './data/index.js';

@@ -64,6 +64,7 @@ export { microsoftSwinNames, SwinTransformer } from './swin.js';
 export type { SwinOptions } from './swin.js';
 export { PREFIX_ACROSS_BATCH, type WindowRule } from './swin_windows.js';
 export { VisionTransformer } from './vit.js';
+export { vitOptions } from './vit_variants.js';
 export { ViTBlock } from './vit_blocks.js';
 export type { ViTOptions } from './vit.js';
 export { Roberta } from './roberta.js';

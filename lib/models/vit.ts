@@ -188,7 +188,7 @@ export class VisionTransformer extends Backbone {
     return this.tokens.run(this.norm_pre ? this.norm_pre.run(z, ctx) : z, ctx);
   }
 
-  private positions(grid: readonly [number, number]): Tensor {
+  protected positions(grid: readonly [number, number]): Tensor {
     if (!this.dynamicImgSize) return this.pos_embed;
     return resamplePosEmbed(this.pos_embed, grid, {
       oldGrid: this.patch_embed.grid,

@@ -26,6 +26,8 @@ export interface Built {
   run(inputs: ReadonlyMap<string, Tensor>): Readonly<Record<string, Tensor>>;
   /** Outputs whose expected values stand elsewhere than in io.safetensors. */
   readonly expected?: ReadonlyMap<string, Tensor>;
+  /** Gradients that belong to a cotangent of their own, by the names of `grad_input.*`; undefined for all others. */
+  gradientOf?(name: string, cotangents: ReadonlyMap<string, Tensor>): Tensor | undefined;
   /** Put into training or eval mode before the run. */
   readonly module?: Module;
   /** Training mode where it is more than `module.train()`. */

@@ -1,0 +1,59 @@
+/** What both detectors have in common. */
+import type { Context } from '../nn/index.js';
+import type { Tensor } from '../tensor/index.js';
+import { DenseModel, type FeatureSource } from './dense_model.js';
+import { type Detection, DetectionInput, type DetectionInputOptions, type DetectionTarget } from './detection_input.js';
+import { PyramidBackbone, type PyramidBackboneOptions } from './pyramid.js';
+
+export interface DetectorOptions {
+  /** The network that the pyramid reads; make a backbone of the registry a trunk first (`toTrunk`). */
+  readonly body: FeatureSource;
+  readonly pyramid?: PyramidBackboneOptions;
+  readonly input?: DetectionInputOptions;
+}
+
+/** Images of any size to boxes. `losses` trains it, `detect` uses it; both set the mode of nothing: call `train` and `eval`. */
+export abstract class Detector extends DenseModel {
+  protected readonly backbonePath = 'backbone.body';
+  readonly backbone: PyramidBackbone;
+  protected readonly input: DetectionInput;
+
+  constructor({ body, pyramid, input }: DetectorOptions) {
+    super();
+    this.backbone = new PyramidBackbone(body, pyramid);
+    this.input = new DetectionInput(input);
+  }
+
+  /**
+   * Losses by torchvision's names; their plain sum is to be minimized.
+   *
+   * @param images [3, H, W] each, of any sizes, pixels in 0..1; or a batch [B, 3, H, W]
+   * @param targets one for each image; an image may have no boxes ([0, 4] and [0])
+   * @throws RangeError when shapes do not fit together
+   */
+  abstract losses(
+    images: Tensor | readonly Tensor[],
+    targets: readonly DetectionTarget[],
+    ctx?: Context,
+  ): Readonly<Record<string, Tensor>>;
+
+  /** What is found in each image, by falling score, in its own pixels. Everything stays on the device. */
+  abstract detect(images: Tensor | readonly Tensor[], ctx?: Context): Detection[];
+
+  /** @throws TypeError always: detectors have several outputs */
+  forward(_images: Tensor, _ctx: Context): Tensor {
+    throw new TypeError(`${this.name}: call losses(images, targets) or detect(images)`);
+  }
+}
+
+/** A list of images from a list or a batch. */
+export function imageList(images: Tensor | readonly Tensor[]): readonly Tensor[] {
+  return 'numel' in images ? images.unbind(0) : images;
+}
+
+/** @throws RangeError when there is not one target for each image */
+export function requireTargets(images: readonly Tensor[], targets: readonly DetectionTarget[]): void {
+  if (targets.length !== images.length || targets.length === 0) {
+    throw new RangeError(`losses: ${images.length} images and ${targets.length} targets; give one for each image`);
+  }
+}

@@ -1,0 +1,80 @@
+/** Faster R-CNN on a feature pyramid. Ren et al., NeurIPS 2015, arXiv 1506.01497; as in torchvision 0.28.0 (BSD-3). */
+import type { KeyMap } from '../checkpoint/index.js';
+import { Context } from '../nn/index.js';
+import type { Tensor } from '../tensor/index.js';
+import { AnchorGenerator } from './anchors.js';
+import type { Detection, DetectionTarget } from './detection_input.js';
+import { Detector, type DetectorOptions, imageList, requireTargets } from './detector.js';
+import { BoxPredictor, RoiHeads, type RoiHeadsOptions } from './roi_heads.js';
+import { RegionProposals, type RpnOptions } from './rpn.js';
+
+/** Names of pyramids before torchvision 0.14, which had no member `0` for the norm to follow. */
+export const OLD_PYRAMID_NAMES: KeyMap = [
+  {
+    kind: 'rename',
+    from: /^backbone\.fpn\.(inner|layer)_blocks\.(\d+)\.(weight|bias)$/,
+    to: 'backbone.fpn.$1_blocks.$2.0.$3',
+  },
+];
+
+export interface FasterRcnnOptions extends DetectorOptions, RoiHeadsOptions {
+  /** Default: one size per level, 32, 64, 128, ..., of ratios 0.5, 1, 2. */
+  readonly anchors?: AnchorGenerator;
+  readonly rpn?: RpnOptions;
+  /** Levels of the pyramid that regions are pooled from. Default: all but those beyond the body's. */
+  readonly pooledLevels?: readonly number[];
+}
+
+/** See `FasterRcnnOptions`. Names are torchvision's; old files load too. */
+export class FasterRcnn extends Detector {
+  readonly name = 'faster_rcnn';
+  override readonly keyMap: KeyMap = [
+    ...OLD_PYRAMID_NAMES,
+    { kind: 'rename', from: /^rpn\.head\.conv\.(weight|bias)$/, to: 'rpn.head.conv.0.0.$1' },
+  ];
+  readonly rpn: RegionProposals;
+  readonly roi_heads: RoiHeads;
+  readonly #pooled: readonly number[];
+
+  constructor(options: FasterRcnnOptions) {
+    super(options);
+    const { body: _body, pyramid, input: _input, anchors, rpn, pooledLevels, ...heads } = options;
+    const { levelNames } = this.backbone.fpn;
+    const channels = pyramid?.outChannels ?? 256;
+    const generator = anchors ?? new AnchorGenerator(levelNames.map((_, i) => [32 * 2 ** i]));
+    this.rpn = new RegionProposals(channels, generator, rpn);
+    this.roi_heads = new RoiHeads(channels, heads);
+    this.#pooled = pooledLevels ?? levelNames.flatMap((name, i) => (/^\d+$/.test(name) ? [i] : []));
+  }
+
+  #pooledOf(maps: readonly Tensor[]): Tensor[] {
+    return this.#pooled.map((level) => maps[level] as Tensor);
+  }
+
+  /** `loss_classifier`, `loss_box_reg`, `loss_objectness`, `loss_rpn_box_reg`; labels are 1 to K - 1. */
+  losses(
+    images: Tensor | readonly Tensor[],
+    targets: readonly DetectionTarget[],
+    ctx: Context = new Context(),
+  ): Readonly<Record<string, Tensor>> {
+    const list = imageList(images);
+    requireTargets(list, targets);
+    const batch = this.input.prepare(list, targets);
+    const maps = this.backbone.maps(batch.images, ctx);
+    const { boxes, losses } = this.rpn.propose(batch, maps, 'train', ctx);
+    return { ...this.roi_heads.losses(batch, this.#pooledOf(maps), boxes, ctx), ...losses };
+  }
+
+  detect(images: Tensor | readonly Tensor[], ctx: Context = new Context()): Detection[] {
+    const batch = this.input.prepare(imageList(images));
+    const maps = this.backbone.maps(batch.images, ctx);
+    const { boxes } = this.rpn.propose(batch, maps, 'test', ctx);
+    return this.roi_heads.detect(batch, this.#pooledOf(maps), boxes, ctx);
+  }
+
+  /** @param numClasses the background included */
+  resetClassifier(numClasses: number): void {
+    const { inFeatures } = this.roi_heads.box_predictor.cls_score;
+    this.roi_heads.box_predictor = this.like(new BoxPredictor(inFeatures, numClasses));
+  }
+}
