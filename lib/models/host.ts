@@ -48,6 +48,11 @@ export abstract class Host extends Module {
     return this.classifier !== null && (name === this.classifier || name.startsWith(`${this.classifier}.`));
   }
 
+  /** Whether a name of the state dict, or a module's path, belongs to a part that adapters leave alone. */
+  isUntouchable(_name: string): boolean {
+    return false;
+  }
+
   /** Whether a name of the family's files belongs to a part that this model has given up. */
   hasGivenUp(_name: string): boolean {
     return false;

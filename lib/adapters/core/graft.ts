@@ -181,6 +181,7 @@ function makeOverlays(
 ): Overlay[] {
   const overlays: Overlay[] = [];
   for (const [path, module] of model.namedModules()) {
+    if (model.isUntouchable(path)) continue;
     const prefix = path === '' ? '' : `${path}.`;
     const inClassifier = model.isInClassifier(path);
     const own = new Set<unknown>(Object.values(module));

@@ -13,9 +13,11 @@ import { krona } from './krona.js';
 import { kadaptation } from './kadaptation.js';
 import { revcol } from './revcol.js';
 import { internimage } from './internimage.js';
+import { lvAdapter } from './lv_adapter.js';
 import { petlBaselines } from './petl_baselines.js';
 import { proTuning } from './pro_tuning.js';
 import { spm } from './spm.js';
+import { representationSeparation } from './representation_separation.js';
 import { ssf } from './ssf.js';
 import { stAdapter } from './st_adapter.js';
 import { t5 } from './t5.js';
@@ -44,6 +46,8 @@ const all: readonly Builder[] = [
   unified,
   revcol,
   stAdapter,
+  representationSeparation,
+  lvAdapter,
   spm,
   internimage,
 ];
