@@ -2,7 +2,16 @@
  * Folding an adapter into frozen weights. One place for all methods: a method states its increment or its affine map,
  * and the arithmetic here is float64 whatever the dtype of the model.
  */
-import { BatchNorm2d, type Buffer, Conv2d, GroupNorm, LayerNorm, Linear, type Module, Parameter } from '../../nn/index.js';
+import {
+  BatchNorm2d,
+  type Buffer,
+  Conv2d,
+  GroupNorm,
+  LayerNorm,
+  Linear,
+  type Module,
+  Parameter,
+} from '../../nn/index.js';
 import { keep, noGrad, scope, type Tensor, zeros } from '../../tensor/index.js';
 import type { Adapter } from './adapter.js';
 import { affineOf, isAffineForm, isDeltaForm } from './compose.js';
