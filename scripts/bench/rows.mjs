@@ -5,11 +5,13 @@
  * @property {string} id
  * @property {string} title
  * @property {string} file our side: rows/FILE.mjs
- * @property {string} peer PyTorch's side: a key of python/rows.py
+ * @property {string} [peer] PyTorch's side: a key of python/rows.py
+ * @property {object} [against] instead of PyTorch's side: ours once more, with these options
  * @property {Record<string, unknown>} options for both sides
  * @property {readonly string[]} layouts of the peer, of which the better counts; ours runs in `layout`
  * @property {string} [layout]
  * @property {boolean} [whole] compare the time of the whole process
+ * @property {boolean} [stepMemory] compare not the memory of the processes but what the steps added to them
  */
 
 const convolutional = ['nchw', 'channels_last'];
@@ -95,6 +97,43 @@ export const rows = [
     options: { batch: 8, warmup: 2, steps: 6 },
     layouts: ['nchw'],
   })),
+  ...[
+    { id: 'train_convnext_tiny_ssf', title: 'convnext_tiny + SSF' },
+    { id: 'train_hornet_tiny_linear_probe', title: 'hornet_tiny_7x7 + linear probe' },
+    { id: 'train_hatnet_tiny_convpass', title: 'hatnet_tiny + Convpass h=8' },
+    { id: 'train_internimage_t_ssf', title: 'internimage_t + SSF (peer: grid_sample)', batch: 4 },
+    { id: 'train_ghostnet_conv_adapter', title: 'ghostnet_100 + Conv-Adapter' },
+  ].map(({ id, title, batch = 8 }) => ({
+    id,
+    title: `${title}, training step, ${batch} x 224x224`,
+    file: 'train',
+    peer: id,
+    options: { batch, warmup: 2, steps: 6 },
+    layouts: convolutional,
+    layout: 'channels_last',
+  })),
+  ...[
+    { size: 56, channels: 64, groups: 4 },
+    { size: 28, channels: 128, groups: 8 },
+  ].map((sizes) => ({
+    id: `dcnv3_${sizes.size}`,
+    title: `DCNv3 forward and backward, 4 x ${sizes.size}x${sizes.size}x${sizes.channels}, ${sizes.groups} groups (peer: grid_sample)`,
+    file: 'dcnv3',
+    peer: 'dcnv3',
+    options: { ...sizes, batch: 4, warmup: 3, steps: 10 },
+    layouts: ['nchw'],
+  })),
+  {
+    id: 'revcol_reversible',
+    title: 'revcol_tiny, full fine-tuning step, 4 x 224x224: reversible against plain, both ours',
+    file: 'train',
+    // SGD: what AdamW holds is the same on both sides and has nothing to do with how the columns run.
+    options: { batch: 4, warmup: 2, steps: 6, optimizer: 'sgd', modelOptions: { reversible: true } },
+    against: { modelOptions: { reversible: false } },
+    stepMemory: true,
+    layouts: ['channels_last'],
+    layout: 'channels_last',
+  },
   ...[1, 8].flatMap((batch) => {
     const options = { batch, warmup: 3, steps: batch === 1 ? 20 : 8 };
     return [

@@ -75,6 +75,12 @@ const ours = (row) => {
 const theirs = (peer, options) =>
   measure(python, [`${here}python/worker.py`, peer, JSON.stringify({ ...options, threads })]);
 
+/** The side that ours is compared with. @param {import('./rows.mjs').Row} row @param {string} layout */
+const other = (row, layout) =>
+  row.peer === undefined
+    ? ours({ ...row, layout, options: { ...row.options, ...row.against } })
+    : theirs(row.peer, { ...row.options, layout });
+
 /** What must be there before anything is measured. */
 function prepare() {
   if (!existsSync(`${here}../../dist/index.js`)) {
@@ -113,6 +119,7 @@ function machine() {
 /** Medians of both sides and their ratios. @param {import('./rows.mjs').Row} row @param {number} peak */
 function run(row, peak) {
   const time = (/** @type {Record<string, any>} */ result) => (row.whole ? result.wall : result.seconds);
+  const memory = (/** @type {Record<string, any>} */ result) => (row.stepMemory ? result.grown : result.rss);
   const mine = [];
   /** @type {Record<string, Record<string, any>[]>} */
   const peers = Object.fromEntries(row.layouts.map((layout) => [layout, []]));
@@ -121,18 +128,18 @@ function run(row, peak) {
     // Who goes first alternates, so that a drift of the machine favors neither.
     const sides = [
       () => mine.push(ours(row)),
-      ...row.layouts.map((layout) => () => peers[layout].push(theirs(row.peer, { ...row.options, layout }))),
+      ...row.layouts.map((layout) => () => peers[layout].push(other(row, layout))),
     ];
     for (const side of round % 2 === 0 ? sides : sides.reverse()) side();
   }
   const each = row.layouts.map((layout) => ({
     layout,
     seconds: median(peers[layout].map(time)),
-    rss: median(peers[layout].map((r) => r.rss)),
+    rss: median(peers[layout].map(memory)),
     trainable: peers[layout][0].trainable,
   }));
   const seconds = median(mine.map(time));
-  const rss = median(mine.map((r) => r.rss));
+  const rss = median(mine.map(memory));
   const fastest = each.reduce((a, b) => (b.seconds < a.seconds ? b : a));
   const smallest = each.reduce((a, b) => (b.rss < a.rss ? b : a));
   if (mine[0].trainable !== fastest.trainable) {
@@ -140,7 +147,8 @@ function run(row, peak) {
       `${row.id}: the two sides train ${mine[0].trainable} and ${fastest.trainable} numbers; they must do the same work`,
     );
   }
-  const flops = row.options.batch ? theirs(row.peer, { ...row.options, layout: 'nchw', flops: true }).flops : null;
+  const flops =
+    row.peer && row.options.batch ? theirs(row.peer, { ...row.options, layout: 'nchw', flops: true }).flops : null;
   return {
     id: row.id,
     title: row.title,
@@ -154,7 +162,7 @@ function run(row, peak) {
       shareOfPeak: flops && flops / fastest.seconds / peak,
       layouts: each,
       all: peers[fastest.layout].map(time),
-      compiled: flags.compile && row.options.batch ? compiled(row, fastest.layout) : undefined,
+      compiled: flags.compile && row.peer && row.options.batch ? compiled(row, fastest.layout) : undefined,
     },
     flops,
     timeRatio: seconds / fastest.seconds,

@@ -17,10 +17,10 @@ def batch_norm_frozen(model):
 class ConvAdapter(nn.Module):
     """Grouped k x k convolution, ReLU, 1 x 1 convolution, per-channel scale (Chen et al. 2022)."""
 
-    def __init__(self, channels_in, channels_out, reduction, stride):
+    def __init__(self, channels_in, channels_out, reduction, stride, kernel=3):
         super().__init__()
         width = channels_in // reduction
-        self.conv1 = nn.Conv2d(channels_in, width, 3, stride=stride, padding=1, groups=width)
+        self.conv1 = nn.Conv2d(channels_in, width, kernel, stride=stride, padding=kernel // 2, groups=width)
         self.conv2 = nn.Conv2d(width, channels_out, 1)
         self.se = nn.Parameter(torch.ones(1, channels_out, 1, 1))
 
@@ -130,6 +130,13 @@ class ScaleShift(nn.Module):
 
     def forward(self, x):
         return x * self.scale + self.shift
+
+
+class ScaleShift2d(ScaleShift):
+    """The same over the channels of maps."""
+
+    def forward(self, x):
+        return x * self.scale.view(1, -1, 1, 1) + self.shift.view(1, -1, 1, 1)
 
 
 class LoraLinear(nn.Module):

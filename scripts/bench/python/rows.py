@@ -4,6 +4,9 @@ import torch
 import torch.nn.functional as F
 
 import methods
+from convnets import ConvNeXtTiny, GhostNet, HorNetTiny
+from hatnet import HatNetTiny
+from internimage import InternImageTiny, dcnv3
 from models import CifarResNet, ResNet50, ViTSmall, batch_norm_frozen, freeze
 
 
@@ -135,6 +138,21 @@ def infer(build, size):
     return row
 
 
+def deformable(options, timed):
+    """Forward and backward of the deformable convolution alone."""
+    n, size, channels, groups = (options[name] for name in ("batch", "size", "channels", "groups"))
+    x = torch.randn(n, size, size, channels, requires_grad=True)
+    offset = torch.randn(n, size, size, groups * 18, requires_grad=True)
+    mask = torch.rand(n, size, size, groups * 9, requires_grad=True)
+    upstream = torch.randn(n, size, size, channels)
+
+    def step():
+        x.grad = offset.grad = mask.grad = None
+        dcnv3(x, offset, mask, groups).backward(upstream)
+
+    return finish(step, options, timed)
+
+
 ROWS = {
     "tiny_add": tiny(tiny_add),
     "tiny_add_grad": tiny(tiny_add_grad),
@@ -151,6 +169,12 @@ ROWS = {
     "train_vit_small_vpt": train(methods.vpt_deep, ("prompt", "head."), 224, 100),
     "train_vit_small_krona": train(methods.krona(trick=True), ("krona_", "head."), 224, 100),
     "train_vit_small_krona_materialized": train(methods.krona(trick=False), ("krona_", "head."), 224, 100),
+    "train_convnext_tiny_ssf": train(ConvNeXtTiny, ("ssf", "head."), 224, 100),
+    "train_hornet_tiny_linear_probe": train(HorNetTiny, ("head.",), 224, 100),
+    "train_hatnet_tiny_convpass": train(HatNetTiny, ("adapter_", "classifier."), 224, 100),
+    "train_internimage_t_ssf": train(InternImageTiny, ("ssf", "head.weight", "head.bias"), 224, 100),
+    "train_ghostnet_conv_adapter": train(GhostNet, ("adapter", "classifier."), 224, 100),
+    "dcnv3": deformable,
     "infer_resnet50": infer(ResNet50, 224),
     "infer_vit_small": infer(ViTSmall, 224),
 }
