@@ -38,7 +38,7 @@ export class BoxCoder {
   /** The inverse, for C boxes per anchor: codes [..., 4 C] and anchors [..., 4] to boxes [..., C, 4]. Sides are at most 62.5 times the anchor's. */
   decode(codes: Tensor, anchors: Tensor): Tensor {
     const [...outer] = anchors.shape.slice(0, -1);
-    const each = codes.reshape([...outer, -1, 4]).div(this.#weights(codes));
+    const each = codes.reshape([...outer, (codes.shape.at(-1) ?? 0) / 4, 4]).div(this.#weights(codes));
     const anchor = centered(anchors.to(codes.dtype).unsqueeze(-2));
     const center = each.narrow(-1, 0, 2).mul(anchor.side).add(anchor.center);
     const half = each.narrow(-1, 2, 2).clampMax(MAX_LOG).exp().mul(anchor.side).mul(0.5);
