@@ -1,7 +1,9 @@
 /** Feature pyramid network in MMSegmentation's names. Lin et al., CVPR 2017, arXiv 1612.03144. */
-import { Context, functional, init, Module, ModuleList } from '../nn/index.js';
+import { Context, everySecond, init, Module, ModuleList, topDown } from '../nn/index.js';
 import type { Tensor } from '../tensor/index.js';
-import { ConvModule, sizeOf } from './conv_module.js';
+import { ConvModule } from './conv_module.js';
+
+export { topDown };
 
 /** What stands between a backbone and its heads: feature levels to feature levels. `HorFpn` is one too. */
 export interface Neck extends Module {
@@ -22,22 +24,6 @@ export interface FpnOptions {
    * of stride 2 that start from the coarsest input, sum or output.
    */
   readonly extra?: 'pool' | 'on_input' | 'on_lateral' | 'on_output';
-}
-
-/** Coarse levels are added to finer ones, enlarged to their exact size by the nearest pixel. */
-export function topDown(laterals: readonly Tensor[]): Tensor[] {
-  const sums = [...laterals];
-  for (let i = sums.length - 1; i > 0; i--) {
-    const [fine, coarse] = [sums[i - 1], sums[i]] as [Tensor, Tensor];
-    sums[i - 1] = fine.add(functional.interpolate(coarse, { size: sizeOf(fine), mode: 'nearest' }));
-  }
-  return sums;
-}
-
-/** Every second pixel: max-pooling of kernel 1 and stride 2. */
-export function everySecond(map: Tensor): Tensor {
-  const [rows, columns] = sizeOf(map);
-  return map.slice(-2, 0, rows, 2).slice(-1, 0, columns, 2);
 }
 
 /** @throws RangeError for another number of maps than the neck was built for */

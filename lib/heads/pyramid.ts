@@ -1,8 +1,19 @@
 /** Feature pyramid in torchvision's names (0.28.0, BSD-3). Lin et al., CVPR 2017, arXiv 1612.03144; P6 and P7: arXiv 1708.02002. */
-import { BatchNorm2d, Context, Conv2d, GroupNorm, init, Module, ModuleList, Sequential } from '../nn/index.js';
+import {
+  BatchNorm2d,
+  Context,
+  Conv2d,
+  everySecond,
+  GroupNorm,
+  init,
+  Module,
+  ModuleList,
+  Sequential,
+  topDown,
+} from '../nn/index.js';
 import type { Tensor } from '../tensor/index.js';
 import type { FeatureSource } from './dense_model.js';
-import { everySecond, type Neck, requireLevels, topDown } from './fpn.js';
+import { type Neck, requireLevels } from './fpn.js';
 
 /** The norm after a convolution: none, BatchNorm, or GroupNorm with so many groups. */
 export type ConvNormChoice = 'none' | 'batch' | { readonly groups: number };

@@ -3,7 +3,16 @@
  * UPerNet, as released (raoyongming/HorNet, commit ac9e210, `gn_fpn.py`, `gn_module.py`, MIT). Rao et al., NeurIPS 2022,
  * arXiv 2207.14284, section 4.2.
  */
-import { type BatchNorm2d, type Context, type Conv2d, functional, Module, ModuleList, site } from '../nn/index.js';
+import {
+  type BatchNorm2d,
+  type Context,
+  type Conv2d,
+  everySecond,
+  Module,
+  ModuleList,
+  site,
+  topDown,
+} from '../nn/index.js';
 import type { Tensor } from '../tensor/index.js';
 import { batchNormSite, convSite } from './blocks.js';
 import { type GatedFilter, GnConv } from './hornet_blocks.js';
@@ -95,18 +104,9 @@ export class HorFpn extends Module {
     if (maps.length !== this.lateral_convs.length) {
       throw new RangeError(`HorFpn: ${this.lateral_convs.length} levels are expected, given ${maps.length}`);
     }
-    const sums = maps.map((map, i) => this.lateral_convs.at(i).run(map, ctx));
-    for (let i = sums.length - 1; i > 0; i--) {
-      const [coarse, fine] = [sums[i], sums[i - 1]] as [Tensor, Tensor];
-      const [rows = 0, columns = 0] = fine.shape.slice(2);
-      sums[i - 1] = fine.add(functional.interpolate(coarse, { size: [rows, columns], mode: 'nearest' }));
-    }
+    const sums = topDown(maps.map((map, i) => this.lateral_convs.at(i).run(map, ctx)));
     const outs = sums.map((map, i) => this.fpn_convs.at(i).run(map, ctx));
-    while (outs.length < this.#numOuts) {
-      const last = outs.at(-1) as Tensor;
-      const [, , rows = 0, columns = 0] = last.shape;
-      outs.push(last.slice(2, 0, rows, 2).slice(3, 0, columns, 2));
-    }
+    while (outs.length < this.#numOuts) outs.push(everySecond(outs.at(-1) as Tensor));
     return outs;
   }
 
