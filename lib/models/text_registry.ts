@@ -5,10 +5,7 @@ import { roberta } from './roberta.js';
 import { t5 } from './t5.js';
 import type { TextModel } from './text_model.js';
 
-const catalog = new Catalog<TextModel>(
-  [t5, bart, mbart, roberta],
-  'listTextModels()',
-);
+const catalog = new Catalog<TextModel>([t5, bart, mbart, roberta], 'listTextModels()');
 
 /** What is known about a text model without building its weights. */
 export interface TextModelInfo {
