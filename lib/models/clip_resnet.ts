@@ -31,7 +31,6 @@ import {
   convSite,
   dropPathRateAt,
   identitySite,
-  imageSite,
   ResidualBlock,
   type ResidualBlockOptions,
 } from './blocks.js';
@@ -219,7 +218,7 @@ export class ClipResNet extends Backbone {
     super(config);
     this.name = name;
     const half = Math.floor(o.width / 2);
-    this.input = imageSite(o.inChans);
+    this.input = identitySite('input', o.inChans, 'map');
     this.conv1 = convSite(o.inChans, half, { kernelSize: 3, stride: 2, padding: 1 });
     this.bn1 = batchNormSite(half);
     this.conv2 = convSite(half, half, { kernelSize: 3, padding: 1 });

@@ -24,7 +24,6 @@ import {
   classifierSite,
   dropPathRateAt,
   identitySite,
-  imageSite,
   makeDivisible,
   type NormOptions,
   poolMap,
@@ -97,7 +96,7 @@ export class EfficientNetV2 extends Backbone {
     this.globalPool = o.globalPool;
     const norm: NormOptions = { eps: o.bnEps, momentum: o.bnMomentum };
     const stemChannels = widthOf(o.stemChannels, o);
-    this.input = imageSite(o.inChans);
+    this.input = identitySite('input', o.inChans, 'map');
     this.conv_stem = sameConv(o.inChans, stemChannels, 3, 2);
     this.bn1 = batchNormSite(stemChannels, norm);
     this.stem = site(new Span((x, ctx) => convNormSilu(this.conv_stem, this.bn1, x, ctx)), {

@@ -32,7 +32,6 @@ import {
   convSite,
   dropPathRateAt,
   identitySite,
-  imageSite,
   poolMap,
 } from './blocks.js';
 import { type Family, imageSize, preprocessing, requireSameLength } from './family.js';
@@ -198,7 +197,7 @@ export class GGhostRegNet extends Backbone {
     super(config);
     requireSameLength(name, { layers: o.layers, widths: o.widths });
     this.name = name;
-    this.input = imageSite(o.inChans);
+    this.input = identitySite('input', o.inChans, 'map');
     this.conv1 = convSite(o.inChans, o.stemChannels, { kernelSize: 3, stride: 2, padding: 1 });
     this.bn1 = batchNormSite(o.stemChannels);
     this.stem = site(new Span((x, ctx) => convNormAct(this.conv1, this.bn1, x, ctx)), {

@@ -31,7 +31,6 @@ import {
   convSite,
   dropPathRateAt,
   identitySite,
-  imageSite,
   poolMap,
   UnusedAffine,
 } from './blocks.js';
@@ -214,7 +213,7 @@ export class GhostResNet extends Backbone {
     super(config);
     requireSameLength(name, { layers: o.layers, channels: o.channels });
     this.name = name;
-    this.input = imageSite(o.inChans);
+    this.input = identitySite('input', o.inChans, 'map');
     this.conv1 = convSite(o.inChans, o.stemChannels, { kernelSize: 7, stride: 2, padding: 3 });
     this.bn1 = batchNormSite(o.stemChannels);
     this.maxpool = new MaxPool2d({ kernelSize: 3, stride: 2, padding: 1 });

@@ -26,7 +26,6 @@ import {
   convSite,
   dropPathRateAt,
   identitySite,
-  imageSite,
   poolMap,
 } from './blocks.js';
 import { type Family, imageSize, preprocessing } from './family.js';
@@ -273,7 +272,7 @@ export class GhostNet extends Backbone {
     this.name = name;
     this.numFeatures = o.headChannels;
     const stemOut = divisibleByFour(16 * o.width);
-    this.input = imageSite(o.inChans);
+    this.input = identitySite('input', o.inChans, 'map');
     this.conv_stem = convSite(o.inChans, stemOut, { kernelSize: 3, stride: 2, padding: 1 });
     this.bn1 = batchNormSite(stemOut);
     this.stem = site(new Span((x, ctx) => this.bn1.run(this.conv_stem.run(x, ctx), ctx).relu()), {

@@ -36,7 +36,6 @@ import {
   convSite,
   dropPathRateAt,
   identitySite,
-  imageSite,
   type NormOptions,
   poolMap,
   ResidualBlock,
@@ -211,7 +210,7 @@ export class ResNet extends Backbone {
     this.globalPool = o.globalPool;
     const norm: NormOptions = { eps: o.bnEps, momentum: o.bnMomentum };
     const stemOut = o.stemType === '' ? o.stemChannels : 2 * o.stemWidth;
-    this.input = imageSite(o.inChans);
+    this.input = identitySite('input', o.inChans, 'map');
     this.conv1 = stemConv(o, norm);
     this.bn1 = batchNormSite(stemOut, norm);
     this.maxpool = new MaxPool2d({ kernelSize: 3, stride: 2, padding: 1 });
