@@ -8,7 +8,8 @@ import { SetupError, runScript } from './tools.mjs';
 export const reportPath = join(root, 'build', 'test-report.json');
 
 /**
- * Counts of the last run. A test file that could not even be loaded has no tests to count and counts as one that failed.
+ * Counts of the last run. A test file that could not even be loaded has no tests to count and counts as one that failed;
+ * tests that a crash kept from running count as failed, too.
  * @param {string} [path]
  * @returns {{ passed: number, failed: number, skipped: number }}
  */
@@ -19,11 +20,11 @@ export function readReport(path = reportPath) {
     (/** @type {{ status: string, assertionResults: { status: string }[] }} */ file) =>
       file.status === 'failed' && !file.assertionResults.some(({ status }) => status === 'failed'),
   );
-  return {
-    passed: report.numPassedTests,
-    failed: report.numFailedTests + broken.length,
-    skipped: report.numPendingTests + report.numTodoTests,
-  };
+  const { numTotalTests: total, numPassedTests: passed, numFailedTests: failed } = report;
+  const skipped = report.numPendingTests + report.numTodoTests;
+  // A process that died took the tests it had not run with it.
+  const lost = Math.max(0, (total ?? 0) - passed - failed - skipped);
+  return { passed, failed: failed + broken.length + lost, skipped };
 }
 
 if (process.argv[1] === fileURLToPath(import.meta.url)) {

@@ -16,7 +16,7 @@ afterEach(() => rmSync(folder, { recursive: true, force: true }));
 
 describe('the count that CI reads', () => {
   // A real run of vitest, so that a change of its report shows here.
-  it('counts passed, failed, skipped, and files that do not load', { timeout: 120_000 }, () => {
+  it('counts passed, failed, skipped, files that do not load, and tests lost with their process', { timeout: 120_000 }, () => {
     const head = "import { expect, it } from 'vitest';\n";
     mkdirSync(join(folder, 'test'));
     symlinkSync(join(root, 'node_modules'), join(folder, 'node_modules'));
@@ -24,12 +24,16 @@ describe('the count that CI reads', () => {
     writeFileSync(join(folder, 'test/a.test.ts'), `${head}it('a', () => {}); it('b', () => {}); it.skip('c', () => {}); it.todo('d');`);
     writeFileSync(join(folder, 'test/b.test.ts'), `${head}it('a', () => {}); it('b', () => expect(1).toBe(2));`);
     writeFileSync(join(folder, 'test/c.test.ts'), "import './missing.js';");
+    writeFileSync(
+      join(folder, 'test/d.test.ts'),
+      `${head}it('a', () => { process.kill(process.pid, 'SIGKILL'); }); it('b', () => {});`,
+    );
     const report = join(folder, 'report.json');
     const vitest = join(root, 'node_modules/vitest/vitest.mjs');
     const args = [vitest, 'run', '--root', folder, '--reporter=json', `--outputFile.json=${report}`];
     const { status } = spawnSync(process.execPath, args, { cwd: folder, stdio: 'ignore' });
     expect(status).toBe(1);
-    expect(readReport(report)).toEqual({ passed: 3, failed: 2, skipped: 2 });
+    expect(readReport(report)).toEqual({ passed: 3, failed: 4, skipped: 2 });
   });
 
   it('refuses to count where nothing ran', () => {
