@@ -23,7 +23,9 @@ describe('SegmentationMeter', () => {
           expect(result.dice[k]).toBe((2 * right) / (predicted + labeled));
         }
         const known = result.iou.filter((value) => !Number.isNaN(value));
-        expect(result.mIoU).toBeCloseTo(known.reduce((a, b) => a + b, 0) / known.length);
+        // Where every pixel is ignored no class is known: the mean of none is NaN, which toBeCloseTo never accepts.
+        if (known.length === 0) expect(result.mIoU).toBe(NaN);
+        else expect(result.mIoU).toBeCloseTo(known.reduce((a, b) => a + b, 0) / known.length);
       }),
       { numRuns: 40 },
     );
@@ -36,6 +38,20 @@ describe('SegmentationMeter', () => {
     expect(iou).toEqual([0.5, 0, NaN]);
     expect(acc).toEqual([0.5, NaN, NaN]);
     expect([mIoU, mAcc, aAcc]).toEqual([0.25, 0.5, 0.5]);
+  });
+
+  it('a class that never appears is NaN everywhere and in no mean', () => {
+    const meter = new SegmentationMeter(3);
+    meter.update(pixels([0, 1]), pixels([0, 1]));
+    expect(meter.result()).toMatchObject({ aAcc: 1, mIoU: 1, mAcc: 1, mDice: 1 });
+    const { iou, acc, dice } = meter.result();
+    for (const values of [iou, acc, dice]) expect(values).toEqual([1, 1, NaN]);
+  });
+
+  it('has no mean to give when every pixel is ignored', () => {
+    const meter = new SegmentationMeter(2);
+    meter.update(pixels([0, 1]), pixels([255, 255]));
+    expect(meter.result()).toMatchObject({ aAcc: NaN, mIoU: NaN, mAcc: NaN, mDice: NaN, iou: [NaN, NaN] });
   });
 
   it('shifts labels where 0 is no class, after they were replaced', () => {
