@@ -1,18 +1,12 @@
 import { imageFromTensor, type Image } from './image.js';
 import { Random, Stream } from './random.js';
+import type { SampleSource } from './samples.js';
 import { scope, type Tensor } from '../tensor/index.js';
 
 /** A numbered collection of labeled images. Loading the same index twice gives the same image. */
-export interface Dataset {
-  readonly length: number;
-  /** One name per class, in the order of the class numbers. */
-  readonly classNames: readonly string[];
+export interface Dataset extends SampleSource<Image> {
   /** The class number of each image. */
   readonly labels: ArrayLike<number>;
-  /** The image itself, before any transform. Rejects or throws an `ImageError` if it is broken. */
-  load(index: number): Image | Promise<Image>;
-  /** A name for messages: the file's path where there is one. */
-  describe(index: number): string;
 }
 
 /** @throws RangeError unless `index` is a place in a data set of `length` images */

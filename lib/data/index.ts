@@ -12,12 +12,28 @@ export type { Box } from './geometry.js';
 export { imageFromTensor, imageToTensor, resizeImage } from './image.js';
 export type { Image, Interpolation } from './image.js';
 export { DataLoader } from './loader.js';
-export type { DataLoaderOptions, LoadedBatch, SkippedImage } from './loader.js';
+export type { DataLoaderOptions, SkippedImage } from './loader.js';
 export { Pipeline } from './pipeline.js';
 export type { CollateOptions } from './pipeline.js';
 export { randAugment, randAugmentOperations } from './rand_augment.js';
 export type { RandAugmentOptions } from './rand_augment.js';
 export { Random } from './random.js';
+export { IGNORE_INDEX } from './samples.js';
+export type {
+  AnnotatedImage,
+  AnyBatch,
+  DetectionSample,
+  LoadedBatch,
+  LoadedBoxes,
+  LoadedClips,
+  LoadedMasks,
+  LoadedObjects,
+  Objects,
+  SampleSource,
+  SegmentationSample,
+  Video,
+  VideoSource,
+} from './samples.js';
 export { Shapes, shapesTasks } from './shapes.js';
 export type { ShapesAttributes, ShapesOptions, ShapesTask } from './shapes.js';
 export { TextTokenizer } from './text_tokenizer.js';

@@ -1,9 +1,10 @@
-import { fromTypedArray, keep, scope, type Device, type MemoryFormat, type Tensor } from '../tensor/index.js';
+import { fromTypedArray, keep, scope, type Device, type MemoryFormat } from '../tensor/index.js';
 import type { Dataset } from './dataset.js';
 import { ImageError } from './decode.js';
 import type { Image } from './image.js';
 import { Pipeline } from './pipeline.js';
 import { Random, Stream } from './random.js';
+import type { LoadedBatch } from './samples.js';
 import type { TransformInput } from './transforms.js';
 
 export interface DataLoaderOptions {
@@ -27,20 +28,6 @@ export interface DataLoaderOptions {
   readonly device?: Device;
   /** Default 'contiguous_format'. */
   readonly memoryFormat?: MemoryFormat;
-}
-
-/** One batch. Whoever receives it frees its tensors, which belong to no scope, with `dispose`. */
-export interface LoadedBatch {
-  /** Its number within the epoch. */
-  readonly index: number;
-  /** [B, C, H, W]; float32 if the transforms have `toFloat`. */
-  readonly images: Tensor;
-  /** int64 [B]. */
-  readonly labels: Tensor;
-  /** Place of each image in the data set. */
-  readonly indices: readonly number[];
-  /** Frees both tensors. */
-  dispose(): void;
 }
 
 /** A broken image that was left out. */
