@@ -4,15 +4,18 @@
  * adapter with a binary head of 100 classes on ViT-B/16 takes 16 kilobytes.
  */
 import { readFileSync } from 'node:fs';
-import { parse, stringify } from 'yaml';
+import type * as Yaml from 'yaml';
 import { z } from 'zod';
 import { requirePath, writeAtomically } from '../checkpoint/index.js';
+import { requirePackage } from '../native/packages.js';
 import type { Host } from '../models/index.js';
 import { codebook, quantize, QUANTIZED_BITS, type QuantizedBits } from '../nn/index.js';
 import { scope, type Tensor, tensor, zeros } from '../tensor/index.js';
 import { adaptformer } from './adaptformer.js';
 import { type Adapter, graftMethod, type GraftOptions } from './core/index.js';
 import { lora } from './lora.js';
+
+const yaml = (): typeof Yaml => requirePackage('yaml') as typeof Yaml;
 
 const METHODS = ['adaptformer', 'adaptformer-bihead', 'lora', 'lora-bihead'] as const;
 
@@ -176,7 +179,7 @@ export function decodeCompact(bytes: Uint8Array, layout: readonly CompactPart[])
 /** Reads a side file. @throws RangeError that names what is missing or wrong */
 export function readCompactSettings(path: string): CompactSettings {
   requirePath(path);
-  const parsed = settingsSchema.safeParse(parse(readFileSync(path, 'utf8')));
+  const parsed = settingsSchema.safeParse(yaml().parse(readFileSync(path, 'utf8')));
   if (parsed.success) return parsed.data;
   const [issue] = parsed.error.issues;
   throw new RangeError(`${path}: ${issue?.path.join('.') ?? ''}: ${issue?.message ?? 'is no side file'}`);
@@ -228,7 +231,7 @@ export function saveCompact(adapter: Adapter, path: string, { dataset = '' }: { 
   const settings = settingsOf(adapter, dataset);
   const bytes = encodeCompact(adapter.officialState(), compactLayout(settings, sizesOf(adapter.model)));
   writeAtomically(path, (sink) => sink.write(bytes));
-  writeAtomically(sidePath(path), (sink) => sink.write(Buffer.from(stringify(settings))));
+  writeAtomically(sidePath(path), (sink) => sink.write(Buffer.from(yaml().stringify(settings))));
 }
 
 /**

@@ -4,7 +4,7 @@
  * they run, so that `--help` is quick and `doctor` works where nothing else does.
  */
 import { Command, CommanderError } from 'commander';
-import { createRequire } from 'node:module';
+import { packageVersion } from '../native/packages.js';
 import { doctorCommand } from './doctor.js';
 import { evaluateCommand } from './evaluate.js';
 import { finetuneCommand } from './finetune.js';
@@ -23,10 +23,9 @@ const FAILURE = 1;
 const USAGE = 2;
 
 function buildProgram(): Command {
-  const { version } = createRequire(import.meta.url)('../../package.json') as { version: string };
   const program = new Command('torchgraft')
     .description('Parameter-efficient fine-tuning of pretrained vision models, on LibTorch.')
-    .version(version)
+    .version(packageVersion())
     .option('--debug', 'show the stack of an error')
     .showHelpAfterError('(--help lists the options, with examples)')
     .addHelpText(

@@ -1,17 +1,18 @@
 /** Image files to pixels, with sharp (libvips): decoded in its thread pool, off the JavaScript thread. */
 import { closeSync, openSync, readSync, statSync } from 'node:fs';
-import sharp from 'sharp';
+import type Sharp from 'sharp';
+import { requirePackage } from '../native/packages.js';
 import type { Image } from './image.js';
+import { SampleError } from './samples.js';
+
+const sharp = (): typeof Sharp => requirePackage('sharp') as typeof Sharp;
 
 /** A file that is no image, is broken, or cannot be read. */
-export class ImageError extends Error {
-  /** The file, or the name given for bytes. */
-  readonly path: string;
-
+export class ImageError extends SampleError {
+  /** @param path the file, or the name given for bytes */
   constructor(path: string, reason: string, options?: ErrorOptions) {
-    super(`cannot decode the image ${path}: ${reason}`, options);
+    super(path, `cannot decode the image ${path}: ${reason}`, options);
     this.name = 'ImageError';
-    this.path = path;
   }
 }
 
@@ -55,8 +56,9 @@ const options = { autoOrient: true, ignoreIcc: true, failOn: 'error' } as const;
  */
 export async function decodeImage(source: string | Uint8Array, name?: string): Promise<Image> {
   const label = name ?? (typeof source === 'string' ? source : '(bytes)');
+  const open = sharp(); // outside of the try: that sharp itself cannot be loaded is no fault of the image
   try {
-    const { data, info } = await sharp(source, options)
+    const { data, info } = await open(source, options)
       .toColourspace('srgb')
       .removeAlpha()
       .raw({ depth: 'uchar' })
@@ -73,7 +75,7 @@ export async function decodeImage(source: string | Uint8Array, name?: string): P
 
 /** CMYK to RGB without profiles, as Pillow does: each of R, G, B is (255 - K) less its ink's share of that. */
 async function decodeCmyk(source: string | Uint8Array): Promise<Image> {
-  const { data, info } = await sharp(source, options)
+  const { data, info } = await sharp()(source, options)
     .pipelineColourspace('cmyk')
     .toColourspace('cmyk')
     .raw({ depth: 'uchar' })
@@ -117,7 +119,7 @@ async function isCmyk(source: string | Uint8Array): Promise<boolean> {
     const [first, second] = at(0, 4);
     if (first === 0xff && second === 0xd8) return jpegComponents(at) === 4;
     const isTiff = first === second && (first === 0x49 || first === 0x4d);
-    return isTiff && (await sharp(source, options).metadata()).space === 'cmyk';
+    return isTiff && (await sharp()(source, options).metadata()).space === 'cmyk';
   } finally {
     read?.close();
   }

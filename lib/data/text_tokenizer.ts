@@ -1,10 +1,10 @@
 /** Text to token ids and back, by the tokenizer files that stand beside published weights. */
 import { existsSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
-import { Tokenizer as HuggingFaceTokenizer } from '@huggingface/tokenizers';
+import { requirePackage } from '../native/packages.js';
 import { tensor, type Device, type Tensor } from '../tensor/index.js';
 
-/** What is used of the package; its own declarations cannot be resolved under Node's module rules. */
+/** What is used of the package's tokenizers. */
 interface Tokenizer {
   encode(
     text: string,
@@ -14,7 +14,12 @@ interface Tokenizer {
   token_to_id(token: string): number | undefined;
 }
 
-const Tokenizer = HuggingFaceTokenizer as unknown as new (tokenizer: object, config: object) => Tokenizer;
+/** The package, as far as it is used; its own declarations cannot be resolved under Node's module rules. */
+interface Tokenizers {
+  readonly Tokenizer: new (tokenizer: object, config: object) => Tokenizer;
+}
+
+const tokenizers = (): Tokenizers => requirePackage('@huggingface/tokenizers') as Tokenizers;
 
 /** What a text model reads of a batch of texts. */
 export interface TokenizedTexts {
@@ -59,6 +64,7 @@ export class TextTokenizer {
    * @throws Error when the contents are not a tokenizer's, or no id of padding is known
    */
   constructor(tokenizer: object, config: object = {}, padId?: number) {
+    const { Tokenizer } = tokenizers();
     try {
       this.#tokenizer = new Tokenizer(tokenizer, config);
     } catch (error) {

@@ -3,7 +3,10 @@
  * Written from ftfy's documented behavior (fix_text with its defaults); damaged encodings are repaired where the whole text
  * was UTF-8 read as Latin-1 or Windows-1252, not in ftfy's rarer cases (mixed or other codepages).
  */
-import { decodeHTML } from 'entities';
+import type * as Entities from 'entities';
+import { requirePackage } from '../native/packages.js';
+
+const entities = (): typeof Entities => requirePackage('entities') as typeof Entities;
 
 /** Whitespace as Python's str.isspace and \s know it; JavaScript's \s has U+FEFF and lacks U+001C to U+001F and U+0085. */
 const SPACE = '[\\t-\\r\\x1c-\\x20\\x85\\xa0\\u1680\\u2000-\\u200a\\u2028\\u2029\\u202f\\u205f\\u3000]';
@@ -107,7 +110,7 @@ function dropControls(text: string): string {
   });
 }
 
-const unescapeHtml = (text: string): string => decodeHTML(dropControls(text));
+const unescapeHtml = (text: string): string => entities().decodeHTML(dropControls(text));
 
 /** Text as CLIP's tokenizer wants it: repaired, HTML unescaped twice, single spaces, lower case. */
 export function cleanText(text: string): string {

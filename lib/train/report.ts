@@ -2,11 +2,13 @@
  * The HTML report of one or several runs: one file that needs nothing from elsewhere, so that it can be mailed, archived
  * and opened without a network.
  */
-import { createRequire } from 'node:module';
-import sharp from 'sharp';
+import type Sharp from 'sharp';
+import { requirePackage, packageVersion } from '../native/packages.js';
 import { escapeHtml, lineChart, scatterChart } from './charts.js';
 import { duration, percent } from './progress.js';
 import type { EpochRecord } from './events.js';
+
+const sharp = (): typeof Sharp => requirePackage('sharp') as typeof Sharp;
 
 /** One trained method in the report. */
 export interface ReportRun {
@@ -85,7 +87,7 @@ export async function imageDataUri({ data, width, height }: Pixels, side = 96): 
     throw new RangeError(
       `imageDataUri: ${width} x ${height} RGB needs ${3 * width * height} bytes, got ${data.length}`,
     );
-  const image = sharp(data, { raw: { width, height, channels: 3 } });
+  const image = sharp()(data, { raw: { width, height, channels: 3 } });
   const factor = Math.floor(side / Math.max(width, height));
   if (factor < 1) {
     const jpeg = await image.resize(side, side, { fit: 'inside' }).jpeg({ quality: 80 }).toBuffer();
@@ -96,12 +98,6 @@ export async function imageDataUri({ data, width, height }: Pixels, side = 96): 
     .png()
     .toBuffer();
   return `data:image/png;base64,${png.toString('base64')}`;
-}
-
-/** The version of this package. */
-export function packageVersion(): string {
-  const manifest = createRequire(import.meta.url)('../../package.json') as { version: string };
-  return manifest.version;
 }
 
 const section = (title: string, body: string): string => `<section><h2>${escapeHtml(title)}</h2>${body}</section>`;
