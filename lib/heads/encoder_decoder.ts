@@ -25,6 +25,8 @@ export interface SegmentationLosses {
   readonly losses: Readonly<Record<string, Tensor>>;
   /** Their sum, to back-propagate. */
   readonly loss: Tensor;
+  /** Of the decode head, at the size of the labels. */
+  readonly logits: Tensor;
 }
 
 /** How an image is run. */
@@ -78,14 +80,15 @@ export class EncoderDecoder extends DenseModel {
   /** `losses` from feature maps. */
   lossesOf(levels: readonly Tensor[], labels: Tensor, ctx: Context = new Context()): SegmentationLosses {
     const targets = labels.ndim === 4 ? labels.squeeze(1) : labels;
+    const { ignoreIndex, average } = this;
     const entries = this.#heads().map(([name, head]) => {
       const logits = resize(head.segment(levels, ctx), sizeOf(targets), head.alignCorners);
-      const { ignoreIndex, average } = this;
       const loss = pixelCrossEntropy(logits, targets, { ignoreIndex, average }).mul(head.lossWeight);
-      return [`${name}.loss_seg`, loss] as const;
+      return { name: `${name}.loss_seg`, loss, logits };
     });
-    const loss = entries.map(([, value]) => value).reduce((sum, value) => sum.add(value));
-    return { losses: Object.fromEntries(entries), loss };
+    const loss = entries.map((entry) => entry.loss).reduce((sum, value) => sum.add(value));
+    const losses = Object.fromEntries(entries.map((entry) => [entry.name, entry.loss]));
+    return { losses, loss, logits: (entries[0] as (typeof entries)[number]).logits };
   }
 
   #heads(): [string, SegmentationHead][] {

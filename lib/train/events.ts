@@ -1,10 +1,20 @@
 /** What a training run tells whoever listens (`onEvent`): the progress bar, a test, a notebook. */
 
-/** Mean loss and top-1 accuracy (0 to 1) over `samples` images. */
+/** How good a model is on `samples` images or clips. What a task does not measure is NaN. */
 export interface Score {
+  /** Mean loss. */
   readonly loss: number;
+  /** Share of right answers, 0 to 1: top-1 for classes, of the pixels that count for segmentation. */
   readonly accuracy: number;
   readonly samples: number;
+  /** What else the task measures, from 0 to 1, by name; what decides which epoch is best comes first. Default: the accuracy decides. */
+  readonly metrics?: Readonly<Record<string, number>>;
+}
+
+/** The figure that decides which epoch is best, and its name. */
+export function headline({ accuracy, metrics = {} }: Score): { readonly name: string; readonly value: number } {
+  const [[name, value] = ['acc', accuracy]] = Object.entries(metrics);
+  return { name, value };
 }
 
 /** One epoch of a run. */
@@ -57,7 +67,7 @@ export interface ValidateEvent {
 /** After each epoch, its validation included. */
 export interface EpochEvent extends EpochRecord {
   readonly type: 'epoch';
-  /** Best so far: by validation accuracy, or by training loss when there is no validation set. */
+  /** Best so far: by validation accuracy (or what the task has in its place), or by training loss when there is no validation set. */
   readonly isBest: boolean;
   /** Of this epoch, in this process. */
   readonly seconds: number;

@@ -1,6 +1,7 @@
 /** Optimizers, schedules, the training loop, and what it shows and writes. */
 export { lineChart, scatterChart, type ChartOptions, type Series } from './charts.js';
-export { evaluate, type EvaluateOptions, type Evaluation, type Prediction } from './evaluate.js';
+export { evaluate, type EvaluateOptions } from './evaluate.js';
+export { headline } from './events.js';
 export type {
   EndEvent,
   EpochEvent,
@@ -41,11 +42,13 @@ export type {
   OptimizerOptions,
   RunLength,
   ScheduleOptions,
+  TaskBatch,
   Trainable,
   TrainerOptions,
 } from './options.js';
 export { progress, type ProgressOptions } from './progress.js';
 export { htmlReport, imageDataUri, type Pixels, type Report, type ReportRun, type ReportSample } from './report.js';
 export { constant, cosine, step, type Schedule } from './schedule.js';
+export * from './tasks/index.js';
 export { Trainer, type FitResult } from './trainer.js';
 export { NonFiniteLossError } from './watch.js';

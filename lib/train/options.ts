@@ -2,30 +2,35 @@
 import type { DType, Tensor } from '../tensor/index.js';
 import type { Module, Parameter } from '../nn/index.js';
 import type { TrainListener } from './events.js';
+import type { Task } from './tasks/task.js';
 
-/** One batch. Whoever receives it frees its tensors. */
-export interface Batch {
-  /** [B, 3, H, W], normalized. */
-  readonly images: Tensor;
-  /** Class numbers, int64 [B]; or soft targets, float [B, classes]. */
-  readonly labels: Tensor;
-  /** Places of the images in the data set. */
+/** What the batches of all tasks have. */
+export interface TaskBatch {
+  /** Places of the samples in the data set. */
   readonly indices: readonly number[];
   /** Its number within the epoch, where the source may leave batches out. Default: they are counted. */
   readonly index?: number;
 }
 
+/** One batch of images with their classes. Whoever receives it frees its tensors. */
+export interface Batch extends TaskBatch {
+  /** [B, 3, H, W], normalized. */
+  readonly images: Tensor;
+  /** Class numbers, int64 [B]; or soft targets, float [B, classes]. */
+  readonly labels: Tensor;
+}
+
 /** Where batches come from: a `DataLoader`, or anything with its shape. */
-export interface BatchSource {
+export interface BatchSource<B extends TaskBatch = Batch> {
   /** Batches per epoch. */
   readonly length: number;
-  /** Images per epoch. */
+  /** Images, or other samples, per epoch. */
   readonly samples: number;
   /**
    * The batches of epoch `epoch` (from 0) from batch `from` on. The same epoch must always give the same batches: exact
    * resume rests on it.
    */
-  epoch(epoch: number, from?: number): AsyncIterable<Batch>;
+  epoch(epoch: number, from?: number): AsyncIterable<B>;
   /** A name for image `index`, for messages. */
   describe?(index: number): string;
 }
@@ -82,17 +87,20 @@ export type ScheduleOptions =
 export type LossOptions =
   { /** Default 0. */ readonly labelSmoothing?: number } | ((logits: Tensor, labels: Tensor) => Tensor);
 
-export interface TrainerOptions {
+export interface TrainerOptions<B extends TaskBatch = Batch> {
   readonly model: Module;
   /** Trains the adapter's parameters; without it, every parameter of the model that requires a gradient. */
   readonly adapter?: Trainable;
-  readonly train: BatchSource;
-  readonly val?: BatchSource;
+  readonly train: BatchSource<B>;
+  readonly val?: BatchSource<B>;
+  /** What is trained and scored. Default: classification with `loss`. */
+  readonly task?: Task<B>;
   readonly epochs: number;
   /** Default AdamW, lr 1e-3. */
   readonly optimizer?: OptimizerOptions;
   /** Default cosine without warm-up. */
   readonly schedule?: ScheduleOptions;
+  /** Of classification; other tasks bring their own. */
   readonly loss?: LossOptions;
   /** Batches per optimizer step, weighted by their sizes: as one large batch, but for BatchNorm's statistics. Default 1. */
   readonly accumulate?: number;

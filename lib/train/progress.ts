@@ -1,6 +1,16 @@
 /** Progress for people: one bar per epoch in a terminal, plain lines anywhere else. */
-import cliProgress from 'cli-progress';
-import type { EpochEvent, StepEvent, TrainEvent, TrainListener } from './events.js';
+import type * as CliProgress from 'cli-progress';
+import { requirePackage } from '../native/packages.js';
+import {
+  headline,
+  type EpochEvent,
+  type Score,
+  type StepEvent,
+  type TrainEvent,
+  type TrainListener,
+} from './events.js';
+
+const cliProgress = (): typeof CliProgress => requirePackage('cli-progress') as typeof CliProgress;
 
 /** Where progress goes; standard error by default, so that standard output stays free for results. */
 export interface ProgressOptions {
@@ -35,13 +45,22 @@ export const percent = (share: number, digits = 1): string => `${(100 * share).t
 
 const rate = (imagesPerSecond: number): string => `${imagesPerSecond.toFixed(imagesPerSecond < 10 ? 1 : 0)} img/s`;
 
+/** Loss and score, as far as they are measured. */
+function figures(score: Omit<Score, 'samples'>): string[] {
+  const { name, value } = headline({ ...score, samples: 0 });
+  return [
+    ...(Number.isNaN(score.loss) ? [] : [`loss ${score.loss.toFixed(4)}`]),
+    ...(Number.isNaN(value) ? [] : [`${name} ${percent(value)}`]),
+  ];
+}
+
 function stepText(e: StepEvent): string {
-  return `loss ${e.loss.toFixed(4)}  acc ${percent(e.accuracy)}  ${rate(e.imagesPerSecond)}  ETA ${duration(e.secondsLeft)}`;
+  return [...figures(e), rate(e.imagesPerSecond), `ETA ${duration(e.secondsLeft)}`].join('  ');
 }
 
 function epochText(e: EpochEvent, epochs: number): string {
-  const val = e.val === null ? '' : `  val loss ${e.val.loss.toFixed(4)} acc ${percent(e.val.accuracy)}`;
-  const train = `train loss ${e.train.loss.toFixed(4)} acc ${percent(e.train.accuracy)}`;
+  const val = e.val === null ? '' : `  val ${figures(e.val).join(' ')}`;
+  const train = `train ${figures(e.train).join(' ')}`;
   return `epoch ${e.epoch}/${epochs}  ${train}${val}  ${duration(e.seconds)}${e.isBest ? '  best' : ''}`;
 }
 
@@ -64,7 +83,8 @@ function lines(stream: NodeJS.WriteStream, label: string): TrainListener {
 }
 
 function bars(stream: NodeJS.WriteStream, label: string): TrainListener {
-  const bar = new cliProgress.SingleBar({
+  const { SingleBar } = cliProgress();
+  const bar = new SingleBar({
     format: `${label}{title} {bar} {text}`,
     stream,
     barsize: 24,

@@ -7,7 +7,7 @@ import { existsSync, readdirSync, rmSync } from 'node:fs';
 import { join } from 'node:path';
 import { readSafetensors, writeSafetensors } from '../checkpoint/index.js';
 import { getRngState, noGrad, setRngState, type Device, type Tensor } from '../tensor/index.js';
-import type { EpochRecord } from './events.js';
+import type { EpochRecord, Score } from './events.js';
 import type { OptimizerState } from './optim.js';
 
 /** Where a run stands: before batch `batch` of epoch `epoch` (from 0), after `step` optimizer steps. */
@@ -53,7 +53,7 @@ export function readRunState(
   const { tensors, metadata } = readSafetensors(path);
   if (metadata['format'] !== FORMAT || metadata['progress'] === undefined)
     throw new Error(`${path} is not the state of a training run; choose another output folder`);
-  const progress = JSON.parse(metadata['progress']) as Progress;
+  const progress = measured(JSON.parse(metadata['progress']) as Progress);
   const differences = Object.keys({ ...progress.settings, ...settings })
     .map((key) => ({ key, was: JSON.stringify(progress.settings[key]), is: JSON.stringify(settings[key]) }))
     .filter(({ was, is }) => was !== is)
@@ -64,6 +64,18 @@ export function readRunState(
         'Use the same settings, or start anew in another folder.',
     );
   return { progress, tensors };
+}
+
+/** JSON writes NaN, which stands for what a task does not measure, as null. */
+function measured({ sums, history, ...progress }: Progress): Progress {
+  const numbers = <T extends object>(record: T): T =>
+    Object.fromEntries(Object.entries(record).map(([key, value]: [string, unknown]) => [key, value ?? NaN])) as T;
+  const score = ({ metrics, ...rest }: Score): Score => ({
+    ...numbers(rest),
+    ...(metrics && { metrics: numbers(metrics) }),
+  });
+  const scores = history.map((e) => ({ ...e, train: score(e.train), val: e.val && score(e.val) }));
+  return { ...progress, sums: numbers(sums), history: scores };
 }
 
 /** Removes what a kill in the middle of writing left behind in the folder of a run. */

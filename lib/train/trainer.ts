@@ -6,23 +6,26 @@
  */
 import { join } from 'node:path';
 import { setImmediate as breathe } from 'node:timers/promises';
-import { Context, functional as F, type Parameter, trainingMode } from '../nn/index.js';
-import { manualSeed, noGrad, scope, type Device, type Tensor } from '../tensor/index.js';
+import { DenseModel } from '../heads/index.js';
+import { type Parameter, trainingMode } from '../nn/index.js';
+import { manualSeed, scope, type Device } from '../tensor/index.js';
 import { Checkpoints } from './checkpoints.js';
-import { evaluate, hardLabels, maybeAutocast } from './evaluate.js';
-import type { EpochRecord, Score, TrainEvent } from './events.js';
+import { evaluate } from './evaluate.js';
+import { headline, type EpochRecord, type Score, type TrainEvent } from './events.js';
 import { JsonlLog } from './log.js';
 import { clipGradNorm } from './optim.js';
-import type { Batch, BatchSource, TrainerOptions } from './options.js';
+import type { TaskBatch, Batch, BatchSource, TrainerOptions } from './options.js';
 import { describeRecipe, learningRates, makeOptimizer } from './recipe.js';
 import type { Position, Sums } from './run_state.js';
+import { classifyTask } from './tasks/classify.js';
+import { maybeAutocast, type Task } from './tasks/task.js';
 import { LossWatch } from './watch.js';
 
 /** How a run ended. */
 export interface FitResult {
   /** All epochs, those before a resumption included. */
   readonly history: readonly EpochRecord[];
-  /** The epoch with the best validation accuracy (training loss without validation); null before the first epoch ended. */
+  /** The epoch with the best validation accuracy, or what the task has in its place (training loss without validation); null before the first epoch ended. */
   readonly best: EpochRecord | null;
   readonly step: number;
   /** True if `signal` ended the run early; its state is saved. */
@@ -32,15 +35,16 @@ export interface FitResult {
 }
 
 /**
- * Trains a model, or the adapter grafted into it.
+ * Trains a model, or the adapter grafted into it: to classify images, or for another `task`.
  *
  * @example
  * const adapter = graft(model, 'conv_adapter', { reduction: 4 }, { head: { classes: 10 } });
  * const result = await new Trainer({ model, adapter, train, val, epochs: 10, onEvent: progress() }).fit();
  */
-export class Trainer {
+export class Trainer<B extends TaskBatch = Batch> {
   readonly parameters: [string, Parameter][];
-  private readonly o: TrainerOptions;
+  private readonly o: TrainerOptions<B>;
+  private readonly task: Task<B>;
   private readonly optimizer: ReturnType<typeof makeOptimizer>;
   private readonly stepsPerEpoch: number;
   private readonly steps: number;
@@ -54,9 +58,11 @@ export class Trainer {
   private history: EpochRecord[] = [];
   private validationSeconds = 0;
 
-  constructor(options: TrainerOptions) {
+  constructor(options: TrainerOptions<B>) {
     this.o = options;
     check(options);
+    // Without a task, B is what classification reads.
+    this.task = options.task ?? (classifyTask(options.loss) as unknown as Task<B>);
     const named = options.adapter?.namedParameters() ?? options.model.namedParameters();
     this.parameters = named.filter(([, p]) => p.requiresGrad);
     if (this.parameters.length === 0)
@@ -114,26 +120,18 @@ export class Trainer {
   }
 
   /** One optimizer step over one or more batches. */
-  private trainStep(batches: readonly Batch[], lr: number): void {
+  private trainStep(batches: readonly B[], lr: number): void {
     const { model, clip = null, autocast = null } = this.o;
     const total = batches.reduce((sum, batch) => sum + batch.indices.length, 0);
     for (const batch of batches) {
       const [loss, correct] = scope(() => {
-        const images = batch.images.to(this.device);
-        const labels = batch.labels.to(this.device);
-        const [loss, logits] = maybeAutocast(autocast, this.device, () => {
-          const ctx = new Context();
-          const logits = model.run(images, ctx);
-          return [ctx.losses.reduce((sum, extra) => sum.add(extra), this.loss(logits, labels)), logits] as const;
-        });
+        const { loss, correct } = maybeAutocast(autocast, this.device, () => this.task.step(model, batch, this.device));
         const share = batch.indices.length / total; // so that accumulated batches weigh as in one large batch
         (share === 1 ? loss : loss.mul(share)).backward();
-        const correct = noGrad(() => logits.argmax(1).eq(hardLabels(labels)).sum());
-        return [loss.detach(), correct];
+        return [loss.detach(), correct] as const;
       });
       this.watch.add({ loss, correct, step: this.position.step, lr, indices: batch.indices });
-      batch.images.dispose();
-      batch.labels.dispose();
+      this.task.free(batch);
     }
     scope(() => {
       if (clip !== null)
@@ -147,18 +145,14 @@ export class Trainer {
     });
   }
 
-  private loss(logits: Tensor, labels: Tensor): Tensor {
-    const { loss = {} } = this.o;
-    if (typeof loss === 'function') return loss(logits, labels);
-    return F.crossEntropy(logits, labels, { labelSmoothing: loss.labelSmoothing ?? 0 });
-  }
-
   private setModes(): void {
     const { model, bnStats = 'frozen', backboneMode = 'train' } = this.o;
-    trainingMode(model, { bnStats, backbone: backboneMode });
+    // Heads around a frozen backbone are what is trained, their norms and dropout included.
+    const head = model instanceof DenseModel ? { isHead: (path: string) => model.isInClassifier(path) } : {};
+    trainingMode(model, { bnStats, backbone: backboneMode, ...head });
   }
 
-  private advance(batches: readonly Batch[]): void {
+  private advance(batches: readonly B[]): void {
     const { epoch, batch, step } = this.position;
     const last = batches.at(-1)?.index ?? batch + batches.length - 1;
     this.position = { epoch, batch: last + 1, step: step + 1 };
@@ -204,13 +198,14 @@ export class Trainer {
     const epoch = this.position.epoch + 1;
     const begin = performance.now();
     try {
-      const { loss, accuracy, samples } = await evaluate(model, val, {
+      const { loss, accuracy, samples, metrics } = await evaluate(model, val, {
+        task: this.task,
         autocast,
         ...(signal === undefined ? {} : { signal }),
         onBatch: (batch, batches) => this.emit({ type: 'validate', epoch, batch, batches }),
       });
       this.validationSeconds = (performance.now() - begin) / 1000;
-      return { loss, accuracy, samples };
+      return { loss, accuracy, samples, ...(metrics && { metrics }) };
     } catch (error) {
       if (signal?.aborted && error === signal.reason) return 'aborted';
       throw error;
@@ -273,7 +268,7 @@ export class Trainer {
       bnStats: o.bnStats ?? 'frozen',
       backboneMode: o.backboneMode ?? 'train',
       ...describeRecipe(o.optimizer, o.schedule),
-      labelSmoothing: typeof o.loss === 'function' ? 'custom loss' : (o.loss?.labelSmoothing ?? 0),
+      ...this.task.settings,
       device: this.device,
     };
   }
@@ -306,11 +301,12 @@ const mean = ({ loss, correct, samples }: Sums): Score => ({
   samples,
 });
 
-/** Higher validation accuracy, then lower validation loss; without validation lower training loss. */
+/** Higher validation accuracy, or what the task has in its place, then lower validation loss; without validation lower training loss. */
 function isBetter(a: EpochRecord, b: EpochRecord | null): boolean {
   if (b === null) return true;
   if (a.val === null || b.val === null) return a.train.loss < b.train.loss;
-  return a.val.accuracy > b.val.accuracy || (a.val.accuracy === b.val.accuracy && a.val.loss < b.val.loss);
+  const [mine, theirs] = [headline(a.val).value, headline(b.val).value];
+  return mine > theirs || (mine === theirs && a.val.loss < b.val.loss);
 }
 
 function bestOf(history: readonly EpochRecord[]): EpochRecord | null {
@@ -318,8 +314,8 @@ function bestOf(history: readonly EpochRecord[]): EpochRecord | null {
 }
 
 /** `size` batches at a time; the last group of an epoch may be smaller. */
-async function* groups(batches: AsyncIterable<Batch>, size: number): AsyncGenerator<Batch[]> {
-  let group: Batch[] = [];
+async function* groups<B>(batches: AsyncIterable<B>, size: number): AsyncGenerator<B[]> {
+  let group: B[] = [];
   for await (const batch of batches) {
     group.push(batch);
     if (group.length < size) continue;
@@ -329,7 +325,7 @@ async function* groups(batches: AsyncIterable<Batch>, size: number): AsyncGenera
   if (group.length > 0) yield group;
 }
 
-function check(o: TrainerOptions): void {
+function check<B extends TaskBatch>(o: TrainerOptions<B>): void {
   const positive = (name: string, value: number | null | undefined): void => {
     if (value !== undefined && value !== null && (!Number.isInteger(value) || value < 1))
       throw new RangeError(`Trainer: ${name} must be a positive whole number, got ${value}`);
@@ -340,11 +336,13 @@ function check(o: TrainerOptions): void {
   positive('logEvery', o.logEvery);
   if (o.clip !== undefined && o.clip !== null && !(o.clip > 0))
     throw new RangeError(`Trainer: clip must be above 0, got ${o.clip}`);
-  const empty = (name: string, data: BatchSource | undefined): void => {
+  const empty = (name: string, data: BatchSource<B> | undefined): void => {
     if (data !== undefined && data.length < 1) throw new RangeError(`Trainer: the ${name} data has no batch`);
   };
   empty('train', o.train);
   empty('val', o.val);
+  if (o.task !== undefined && o.loss !== undefined)
+    throw new TypeError('Trainer: loss belongs to classification; give the loss to the task');
   if (o.resume === true && o.outDir === undefined)
     throw new TypeError('Trainer: resume needs outDir, the folder of the run to go on with');
 }

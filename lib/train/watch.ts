@@ -5,8 +5,8 @@ import { aten, scope, type Tensor } from '../tensor/index.js';
 export interface Watched {
   /** Scalar, mean over the batch. */
   readonly loss: Tensor;
-  /** Scalar, number of right predictions. */
-  readonly correct: Tensor;
+  /** Scalar, number of right predictions; null where the task does not count them. */
+  readonly correct: Tensor | null;
   readonly step: number;
   readonly lr: number;
   readonly indices: readonly number[];
@@ -16,6 +16,7 @@ export interface Watched {
 export interface Seen {
   /** Sum of the loss over the images of each batch, in order. */
   readonly lossSums: readonly number[];
+  /** NaN where the task does not count them. */
   readonly correct: number;
   readonly samples: number;
   readonly seconds: number;
@@ -55,7 +56,7 @@ export class LossWatch {
     this.since = performance.now();
   }
 
-  /** Takes over the two tensors of `entry`. */
+  /** Takes over the tensors of `entry`. */
   add(entry: Watched): void {
     this.pending.push(entry);
   }
@@ -71,7 +72,9 @@ export class LossWatch {
     const entries = this.pending;
     this.pending = [];
     const losses = values(entries.map((e) => e.loss));
-    const rights = values(entries.map((e) => e.correct));
+    const counted = entries.flatMap((e) => e.correct ?? []);
+    // One task, one kind of entries: either all count or none does.
+    const rights = counted.length < entries.length ? entries.map(() => NaN) : values(counted);
     const seconds = Math.max((performance.now() - this.since) / 1000, 1e-9);
     this.restart();
     this.secondsTimed += seconds;

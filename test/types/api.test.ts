@@ -80,7 +80,7 @@ test('models, adapters and training', () => {
   expectTypeOf(graft).returns.toEqualTypeOf<Adapter>();
   expectTypeOf<ReturnType<Adapter['parameters']>>().toEqualTypeOf<Parameter[]>();
   expectTypeOf<ReturnType<Trainer['fit']>>().resolves.toEqualTypeOf<FitResult>();
-  expectTypeOf(evaluate).returns.resolves.toEqualTypeOf<Evaluation>();
+  expectTypeOf<ReturnType<typeof evaluate>>().resolves.toEqualTypeOf<Evaluation>();
   expectTypeOf<ReturnType<DataLoader['epoch']>>().toExtend<AsyncIterable<Batch>>();
   expectTypeOf(functional.crossEntropy).returns.toEqualTypeOf<Tensor>();
   const wrong = (model: Backbone, adapter: Adapter, train: DataLoader): void => {
