@@ -3,18 +3,16 @@ import { closeSync, openSync, readSync, statSync } from 'node:fs';
 import type Sharp from 'sharp';
 import { requirePackage } from '../native/packages.js';
 import type { Image } from './image.js';
+import { SampleError } from './samples.js';
 
 const sharp = (): typeof Sharp => requirePackage('sharp') as typeof Sharp;
 
 /** A file that is no image, is broken, or cannot be read. */
-export class ImageError extends Error {
-  /** The file, or the name given for bytes. */
-  readonly path: string;
-
+export class ImageError extends SampleError {
+  /** @param path the file, or the name given for bytes */
   constructor(path: string, reason: string, options?: ErrorOptions) {
-    super(`cannot decode the image ${path}: ${reason}`, options);
+    super(path, `cannot decode the image ${path}: ${reason}`, options);
     this.name = 'ImageError';
-    this.path = path;
   }
 }
 

@@ -1,4 +1,6 @@
 /** Images: data sets, decoding, transforms, batches; text: tokenizers. */
+export { BatchLoader } from './batch_loader.js';
+export type { BatchLoaderOptions, Collated, SkippedImage } from './batch_loader.js';
 export { clipViews, testFrames, trainingClip, trainingFrames } from './clips.js';
 export type { ClipCrop, ClipPreparation, ClipViews, FrameSampling } from './clips.js';
 export { adjustBrightness, adjustContrast, adjustHue, adjustSaturation } from './color.js';
@@ -12,13 +14,13 @@ export type { Box } from './geometry.js';
 export { imageFromTensor, imageToTensor, resizeImage } from './image.js';
 export type { Image, Interpolation } from './image.js';
 export { DataLoader } from './loader.js';
-export type { DataLoaderOptions, SkippedImage } from './loader.js';
+export type { DataLoaderOptions } from './loader.js';
 export { Pipeline } from './pipeline.js';
 export type { CollateOptions } from './pipeline.js';
 export { randAugment, randAugmentOperations } from './rand_augment.js';
 export type { RandAugmentOptions } from './rand_augment.js';
 export { Random } from './random.js';
-export { IGNORE_INDEX } from './samples.js';
+export { IGNORE_INDEX, SampleError } from './samples.js';
 export type {
   AnnotatedImage,
   AnyBatch,

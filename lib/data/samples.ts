@@ -5,6 +5,19 @@
 import type { Tensor } from '../tensor/index.js';
 import type { Image } from './image.js';
 
+/** A sample that cannot be used: a file that is broken, or an annotation that does not fit its image. */
+export class SampleError extends Error {
+  /** The file. */
+  readonly path: string;
+
+  /** @param message names the file and the value that is wrong */
+  constructor(path: string, message: string, options?: ErrorOptions) {
+    super(message, options);
+    this.name = 'SampleError';
+    this.path = path;
+  }
+}
+
 /** A numbered collection of samples. Loading the same index twice gives the same sample. */
 export interface SampleSource<Sample> {
   readonly length: number;
