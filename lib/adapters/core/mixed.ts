@@ -6,6 +6,7 @@ import { type Context, type GraftSet, type Module, type Parameter } from '../../
 import { aten, isGradEnabled, keep, type Tensor, tensor } from '../../tensor/index.js';
 import { addParts } from './compose.js';
 import type { Graft } from './grafts.js';
+import { groupRows, originalOrder, spread } from './rows.js';
 
 /** The samples of one adapter; null stands for the backbone alone. */
 interface Group {
@@ -20,9 +21,7 @@ class Plan {
   readonly #indices = new Map<string, Tensor>();
 
   constructor(readonly names: readonly (string | null)[]) {
-    const rows = new Map<string | null, number[]>();
-    names.forEach((name, row) => rows.set(name, [...(rows.get(name) ?? []), row]));
-    this.groups = Array.from(rows, ([adapter, members]) => ({ adapter, rows: members }));
+    this.groups = Array.from(groupRows(names), ([adapter, rows]) => ({ adapter, rows }));
   }
 
   static of(ctx: Context): Plan {
@@ -48,7 +47,7 @@ class Plan {
   /** The rows of a group in features with `each` rows per sample, on the device of `like`. */
   #rowsOf(group: Group, each: number, like: Tensor): Tensor {
     return this.#index(`${group.adapter ?? ''}/${group.adapter === null}/${each}/${like.device}`, like, () =>
-      group.rows.flatMap((row) => Array.from({ length: each }, (_, i) => row * each + i)),
+      spread(group.rows, each),
     );
   }
 
@@ -75,14 +74,9 @@ class Plan {
       );
     }
     const each = (first.shape[0] ?? 0) / (this.groups[0]?.rows.length ?? 1);
-    const inverse = this.#index(`inverse/${each}/${first.device}`, first, () => {
-      const order = this.groups.flatMap((group) => group.rows);
-      const places: number[] = [];
-      order.forEach((row, place) => {
-        for (let i = 0; i < each; i++) places[row * each + i] = place * each + i;
-      });
-      return places;
-    });
+    const inverse = this.#index(`inverse/${each}/${first.device}`, first, () =>
+      spread(originalOrder(this.groups.map(({ rows }) => rows)), each),
+    );
     return aten.cat(parts, 0).indexSelect(0, inverse);
   }
 }
@@ -169,17 +163,14 @@ export class RootGrafts implements GraftSet {
       );
     }
     this.host.check(names);
-    const classes = new Map<string, number[]>();
-    names.forEach((name, row) => {
-      const key = this.host.backboneKey(name);
-      classes.set(key, [...(classes.get(key) ?? []), row]);
-    });
-    if (classes.size > 1 && isGradEnabled()) {
+    // Once per adapter: a key costs comparisons of the backbone's tensors.
+    const keys = new Map(Array.from(new Set(names), (name) => [name, this.host.backboneKey(name)] as const));
+    const passes = [...groupRows(names.map((name) => keys.get(name))).values()];
+    if (passes.length > 1 && isGradEnabled()) {
       throw new RangeError(
         'these adapters have their own values of backbone tensors and cannot be trained in one batch; train them one at a time, or run under noGrad',
       );
     }
-    const passes = [...classes.values()];
     const take = (t: Tensor, rows: readonly number[]): Tensor =>
       passes.length === 1 ? t : t.indexSelect(0, tensor([...rows], { dtype: 'int64', device: t.device }));
     const forks: Context[] = [];
@@ -194,8 +185,7 @@ export class RootGrafts implements GraftSet {
     });
     const [only] = outputs;
     if (only && outputs.length === 1) return only;
-    const places: number[] = [];
-    passes.flat().forEach((row, place) => (places[row] = place));
+    const places = originalOrder(passes);
     const restore = (parts: readonly Tensor[]): Tensor =>
       aten.cat([...parts], 0).indexSelect(0, tensor(places, { dtype: 'int64', device: x.device }));
     for (const name of ctx.aux.keys()) {
