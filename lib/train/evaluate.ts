@@ -3,7 +3,7 @@ import { setImmediate as breathe } from 'node:timers/promises';
 import type { Module } from '../nn/index.js';
 import { noGrad, scope, type DType } from '../tensor/index.js';
 import type { Score } from './events.js';
-import type { TaskBatch, Batch, BatchSource } from './options.js';
+import type { BatchSource, TaskBatch } from './options.js';
 import { classifyTask, type Evaluation } from './tasks/classify.js';
 import type { Task } from './tasks/task.js';
 
@@ -31,7 +31,7 @@ export async function evaluate(model: Module, data: BatchSource, o?: EvaluateOpt
 export async function evaluate(
   model: Module,
   data: BatchSource,
-  { task = classifyTask(), ...o }: EvaluateOptions & { readonly task?: Task<Batch> } = {},
+  { task = classifyTask(), ...o }: EvaluateOptions & { readonly task?: Task } = {},
 ): Promise<Score> {
   model.eval();
   const device = model.parameters()[0]?.device ?? 'cpu';
@@ -44,7 +44,8 @@ export async function evaluate(
     } finally {
       task.free(batch);
     }
-    o.onBatch?.(++done, data.length);
+    done++;
+    o.onBatch?.(done, data.length);
     await breathe();
   }
   if (done === 0) throw new RangeError('nothing to evaluate: the data source gave no batch');

@@ -71,10 +71,11 @@ export class LossWatch {
     if (this.pending.length === 0) return null;
     const entries = this.pending;
     this.pending = [];
-    const losses = values(entries.map((e) => e.loss));
     const counted = entries.flatMap((e) => e.correct ?? []);
+    const numbers = values([...entries.map((e) => e.loss), ...counted]);
+    const losses = numbers.slice(0, entries.length);
     // One task, one kind of entries: either all count or none does.
-    const rights = counted.length < entries.length ? entries.map(() => NaN) : values(counted);
+    const rights = counted.length < entries.length ? entries.map(() => NaN) : numbers.slice(entries.length);
     const seconds = Math.max((performance.now() - this.since) / 1000, 1e-9);
     this.restart();
     this.secondsTimed += seconds;
@@ -95,7 +96,7 @@ export class LossWatch {
 
 /** The numbers in scalar tensors, in one transfer; frees the tensors. */
 function values(scalars: readonly Tensor[]): number[] {
-  const numbers = scope(() => aten.stack(scalars).double().tolist()) as number[];
+  const numbers = scope(() => aten.stack(scalars.map((t) => t.double())).tolist()) as number[];
   for (const tensor of scalars) tensor.dispose();
   return numbers;
 }

@@ -32,13 +32,12 @@ const LEAST = 1e-12;
  * @param loss Default: cross-entropy without label smoothing.
  */
 export function videoTask(loss: LossOptions = {}): Task<ClipBatch, VideoEvaluation> {
-  const { settings, step, free } = classifyTask(loss);
+  const images = classifyTask(loss);
   return {
+    ...images,
     id: 'video',
-    settings: { task: 'video', ...settings },
-    step,
+    settings: { task: 'video', ...images.settings },
     meter: (model, how) => new VideoScore(model, how),
-    free,
   };
 }
 
