@@ -1,12 +1,14 @@
 /** What this machine has and what it lacks, for `torchgraft doctor`; works before anything is built. */
 import { spawnSync } from 'node:child_process';
 import { existsSync, readFileSync } from 'node:fs';
-import { createRequire } from 'node:module';
 import { arch, availableParallelism, platform, release, totalmem } from 'node:os';
 import { join } from 'node:path';
 import { findLibtorch, fetchedVersion } from './find-libtorch.mjs';
+import loadAddonModule from './load-addon.cjs';
 import { root } from './native.mjs';
 import { SetupError, compareVersions, findCmake, findCompiler, findPython } from './tools.mjs';
+
+const { buildCommand, findAddons } = loadAddonModule;
 
 /**
  * @typedef {import('../../lib/cli/doctor.js').EnvironmentReport} EnvironmentReport
@@ -21,28 +23,39 @@ function glibcVersion() {
   return report.header?.glibcVersionRuntime ?? null;
 }
 
-// Loads the addon and prints what it says of itself. A child does this, since an addon that does not fit its LibTorch may
-// end the process instead of throwing.
+// Loads the addon and prints what it says of itself, or why it cannot be loaded. A child does this, since an addon that does
+// not fit its LibTorch may end the process instead of throwing.
 const probe = `
-  const addon = require(process.argv[1]);
+  let loaded;
+  try {
+    loaded = require(process.argv[1]).loadAddon(process.argv[2]);
+  } catch (error) {
+    console.log(JSON.stringify({ error: error.message }));
+    process.exit();
+  }
+  const { addon, path } = loaded;
   const { torch, compiledAgainst, cuda } = addon.buildInfo();
   const devices = ['cpu', ...Array.from({ length: addon.deviceCount('cuda') }, (_, i) => 'cuda:' + i)];
-  console.log(JSON.stringify({ torch, compiledAgainst, cuda, devices, threads: addon.numThreads() }));
+  console.log(JSON.stringify({ path, loads: true, torch, compiledAgainst, cuda, devices, threads: addon.numThreads() }));
 `;
 
 /** @returns {AddonReport} */
 function checkAddon() {
-  const none = { torch: null, compiledAgainst: null, cuda: null, devices: [], threads: null };
-  let path;
-  try {
-    path = createRequire(import.meta.url)('node-gyp-build').resolve(root);
-  } catch {
-    return { path: null, loads: false, error: 'neither build/Release nor prebuilds has it', ...none };
+  const none = { path: null, loads: false, error: null, torch: null, compiledAgainst: null, cuda: null, devices: [], threads: null };
+  const { candidates, missing } = findAddons(root);
+  const [first] = candidates;
+  if (first === undefined) return { ...none, error: missing.join('; ') };
+  const loader = join(root, 'scripts', 'build', 'load-addon.cjs');
+  const child = spawnSync(process.execPath, ['-e', probe, loader, root], { encoding: 'utf8', timeout: 120_000 });
+  if (child.status !== 0) {
+    const reason = child.stderr.split('\n').find((line) => /error/i.test(line)) ?? child.stderr.trim();
+    return { ...none, path: first.file, error: reason || `the process ended with ${child.signal ?? `code ${child.status}`}` };
   }
-  const child = spawnSync(process.execPath, ['-e', probe, path], { encoding: 'utf8', timeout: 120_000 });
-  if (child.status === 0) return { path, loads: true, error: null, ...JSON.parse(child.stdout) };
-  const reason = child.stderr.split('\n').find((line) => /error/i.test(line)) ?? child.stderr.trim();
-  return { path, loads: false, error: reason || `the process ended with ${child.signal ?? `code ${child.status}`}`, ...none };
+  const report = JSON.parse(child.stdout);
+  if (report.loads) return { ...none, ...report };
+  // Between its first line and its last, which advises, the message names a place and a reason per line.
+  const reasons = report.error.split('\n').slice(1, -1).map((/** @type {string} */ line) => line.trim());
+  return { ...none, path: first.file, error: reasons.join('; ') };
 }
 
 /** @returns {Pick<EnvironmentReport, 'libtorch' | 'libtorchTried'>} */
@@ -68,6 +81,7 @@ export function checkEnvironment() {
   const { libtorch, libtorchTried } = checkLibtorch();
   const addon = checkAddon();
 
+  const build = `${buildCommand(root)} (in ${root})`;
   const advice = [];
   if (!nodeFits) advice.push(`Node is ${process.versions.node}; install ${nodeMinimum} or newer`);
   if (!installed) advice.push('the npm packages are not installed: npm ci');
@@ -80,12 +94,12 @@ export function checkEnvironment() {
     if (libtorch === null && !wrongVariable) advice.push(`LibTorch ${fetchedVersion} (about 190 MB) will be fetched by the build, once`);
     advice.push(
       addon.path === null
-        ? `build the native addon: npm run build:native (in ${root})`
-        : `the addon does not load (${addon.error}): build it again with npm run build:native (in ${root}); if that does not help, remove its folder build/ first`,
+        ? `build the native addon: ${build}`
+        : `the addon does not load (${addon.error}): build it again with ${build}; if that does not help, remove its folder build/ first`,
     );
   } else if (addon.torch !== addon.compiledAgainst) {
     advice.push(
-      `the addon was compiled against LibTorch ${addon.compiledAgainst} but runs on ${addon.torch}: build it again with npm run build:native (in ${root})`,
+      `the addon was compiled against LibTorch ${addon.compiledAgainst} but runs on ${addon.torch}: build it again with ${build}`,
     );
   }
   return {
@@ -146,7 +160,7 @@ export function formatEnvironment(report) {
   const lacksOnlyTools = report.ok && rows.some(([, ok]) => !ok);
   const verdict = [
     report.ok ? 'torchgraft runs here.' : 'torchgraft cannot run here yet.',
-    ...(lacksOnlyTools ? ['What is missing above is needed only to build the addon again.'] : []),
+    ...(lacksOnlyTools ? ['What is missing above is needed only to build the addon on this machine.'] : []),
   ];
   const todo = report.advice.length === 0 ? [] : ['What to do:', ...report.advice.map((line, i) => `  ${i + 1}. ${line}`)];
   return [`torchgraft ${report.torchgraft}`, ...lines, '', ...verdict, ...todo].join('\n').trimEnd();

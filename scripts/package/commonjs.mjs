@@ -1,0 +1,33 @@
+/** The library as CommonJS, for `require('torchgraft')` on Node versions that cannot require an ES module (before 20.19). */
+import { cpSync, mkdirSync, writeFileSync } from 'node:fs';
+import { dirname, join } from 'node:path';
+import { rolldown } from 'rolldown';
+import { filesOf } from './tarball.mjs';
+
+/**
+ * Writes `dist/cjs/` into a staged package: one file with all modules, and their declarations.
+ * @param {string} dist the compiled library, in the staged package
+ * @returns {Promise<void>}
+ */
+export async function writeCommonjs(dist) {
+  const folder = join(dist, 'cjs');
+  const bundle = await rolldown({
+    input: join(dist, 'index.js'),
+    platform: 'node',
+    // Node's own modules and the dependencies stay outside.
+    external: (id) => !id.startsWith('.') && !id.startsWith('/'),
+    onLog(level, log, handle) {
+      if (level === 'warn') throw new Error(log.message);
+      handle(level, log);
+    },
+  });
+  await bundle.write({ file: join(folder, 'index.js'), format: 'cjs', exports: 'named' });
+  await bundle.close();
+
+  for (const file of filesOf(dist).filter((name) => name.endsWith('.d.ts') && !/^(cjs|cli)\//.test(name))) {
+    mkdirSync(dirname(join(folder, file)), { recursive: true });
+    cpSync(join(dist, file), join(folder, file));
+  }
+  // Below this file `.js` and `.d.ts` mean CommonJS.
+  writeFileSync(join(folder, 'package.json'), '{ "type": "commonjs" }\n');
+}
