@@ -8,6 +8,7 @@
 
 #include "binding.h"
 #include "convert.h"
+#include "guards.h"
 
 namespace torchgraft {
 
@@ -94,6 +95,14 @@ napi_value set_num_threads(napi_env env, napi_callback_info info) {
   });
 }
 
+napi_value allow_unchecked(napi_env env, napi_callback_info info) {
+  return guard(env, "allowUncheckedOperators", [&] {
+    const Args<1> args(env, info);
+    allow_unchecked_operators(bool_arg(env, args[0], "allowUncheckedOperators: allow"));
+    return undefined(env);
+  });
+}
+
 napi_value device_count(napi_env env, napi_callback_info info) {
   return guard(env, "deviceCount", [&] {
     const Args<1> args(env, info);
@@ -149,6 +158,7 @@ void define_system(napi_env env, napi_value exports) {
           {"setRngState", set_rng_state},
           {"numThreads", num_threads},
           {"setNumThreads", set_num_threads},
+          {"allowUncheckedOperators", allow_unchecked},
           {"deviceCount", device_count},
           {"synchronize", synchronize},
           {"buildInfo", build_info}});

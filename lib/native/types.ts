@@ -166,6 +166,7 @@ export interface NativeAddon {
   setRngState(device: string, state: Handle): void;
   numThreads(): number;
   setNumThreads(n: number): void;
+  allowUncheckedOperators(allow: boolean): void;
   deviceCount(type: string): number;
   synchronize(device: string): void;
 

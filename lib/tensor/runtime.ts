@@ -13,6 +13,17 @@ export function setNumThreads(n: number): void {
   native.setNumThreads(assertInteger(n, 'setNumThreads', 'n', 1));
 }
 
+/**
+ * Lets LibTorch's inner steps be called by name: the operators that begin with an underscore and the backward steps. They
+ * do not check their arguments, and a wrong size there may end the process or change foreign memory, so by default a call
+ * of one is a `TypeError`. Holds for the whole process.
+ *
+ * @param allow default true
+ */
+export function allowUncheckedOperators(allow = true): void {
+  native.allowUncheckedOperators(allow);
+}
+
 /** How many CUDA devices this LibTorch can use; 0 for a CPU build. */
 export function cudaDeviceCount(): number {
   return native.deviceCount('cuda');

@@ -1,6 +1,17 @@
 /** Sizes that cannot be: refused at once, without walking through them and without asking for the memory. */
 import { describe, expect, test } from 'vitest';
-import { aten, call, fromTypedArray, grad, ones, randperm, tensor, TorchError, zeros } from '../../lib/index.js';
+import {
+  allowUncheckedOperators,
+  aten,
+  call,
+  fromTypedArray,
+  grad,
+  ones,
+  randperm,
+  tensor,
+  TorchError,
+  zeros,
+} from '../../lib/index.js';
 import type { Tensor } from '../../lib/index.js';
 
 const endless = (): never[] => new Array<never>(2 ** 32 - 1);
@@ -47,6 +58,11 @@ describe('memory that is not there', () => {
 
 test('operators that would end the process name what to do instead', () => {
   expect(() => call('aten::_stack', [], 0)).toThrow(/inner step of LibTorch.*public operator/);
+  expect(() => aten.tanhBackward(ones([2]), ones([2]))).toThrow(/inner step.*allowUncheckedOperators\(\)/);
+  allowUncheckedOperators();
+  expect(aten.tanhBackward(ones([2]), zeros([2])).tolist()).toEqual([1, 1]);
+  allowUncheckedOperators(false);
+  expect(() => aten.tanhBackward(ones([2]), ones([2]))).toThrow(TypeError);
   const noise: Tensor = zeros([1]);
   expect(() => call('aten::rrelu_with_noise', ones([100]), noise, 0.1, 0.3, true)).toThrow(/noise must have the shape/);
   expect(() => aten.replicationPad3d(ones([1, 2, 2, 2]), [])).toThrow(/padding must have 6 numbers/);
