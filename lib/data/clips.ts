@@ -4,7 +4,7 @@
  */
 import { aten, scope, tensor, type Tensor } from '../tensor/index.js';
 import { roundHalfEven } from './geometry.js';
-import { randomResizedCropBox } from './pipeline.js';
+import { randomResizedCropBox } from './boxes.js';
 import { randAugment, type RandAugmentOptions } from './rand_augment.js';
 import type { Random } from './random.js';
 

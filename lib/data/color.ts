@@ -95,6 +95,26 @@ export function adjustHue(image: Image, factor: number): Image {
   return { ...image, data: result };
 }
 
+/** Adds `amount` (of 255) to every value. */
+export function addBrightness(image: Image, amount: number): Image {
+  const table = Uint8Array.from({ length: 256 }, (_, value) => toByte(value + amount));
+  return lookUp(image, rgbBytes(image, 'addBrightness'), table);
+}
+
+/** Multiplies the saturation (of hue, saturation and value) by `factor`, up to full saturation. */
+export function scaleSaturation(image: Image, factor: number): Image {
+  const data = rgbBytes(image, 'scaleSaturation');
+  const result = new Uint8Array(data.length);
+  for (let i = 0; i < data.length; i += 3) {
+    const [r, g, b] = [data[i] ?? 0, data[i + 1] ?? 0, data[i + 2] ?? 0];
+    const value = Math.max(r, g, b);
+    // Each channel's distance from the largest is in proportion to the saturation, which is at most 1 when one is 0.
+    const scale = Math.min(factor, value / Math.max(1, value - Math.min(r, g, b)));
+    for (let c = i; c < i + 3; c++) result[c] = toByte(value - (value - (data[c] ?? 0)) * scale + 0.5);
+  }
+  return { ...image, data: result };
+}
+
 /** The place on the color circle, 0 to 1, of a color with the given maximum and range. */
 function hueOf(r: number, g: number, b: number, max: number, range: number): number {
   const divisor = range === 0 ? 1 : range;

@@ -34,6 +34,11 @@ export function checkImage(image: Image, where: string): Image {
   return image;
 }
 
+/** Height, width and channels, for messages. */
+export function describeSize({ height, width, channels }: Image): string {
+  return `${String(height)}x${String(width)}x${String(channels)}`;
+}
+
 /** An array of `length` elements of the kind that `data` is. */
 export function emptyLike(data: Uint8Array | Float32Array, length: number): Uint8Array | Float32Array {
   return data instanceof Uint8Array ? new Uint8Array(length) : new Float32Array(length);

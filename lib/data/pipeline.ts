@@ -1,16 +1,19 @@
 import { fromTypedArray, scope, tensor, type Device, type MemoryFormat, type Tensor } from '../tensor/index.js';
-import { adjustBrightness, adjustContrast, adjustHue, adjustSaturation } from './color.js';
-import { centerBox, cropImage, flipHorizontal, flipVertical, roundHalfEven, type Box } from './geometry.js';
-import { emptyLike, resizeImage, type Image } from './image.js';
-import type { Random } from './random.js';
+import { cropAnnotated, flipAnnotatedHorizontal, flipAnnotatedVertical, resizeAnnotated } from './annotated.js';
 import {
-  isBatchStep,
-  isRandom,
-  parseTransforms,
-  type Transform,
-  type TransformInput,
-  type TransformOf,
-} from './transforms.js';
+  heightAndWidth,
+  randomCropBox,
+  randomlyScaled,
+  randomMaskCropBox,
+  randomResizedCropBox,
+  resizedTo,
+} from './boxes.js';
+import { centerBox } from './geometry.js';
+import { describeSize, emptyLike, type Image } from './image.js';
+import type { Random } from './random.js';
+import { distortColors, jitterColors } from './random_color.js';
+import type { AnnotatedImage } from './samples.js';
+import { isBatchStep, isRandom, parseTransforms, type Transform, type TransformInput } from './transforms.js';
 
 /** Where a batch goes and how it lies in memory. */
 export interface CollateOptions {
@@ -52,17 +55,32 @@ export class Pipeline {
 
   /** The steps before the first random one. */
   prepare(image: Image): Image {
-    return this.#fixed.reduce((current, step) => applyStep(current, step, undefined), image);
+    return this.prepareAnnotated({ image }).image;
   }
 
   /** The steps per image from the first random one on. `random` is needed if there is one. */
   augment(image: Image, random?: Random): Image {
-    return this.#random.reduce((current, step) => applyStep(current, step, random), image);
+    return this.augmentAnnotated({ image }, random).image;
   }
 
   /** All steps per image. */
   apply(image: Image, random?: Random): Image {
-    return this.augment(this.prepare(image), random);
+    return this.applyAnnotated({ image }, random).image;
+  }
+
+  /** As `prepare`, for an image with its mask and boxes. */
+  prepareAnnotated<S extends AnnotatedImage>(sample: S): S {
+    return this.#fixed.reduce((current, step) => applyStep(current, step, undefined), sample);
+  }
+
+  /** As `augment`, for an image with its mask and boxes. */
+  augmentAnnotated<S extends AnnotatedImage>(sample: S, random?: Random): S {
+    return this.#random.reduce((current, step) => applyStep(current, step, random), sample);
+  }
+
+  /** As `apply`, for an image with its mask and boxes. */
+  applyAnnotated<S extends AnnotatedImage>(sample: S, random?: Random): S {
+    return this.augmentAnnotated(this.prepareAnnotated(sample), random);
   }
 
   /**
@@ -115,7 +133,7 @@ function stack(images: readonly Image[]): Tensor {
   images.forEach((image, i) => {
     if (image.height !== height || image.width !== width || image.channels !== channels) {
       throw new RangeError(
-        `the images of a batch must have the same size, but there are ${describe(first)} and ${describe(image)} (image ` +
+        `the images of a batch must have the same size, but there are ${describeSize(first)} and ${describeSize(image)} (image ` +
           `${String(i)} of the batch); end the transforms with a resize to [height, width] or a crop`,
       );
     }
@@ -124,32 +142,40 @@ function stack(images: readonly Image[]): Tensor {
   return fromTypedArray(data, [images.length, height, width, channels]);
 }
 
-function describe(image: Image): string {
-  return `${String(image.height)}x${String(image.width)}x${String(image.channels)}`;
-}
-
-function heightAndWidth(size: number | readonly [number, number]): readonly [number, number] {
-  return typeof size === 'number' ? [size, size] : size;
-}
-
-function applyStep(image: Image, step: Transform, random: Random | undefined): Image {
+function applyStep<S extends AnnotatedImage>(sample: S, step: Transform, random: Random | undefined): S {
+  const { image } = sample;
   switch (step.kind) {
     case 'resize':
-      return resizeImage(image, ...resizedTo(image, step.size), step.interpolation);
+      return resizeAnnotated(sample, ...resizedTo(image, step), step.interpolation);
+    case 'randomShortSide': {
+      const size = step.sizes[needed(random, step).integer(step.sizes.length)] ?? 1;
+      return resizeAnnotated(sample, ...resizedTo(image, { ...step, size }), step.interpolation);
+    }
+    case 'randomScale':
+      return resizeAnnotated(sample, ...randomlyScaled(image, step, needed(random, step)), step.interpolation);
+    case 'pad': {
+      const [height, width] = heightAndWidth(step.size);
+      const box = { top: 0, left: 0, height: Math.max(height, image.height), width: Math.max(width, image.width) };
+      return cropAnnotated(sample, box, step.fill);
+    }
     case 'centerCrop':
-      return cropImage(image, centerBox(image, ...heightAndWidth(step.size)));
+      return cropAnnotated(sample, centerBox(image, ...heightAndWidth(step.size)));
     case 'randomCrop':
-      return cropImage(image, randomCropBox(image, step, needed(random, step)), step.fill);
+      return cropAnnotated(sample, randomCropBox(image, step, needed(random, step)), step.fill);
+    case 'randomMaskCrop':
+      return cropAnnotated(sample, randomMaskCropBox(sample, step, needed(random, step)));
     case 'randomResizedCrop': {
       const box = randomResizedCropBox(image, step, needed(random, step));
-      return resizeImage(cropImage(image, box), ...heightAndWidth(step.size), step.interpolation);
+      return resizeAnnotated(cropAnnotated(sample, box), ...heightAndWidth(step.size), step.interpolation);
     }
     case 'horizontalFlip':
-      return needed(random, step).chance(step.probability) ? flipHorizontal(image) : image;
+      return needed(random, step).chance(step.probability) ? flipAnnotatedHorizontal(sample) : sample;
     case 'verticalFlip':
-      return needed(random, step).chance(step.probability) ? flipVertical(image) : image;
+      return needed(random, step).chance(step.probability) ? flipAnnotatedVertical(sample) : sample;
     case 'colorJitter':
-      return jitterColors(image, step, needed(random, step));
+      return { ...sample, image: jitterColors(image, step, needed(random, step)) };
+    case 'photometricDistortion':
+      return { ...sample, image: distortColors(image, step, needed(random, step)) };
     case 'toFloat':
     case 'normalize':
       throw new TypeError(`${step.kind} is carried out per batch`);
@@ -159,80 +185,4 @@ function applyStep(image: Image, step: Transform, random: Random | undefined): I
 function needed(random: Random | undefined, step: Transform): Random {
   if (!random) throw new TypeError(`${step.kind} is random: pass a Random, for example new Random(seed, epoch, index)`);
   return random;
-}
-
-/** [height, width] after `resize`; the longer side is rounded down, as in torchvision. */
-function resizedTo(image: Image, size: number | readonly [number, number]): readonly [number, number] {
-  if (typeof size !== 'number') return size;
-  const { height, width } = image;
-  return width <= height
-    ? [Math.max(1, Math.trunc((size * height) / width)), size]
-    : [size, Math.max(1, Math.trunc((size * width) / height))];
-}
-
-function randomCropBox(image: Image, step: TransformOf<'randomCrop'>, random: Random): Box {
-  const [height, width] = heightAndWidth(step.size);
-  const spareHeight = image.height + 2 * step.padding - height;
-  const spareWidth = image.width + 2 * step.padding - width;
-  if (spareHeight < 0 || spareWidth < 0) {
-    throw new RangeError(
-      `randomCrop: ${String(height)}x${String(width)} is larger than the image, ${describe(image)}, with a border of ` +
-        `${String(step.padding)}; resize first, or pad more`,
-    );
-  }
-  const top = random.integer(spareHeight + 1) - step.padding;
-  const left = random.integer(spareWidth + 1) - step.padding;
-  return { top, left, height, width };
-}
-
-/** The box of a random resized crop; if ten draws do not fit, the largest of an allowed ratio in the middle. */
-export function randomResizedCropBox(
-  image: Pick<Image, 'height' | 'width'>,
-  step: Pick<TransformOf<'randomResizedCrop'>, 'scale' | 'ratio'>,
-  random: Random,
-): Box {
-  const area = image.height * image.width;
-  const [leastRatio, mostRatio] = step.ratio;
-  for (let attempt = 0; attempt < 10; attempt++) {
-    const target = area * random.uniform(...step.scale);
-    const ratio = Math.exp(random.uniform(Math.log(leastRatio), Math.log(mostRatio)));
-    const width = roundHalfEven(Math.sqrt(target * ratio));
-    const height = roundHalfEven(Math.sqrt(target / ratio));
-    if (width > 0 && width <= image.width && height > 0 && height <= image.height) {
-      const top = random.integer(image.height - height + 1);
-      return { top, left: random.integer(image.width - width + 1), height, width };
-    }
-  }
-  // No box fits: the largest of an allowed ratio, in the middle.
-  const ratio = image.width / image.height;
-  const height = ratio < leastRatio ? Math.max(1, roundHalfEven(image.width / leastRatio)) : image.height;
-  const width = ratio > mostRatio ? Math.max(1, roundHalfEven(image.height * mostRatio)) : image.width;
-  const top = Math.floor((image.height - height) / 2);
-  return { top, left: Math.floor((image.width - width) / 2), height, width };
-}
-
-const adjustments = [
-  { name: 'brightness', adjust: adjustBrightness, neutral: 1 },
-  { name: 'contrast', adjust: adjustContrast, neutral: 1 },
-  { name: 'saturation', adjust: adjustSaturation, neutral: 1 },
-  { name: 'hue', adjust: adjustHue, neutral: 0 },
-] as const;
-
-function jitterColors(image: Image, step: TransformOf<'colorJitter'>, random: Random): Image {
-  // All draws are made, and in a fixed order, so that switching one adjustment off leaves the others as they were.
-  const order = random.permutation(adjustments.length);
-  const factors = adjustments.map(({ name, neutral }) => random.uniform(...factorRange(step[name], neutral)));
-  let current = image;
-  for (const i of order) {
-    const adjustment = adjustments[i];
-    const factor = factors[i];
-    if (adjustment && factor !== undefined && factor !== adjustment.neutral)
-      current = adjustment.adjust(current, factor);
-  }
-  return current;
-}
-
-function factorRange(strength: number | readonly [number, number], neutral: number): readonly [number, number] {
-  if (typeof strength !== 'number') return strength;
-  return neutral === 0 ? [-strength, strength] : [Math.max(0, neutral - strength), neutral + strength];
 }

@@ -21,13 +21,35 @@ const ordered = (low: number, high: number) =>
 const strength = z.union([z.number().nonnegative(), ordered(0, Infinity)]).default(0);
 
 const schemas = {
-  resize: z.strictObject({ kind: z.literal('resize'), size, interpolation }),
+  resize: z
+    .strictObject({ kind: z.literal('resize'), size, interpolation, maxSize: length.optional() })
+    .refine(({ size, maxSize }) => maxSize === undefined || typeof size === 'number', {
+      error: 'maxSize goes with one size, that of the shorter side',
+    }),
+  randomShortSide: z.strictObject({
+    kind: z.literal('randomShortSide'),
+    sizes: z.array(length).min(1),
+    maxSize: length.optional(),
+    interpolation,
+  }),
+  randomScale: z.strictObject({
+    kind: z.literal('randomScale'),
+    size: z.tuple([length, length]),
+    ratio: ordered(Number.MIN_VALUE, Infinity).default([0.5, 2]),
+    interpolation,
+  }),
+  pad: z.strictObject({ kind: z.literal('pad'), size, fill }),
   centerCrop: z.strictObject({ kind: z.literal('centerCrop'), size }),
   randomCrop: z.strictObject({
     kind: z.literal('randomCrop'),
     size,
     padding: z.int().nonnegative().default(0),
     fill,
+  }),
+  randomMaskCrop: z.strictObject({
+    kind: z.literal('randomMaskCrop'),
+    size,
+    maxClassRatio: z.number().positive().max(1).default(0.75),
   }),
   randomResizedCrop: z.strictObject({
     kind: z.literal('randomResizedCrop'),
@@ -44,6 +66,13 @@ const schemas = {
     contrast: strength,
     saturation: strength,
     hue: z.union([z.number().min(0).max(0.5), ordered(-0.5, 0.5)]).default(0),
+  }),
+  photometricDistortion: z.strictObject({
+    kind: z.literal('photometricDistortion'),
+    brightness: z.number().min(0).max(255).default(32),
+    contrast: ordered(0, Infinity).default([0.5, 1.5]),
+    saturation: ordered(0, Infinity).default([0.5, 1.5]),
+    hue: z.number().min(0).max(180).default(36),
   }),
   toFloat: z.strictObject({ kind: z.literal('toFloat') }),
   normalize: z
@@ -69,7 +98,7 @@ type Options<K extends TransformKind, Named extends string = never> = Omit<z.inp
 
 /** Whether a step draws random numbers. */
 export function isRandom(step: Transform): boolean {
-  return /^(random|horizontalFlip|verticalFlip|colorJitter)/.test(step.kind);
+  return /^(random|horizontalFlip|verticalFlip|colorJitter|photometric)/.test(step.kind);
 }
 
 /** Whether a step is carried out on the whole batch at once, after all others. */
@@ -128,13 +157,49 @@ function make<K extends TransformKind>(kind: K, options: object): TransformOf<K>
 
 /**
  * Resizes: a number is the new length of the shorter side, [height, width] the exact new size. Pillow's antialiased
- * `bilinear` (default) or `bicubic`.
+ * `bilinear` (default) or `bicubic`. With `maxSize`, the longer side is at most that, and the shorter one then shorter
+ * than asked for.
  */
 export function resize(
   size: Options<'resize'>['size'],
   options: Options<'resize', 'size'> = {},
 ): TransformOf<'resize'> {
   return make('resize', { ...options, size });
+}
+
+/** Resizes the shorter side to one of `sizes`, drawn at random, the longer side to at most `maxSize` (default: any). */
+export function randomShortSide(
+  sizes: readonly number[],
+  options: Options<'randomShortSide', 'sizes'> = {},
+): TransformOf<'randomShortSide'> {
+  return make('randomShortSide', { ...options, sizes: [...sizes] });
+}
+
+/**
+ * Resizes to a random scale: as large as fits into `size` ([shorter, longer] side) times a random number from `ratio`
+ * (default [0.5, 2]). As MMSegmentation's `RandomResize` with `keep_ratio`.
+ */
+export function randomScale(
+  size: readonly [shorter: number, longer: number],
+  options: Options<'randomScale', 'size'> = {},
+): TransformOf<'randomScale'> {
+  return make('randomScale', { ...options, size: [...size] });
+}
+
+/** Adds pixels of the value `fill` (default 0) at the right and at the bottom up to `size`; larger sides stay. */
+export function pad(size: Options<'pad'>['size'], options: Options<'pad', 'size'> = {}): TransformOf<'pad'> {
+  return make('pad', { ...options, size });
+}
+
+/**
+ * Cuts out `size`, or as much of it as there is, at a random place; up to ten times more until no class has `maxClassRatio`
+ * (default 0.75; 1: any place will do) or more of the pixels that count. As MMSegmentation's `RandomCrop`; `pad` makes small images equal.
+ */
+export function randomMaskCrop(
+  size: Options<'randomMaskCrop'>['size'],
+  options: Options<'randomMaskCrop', 'size'> = {},
+): TransformOf<'randomMaskCrop'> {
+  return make('randomMaskCrop', { ...options, size });
 }
 
 /** Cuts `size` (a square, or [height, width]) out of the middle; a smaller image gets a black border. */
@@ -181,6 +246,17 @@ export function verticalFlip(probability = 0.5): TransformOf<'verticalFlip'> {
  */
 export function colorJitter(options: Options<'colorJitter'> = {}): TransformOf<'colorJitter'> {
   return make('colorJitter', options);
+}
+
+/**
+ * Random changes of color, each with probability 1/2: adds up to `brightness` (default 32, of 255) or takes it away,
+ * multiplies by `contrast` (before or after the rest) and the saturation by `saturation` (both default [0.5, 1.5]), turns
+ * the hue by up to `hue` degrees (default 36). MMSegmentation's `PhotoMetricDistortion`, after Liu et al., SSD, ECCV 2016.
+ */
+export function photometricDistortion(
+  options: Options<'photometricDistortion'> = {},
+): TransformOf<'photometricDistortion'> {
+  return make('photometricDistortion', options);
 }
 
 /** Bytes 0-255 to float32 0-1; floats stay as they are. Per batch. */
