@@ -124,10 +124,10 @@ function checkEntry(path: string, name: string, value: unknown, dataSize: number
   if (count === null) {
     return fail(`shape must be a list of non-negative integers with a product below 2^53, found ${shapeText(shape)}`);
   }
-  if (elementCount(offsets) === null || (offsets as number[]).length !== 2) {
+  if (!isRange(offsets)) {
     return fail(`data_offsets must be two non-negative integers [start, end], found ${shapeText(offsets)}`);
   }
-  const [start, end] = offsets as [number, number];
+  const [start, end] = offsets;
   if (start > end) return fail(`data_offsets [${start}, ${end}] end before they start`);
   if (end > dataSize) {
     return fail(
@@ -166,6 +166,10 @@ function checkCover(path: string, entries: Map<string, SafetensorsEntry>, dataSi
   if (reached !== dataSize) {
     throw new CheckpointError(path, `the tensors end at byte ${reached}, but ${dataSize} bytes follow the header`);
   }
+}
+
+function isRange(value: unknown): value is [start: number, end: number] {
+  return Array.isArray(value) && value.length === 2 && value.every((n) => Number.isSafeInteger(n) && n >= 0);
 }
 
 function isRecord(value: unknown): value is Record<string, unknown> {

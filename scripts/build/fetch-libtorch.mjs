@@ -9,7 +9,7 @@ import { isAlive, withLock } from './lock.mjs';
 import { SetupError, compareVersions, findPython } from './tools.mjs';
 
 /** PyTorch's own download site: asked when pip, as the user has configured it, has no such wheel. */
-const pytorchIndex = 'https://download.pytorch.org/whl/cpu';
+export const pytorchIndex = 'https://download.pytorch.org/whl/cpu';
 
 /** Pythons that the wheel's release serves by itself; for others a wheel of another Python is named. */
 const servedPython = { minimum: '3.10', named: '312' };

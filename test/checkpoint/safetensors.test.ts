@@ -1,5 +1,14 @@
 import fc from 'fast-check';
-import { readdirSync, readFileSync, symlinkSync, truncateSync, writeFileSync } from 'node:fs';
+import {
+  closeSync,
+  openSync,
+  readdirSync,
+  readFileSync,
+  symlinkSync,
+  truncateSync,
+  writeFileSync,
+  writeSync,
+} from 'node:fs';
 import { join } from 'node:path';
 import { describe, expect, test } from 'vitest';
 import { CheckpointError, readSafetensors, SafetensorsFile, writeSafetensors } from '../../lib/checkpoint/index.js';
@@ -314,5 +323,52 @@ describe('writing', () => {
     );
     expect(() => writeSafetensors(join(folder, 'absent', 'no'), new Map([['x', x]]))).toThrow(/ENOENT/);
     expect(readdirSync(folder)).not.toContain('no');
+  });
+});
+
+describe('big files', () => {
+  /** A file of two float32 tensors and their gap-free data, which the file system keeps as a hole. */
+  function sparse(name: string, elements: number): string {
+    const path = at(name);
+    const bytes = elements * 4;
+    const header = JSON.stringify({
+      a: { dtype: 'F32', shape: [elements], data_offsets: [0, bytes] },
+      b: { dtype: 'F32', shape: [2, 3], data_offsets: [bytes, bytes + 24] },
+    }).padEnd(256);
+    safetensorsFile(path, header, new Uint8Array(0));
+    truncateSync(path, 8 + header.length + bytes + 24);
+    const file = openSync(path, 'r+');
+    writeSync(file, new Float32Array([1, 2, 3, 4, 5, 6]), 0, 24, 8 + header.length + bytes);
+    closeSync(file);
+    return path;
+  }
+
+  test('1 GB opens in under 50 ms and 50 MB, and is read as it is used', () => {
+    const path = sparse('one.safetensors', 2 ** 28);
+    readSafetensors(fixture('dtypes.safetensors'));
+    const before = process.memoryUsage.rss();
+    const times = Array.from({ length: 5 }, () => {
+      const start = performance.now();
+      const { tensors } = readSafetensors(path);
+      const elapsed = performance.now() - start;
+      expect(tensors.get('a')!.shape).toEqual([2 ** 28]);
+      return elapsed;
+    });
+    const { tensors } = readSafetensors(path);
+    const grown = process.memoryUsage.rss() - before;
+    console.log(`1 GB opened in ${Math.min(...times).toFixed(2)} ms; ${(grown / 2 ** 20).toFixed(1)} MB more memory`);
+    expect(Math.min(...times)).toBeLessThan(50);
+    expect(grown).toBeLessThan(50 * 2 ** 20);
+    expect(tensors.get('b')!.tolist()).toEqual([
+      [1, 2, 3],
+      [4, 5, 6],
+    ]);
+  });
+
+  test('6 GB: offsets beyond 32 bits', () => {
+    const { tensors } = readSafetensors(sparse('six.safetensors', 1_600_000_000));
+    expect(tensors.get('a')!.shape).toEqual([1_600_000_000]);
+    expect(tensors.get('a')!.select(0, -1).item()).toBe(0);
+    expect(tensors.get('b')!.sum().item()).toBe(21);
   });
 });
