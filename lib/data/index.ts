@@ -6,6 +6,8 @@ export type { ClipCrop, ClipPreparation, ClipViews, FrameSampling } from './clip
 export { adjustBrightness, adjustContrast, adjustHue, adjustSaturation } from './color.js';
 export { splitDataset, Subset, TensorDataset } from './dataset.js';
 export type { Dataset } from './dataset.js';
+export { DetectionLoader, SegmentationLoader } from './dense_loaders.js';
+export type { AnnotatedLoaderOptions, DetectionLoaderOptions, SegmentationLoaderOptions } from './dense_loaders.js';
 export { decodeImage, hasImageSuffix, ImageError, imageSuffixes } from './decode.js';
 export { ImageFolder, listImages, openImageFolder } from './folder.js';
 export type { ImageFolderOptions, Splits, SplitsOptions } from './folder.js';
