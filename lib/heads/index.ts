@@ -43,6 +43,20 @@ export { FasterRcnn } from './faster_rcnn.js';
 export type { FasterRcnnOptions } from './faster_rcnn.js';
 export { FeaturePyramid, PyramidBackbone } from './pyramid.js';
 export type { ConvNormChoice, PyramidBackboneOptions, PyramidExtra, PyramidOptions } from './pyramid.js';
+export {
+  createDetectionModel,
+  createSegmentationModel,
+  detectionHeads,
+  firstLabel,
+  pickLevels,
+  segmentationHeads,
+} from './on_backbone.js';
+export type {
+  DetectionHeadName,
+  DetectionModelOptions,
+  SegmentationHeadName,
+  SegmentationModelOptions,
+} from './on_backbone.js';
 export { RetinaNet } from './retinanet.js';
 export type { RetinaNetOptions } from './retinanet.js';
 export { RoiHeads } from './roi_heads.js';

@@ -29,7 +29,7 @@ export function roiLevels(
   const [lowest, highest] = [-Math.log2(first), -Math.log2(scales.at(-1) ?? first)];
   const sides = boxArea(boxes).sqrt();
   const level = sides.div(canonicalScale).log2().add(canonicalLevel).add(1e-6).floor();
-  return level.clamp(lowest, highest).to('int64').sub(lowest);
+  return level.clamp(lowest, highest).sub(lowest).to('int64');
 }
 
 /** See `RoiPoolOptions`. The resolutions of the levels are found at the first use and kept. */

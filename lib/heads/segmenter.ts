@@ -183,7 +183,8 @@ function initLinear(layer: Linear): void {
 }
 
 export interface SegmenterOptions {
-  readonly encoder: SegmenterEncoderOptions;
+  /** Sizes of a fresh encoder, or a vision transformer, which gives up its classifier. */
+  readonly encoder: SegmenterEncoderOptions | VisionTransformer;
   /** `linear`, or the mask decoder with its options. Default: the mask decoder. */
   readonly decoder?: 'linear' | Omit<MaskDecoderOptions, 'inChannels' | 'numClasses'>;
   readonly numClasses: number;
@@ -202,7 +203,8 @@ export class Segmenter extends DenseModel {
 
   constructor({ encoder, decoder = {}, numClasses, ignoreIndex = 255 }: SegmenterOptions) {
     super();
-    this.encoder = encoderOf(encoder);
+    this.encoder = encoder instanceof VisionTransformer ? encoder : encoderOf(encoder);
+    if (this.encoder === encoder) encoder.resetClassifier(0);
     const inChannels = encoder.embedDim;
     this.decoder =
       decoder === 'linear'

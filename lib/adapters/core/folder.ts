@@ -31,6 +31,8 @@ const config = z.object({
   }),
   classNames: z.array(z.string()).nullable(),
   preprocessing: z.unknown(),
+  /** What the model does, where it is no classifier. */
+  task: z.unknown().optional(),
 });
 
 /** What `adapter_config.json` holds. */
@@ -42,6 +44,8 @@ export interface SaveOptions {
   readonly classNames?: readonly string[];
   /** How images are prepared: any JSON value; `lib/data` writes and reads its transforms. */
   readonly preprocessing?: unknown;
+  /** What is needed to build the model again, where it is more than a backbone of the registry: any JSON value. */
+  readonly task?: unknown;
 }
 
 /** An adapter folder, read but not yet set into a model. */
@@ -79,6 +83,7 @@ export function saveAdapter(adapter: Adapter, path: string, options: SaveOptions
     backbone: { name: model.name, options: model.options, fingerprint: ownFingerprint(model) },
     classNames: options.classNames ? [...options.classNames] : null,
     preprocessing: options.preprocessing ?? null,
+    ...(options.task !== undefined && { task: options.task }),
   };
   mkdirSync(path, { recursive: true });
   const state = noGrad(() => new Map(Array.from(adapterState(adapter), ([name, t]) => [name, t.detach()])));

@@ -1,0 +1,173 @@
+/** Dense models by the name of their head, on any backbone of the registry: sizes follow from its levels. */
+import { suggestion, VisionTransformer, type Backbone, type FeatureLevel } from '../models/index.js';
+import { AnchorGenerator, octave } from './anchors.js';
+import type { Detector } from './detector.js';
+import { EncoderDecoder } from './encoder_decoder.js';
+import { FasterRcnn } from './faster_rcnn.js';
+import { FcnHead } from './fcn_head.js';
+import { FpnHead } from './fpn_head.js';
+import { RetinaNet } from './retinanet.js';
+import type { SegmentationHead } from './segmentation_head.js';
+import { Segmenter } from './segmenter.js';
+import { SetrUpHead } from './setr_up_head.js';
+import { UPerHead } from './uper_head.js';
+
+/** Names that `createSegmentationModel` knows. */
+export const segmentationHeads = ['upernet', 'fpn', 'fcn', 'setr_pup', 'segmenter'] as const;
+export type SegmentationHeadName = (typeof segmentationHeads)[number];
+
+/** Names that `createDetectionModel` knows. */
+export const detectionHeads = ['faster_rcnn', 'retinanet'] as const;
+export type DetectionHeadName = (typeof detectionHeads)[number];
+
+/** What a pyramid is made of: four levels, or as many as there are. */
+const LEVELS = 4;
+/** Weight of an auxiliary head's loss in published recipes. */
+const AUXILIARY = 0.4;
+
+/**
+ * Indices of the levels that a head reads: the four coarsest; of a transformer of one width and stride, the ends of
+ * four equal groups of blocks.
+ */
+export function pickLevels(levels: readonly FeatureLevel[]): number[] {
+  const count = levels.length;
+  const isPlain = count > LEVELS && new Set(levels.map((level) => level.stride)).size === 1;
+  if (isPlain) return Array.from({ length: LEVELS }, (_, i) => Math.round(((i + 1) * count) / LEVELS) - 1);
+  return Array.from({ length: count }, (_, i) => i).slice(-LEVELS);
+}
+
+/** Sizes of `createSegmentationModel`. */
+export interface SegmentationModelOptions {
+  readonly classes: number;
+  /** Width of the head. Default: the head's published one (UPerNet 512, semantic FPN 128, FCN and SETR 256, Segmenter the encoder's). */
+  readonly channels?: number;
+}
+
+/**
+ * A segmentation model with a fresh head on a backbone, which gives up what only classification needs.
+ *
+ * - `upernet` and `fpn` read four levels, `upernet` with an FCN head beside it in training (weight 0.4);
+ * - `fcn` and `setr_pup` read the last level;
+ * - `segmenter` is the mask decoder behind a plain vision transformer.
+ *
+ * @throws RangeError for an unknown head, or one that the backbone does not fit
+ *
+ * ```ts
+ * const model = createSegmentationModel('fpn', createModel('resnet18'), { classes: 21 });
+ * const adapter = graft(model, 'spm', { classes: 21 }, { head: 'train' });
+ * ```
+ */
+export function createSegmentationModel(
+  head: SegmentationHeadName,
+  backbone: Backbone,
+  { classes: numClasses, channels }: SegmentationModelOptions,
+): EncoderDecoder | Segmenter {
+  must(segmentationHeads, head, 'segmentation head');
+  if (!Number.isInteger(numClasses) || numClasses < 1)
+    throw new RangeError(`createSegmentationModel: classes must be a positive whole number, got ${numClasses}`);
+  if (head === 'segmenter') {
+    if (!(backbone instanceof VisionTransformer))
+      throw new RangeError(`the head segmenter reads a plain vision transformer's tokens; ${backbone.name} is none`);
+    return new Segmenter({ encoder: backbone, numClasses, decoder: channels === undefined ? {} : { dim: channels } });
+  }
+  const { featureLevels: levels } = backbone;
+  const width = channels === undefined ? {} : { channels };
+  const picked = pickLevels(levels);
+  const inChannels = picked.map((i) => levels[i]?.channels ?? 0);
+  const [last = 0] = inChannels.slice(-1);
+  const fcn = (index: number, options: { lossWeight?: number }): FcnHead =>
+    new FcnHead({ inChannels: levels[index]?.channels ?? 0, inIndex: index, numClasses, ...width, ...options });
+  const makers: Record<Exclude<SegmentationHeadName, 'segmenter'>, () => SegmentationHead> = {
+    upernet: () => new UPerHead({ inChannels, inIndex: picked, numClasses, ...width }),
+    fpn: () => {
+      const featureStrides = picked.map((i) => levels[i]?.stride ?? 0);
+      return new FpnHead({ inChannels, inIndex: picked, featureStrides, numClasses, ...width });
+    },
+    fcn: () => fcn(levels.length - 1, {}),
+    setr_pup: () => new SetrUpHead({ inChannels: last, inIndex: levels.length - 1, numClasses, ...width }),
+  };
+  const decodeHead = makers[head]();
+  const beside = picked.at(-2);
+  const auxiliary = head === 'upernet' && beside !== undefined;
+  return new EncoderDecoder({
+    backbone: backbone.toTrunk(),
+    decodeHead,
+    average: 'valid',
+    ...(auxiliary && { auxiliaryHead: fcn(beside, { lossWeight: AUXILIARY }) }),
+  });
+}
+
+/** Sizes of `createDetectionModel`. */
+export interface DetectionModelOptions {
+  /** Classes of objects; the background is not counted. */
+  readonly classes: number;
+  /** The shorter side that images are resized to. Default 800. */
+  readonly size?: number;
+  /** The longer side is at most this. Default 5/3 of `size`. */
+  readonly maxSize?: number;
+  /** Per channel, of pixels in 0..1. Default: the backbone's. */
+  readonly mean?: readonly number[];
+  readonly std?: readonly number[];
+  /** Width of the pyramid. Default 256. */
+  readonly channels?: number;
+  /**
+   * Side of the smallest anchors, which double from level to level. Default: 8 times the finest stride, but at most 1/16 of
+   * `size`, so that small images have anchors for their objects.
+   */
+  readonly anchor?: number;
+  /** Width of Faster R-CNN's box head. Default 1024. */
+  readonly boxWidth?: number;
+}
+
+const LARGEST_SHARE = 16;
+const LEAST_ANCHOR = 4;
+
+/**
+ * A detector with a fresh pyramid and head on a backbone, which gives up what only classification needs. The labels of its
+ * targets and detections start at 1 for `faster_rcnn`, whose class 0 is the background, and at 0 for `retinanet`: see
+ * `firstLabel`.
+ *
+ * @throws RangeError for an unknown head or sizes that are not positive
+ *
+ * ```ts
+ * const model = createDetectionModel('faster_rcnn', createModel('resnet18'), { classes: 3, size: 320 });
+ * const adapter = graft(model, 'conv_adapter', {}, { head: 'train' });
+ * ```
+ */
+export function createDetectionModel(
+  head: DetectionHeadName,
+  backbone: Backbone,
+  options: DetectionModelOptions,
+): Detector {
+  must(detectionHeads, head, 'detection head');
+  const { classes, size = 800, maxSize = Math.round((size * 5) / 3), channels: outChannels = 256 } = options;
+  if (!Number.isInteger(classes) || classes < 1)
+    throw new RangeError(`createDetectionModel: classes must be a positive whole number, got ${classes}`);
+  const { mean = backbone.config.mean, std = backbone.config.std, boxWidth = 1024 } = options;
+  const input = { minSize: size, maxSize, mean, std };
+  const levels = pickLevels(backbone.featureLevels);
+  const stride = backbone.featureLevels[levels[0] ?? 0]?.stride ?? 4;
+  const side = options.anchor ?? Math.max(LEAST_ANCHOR, Math.min(8 * stride, size / LARGEST_SHARE));
+  const body = backbone.toTrunk();
+  if (head === 'faster_rcnn') {
+    const anchors = new AnchorGenerator(Array.from({ length: levels.length + 1 }, (_, i) => [side * 2 ** i]));
+    const pyramid = { levels, outChannels };
+    return new FasterRcnn({
+      ...{ body, input, pyramid, anchors, numClasses: classes + 1, boxHead: { kind: 'mlp', width: boxWidth } },
+    });
+  }
+  // RetinaNet leaves the finest level out and adds two coarser ones.
+  const used = levels.length > 1 ? levels.slice(1) : levels;
+  const anchors = new AnchorGenerator(Array.from({ length: used.length + 2 }, (_, i) => octave(side * 2 ** i)));
+  return new RetinaNet({ body, input, pyramid: { levels: used, outChannels }, anchors, numClasses: classes });
+}
+
+/** The number of the first class in a detector's targets and detections. */
+export function firstLabel(head: DetectionHeadName): 0 | 1 {
+  return head === 'faster_rcnn' ? 1 : 0;
+}
+
+function must(names: readonly string[], name: string, what: string): void {
+  if (!names.includes(name))
+    throw new RangeError(`no ${what} '${name}'${suggestion(name, names)}; there are ${names.join(', ')}`);
+}

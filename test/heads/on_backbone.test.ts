@@ -1,0 +1,104 @@
+/** Heads by name on backbones of every shape: what they give, that they train, what they refuse. */
+import { describe, expect, it } from 'vitest';
+import {
+  Detector,
+  createDetectionModel,
+  createSegmentationModel,
+  firstLabel,
+  pickLevels,
+} from '../../lib/heads/index.js';
+import {
+  createCustomModel,
+  createModel,
+  listFamilies,
+  listModels,
+  modelInfo,
+  type Backbone,
+} from '../../lib/models/index.js';
+import { manualSeed, noGrad, rand, randint, tensor } from '../../lib/tensor/index.js';
+
+const resnet = (): Backbone => {
+  manualSeed(1);
+  const channels = [8, 10, 12, 14];
+  return createCustomModel('resnet', {
+    block: 'basic',
+    layers: [1, 1, 1, 1],
+    channels,
+    stemChannels: 8,
+    numClasses: 2,
+  });
+};
+const vit = (): Backbone => {
+  manualSeed(2);
+  return createCustomModel('vit', { imgSize: 32, patchSize: 8, embedDim: 24, depth: 6, numHeads: 3, numClasses: 2 });
+};
+const threeLevels = (): Backbone => createModel('cifar_resnet20', { channels: [4, 8, 12] });
+
+describe('segmentation', () => {
+  it.each([
+    ['upernet', 'resnet', resnet],
+    ['fpn', 'resnet', resnet],
+    ['fcn', 'resnet', resnet],
+    ['fpn', 'three levels', threeLevels],
+    ['upernet', 'vit', vit],
+    ['fpn', 'vit', vit],
+    ['setr_pup', 'vit', vit],
+    ['segmenter', 'vit', vit],
+  ] as const)('%s on %s', (head, _name, make) => {
+    const model = createSegmentationModel(head, make(), { classes: 3, channels: 12 });
+    const images = rand([2, 3, 32, 32]);
+    const labels = randint(0, 3, [2, 32, 32], { dtype: 'int64' });
+    const loss = 'losses' in model ? model.losses(images, labels).loss : model.loss(images, labels);
+    loss.backward();
+    const unread = /classifier|backbone\.(blocks\.[45]|layer4)|norm/;
+    const silent = model.namedParameters().filter(([name, p]) => p.grad === null && !unread.test(name));
+    expect(silent.map(([name]) => name)).toEqual([]);
+    expect(noGrad(() => model.eval().run(images)).shape).toEqual([2, 3, 32, 32]);
+    expect('auxiliary_head' in model && model.auxiliary_head !== null).toBe(head === 'upernet');
+  });
+
+  it('refuses what does not fit', () => {
+    expect(() => createSegmentationModel('segmenter', resnet(), { classes: 3 })).toThrow(/plain vision transformer/);
+    expect(() => createSegmentationModel('upernett' as 'upernet', resnet(), { classes: 3 })).toThrow(
+      /no segmentation head 'upernett'.*upernet/,
+    );
+    expect(() => createSegmentationModel('fpn', resnet(), { classes: 0 })).toThrow(/positive whole number/);
+  });
+});
+
+describe('detection', () => {
+  it.each([
+    ['faster_rcnn', 'resnet', resnet],
+    ['retinanet', 'resnet', resnet],
+    ['faster_rcnn', 'three levels', threeLevels],
+    ['retinanet', 'vit', vit],
+  ] as const)('%s on %s', (head, _name, make) => {
+    const model = createDetectionModel(head, make(), { classes: 2, size: 32, channels: 8, boxWidth: 16 });
+    expect(model).toBeInstanceOf(Detector);
+    const first = firstLabel(head);
+    const targets = [{ boxes: tensor([[4, 4, 20, 24]]), labels: tensor([first + 1], { dtype: 'int64' }) }];
+    const losses = Object.values(model.losses([rand([3, 32, 32])], targets));
+    losses.reduce((a, b) => a.add(b)).backward();
+    expect(model.parameters().filter((p) => p.grad !== null).length).toBeGreaterThan(10);
+    const [found] = noGrad(() => model.eval().detect([rand([3, 32, 32])]));
+    const labels = found!.labels.tolist() as number[];
+    expect(labels.every((label) => label >= first && label < first + 2)).toBe(true);
+  });
+
+  it('has anchors that fit the images', () => {
+    expect(() => createDetectionModel('yolo' as 'retinanet', resnet(), { classes: 2 })).toThrow(
+      /no detection head 'yolo'/,
+    );
+    expect(() => createDetectionModel('retinanet', resnet(), { classes: -1 })).toThrow(/positive whole number/);
+  });
+});
+
+it('picks four levels of every family', () => {
+  for (const family of listFamilies()) {
+    const { features } = modelInfo(listModels(family)[0]!);
+    const picked = pickLevels(features);
+    expect(picked.at(-1), family).toBe(features.length - 1);
+    expect(new Set(picked).size, family).toBe(Math.min(4, features.length));
+  }
+  expect(pickLevels(modelInfo('vit_tiny_patch16_224').features)).toEqual([2, 5, 8, 11]);
+});
