@@ -11,6 +11,7 @@ import {
   init,
   Linear,
   Module,
+  modulePath,
   Parameter,
   QuickGELU,
   type Site,
@@ -260,7 +261,7 @@ function rulesOf(o: z.output<typeof options>, sites: readonly Site[]): Rule[] {
     block: blocks.findIndex(({ path }) => path === site.block),
   });
   const zero = o.init === 'zero';
-  const projections = sites.filter(({ slice }) => slice?.name === 'q').map(({ path }) => path.replace(/\[q\]$/, ''));
+  const projections = sites.filter(({ slice }) => slice?.name === 'q').map(modulePath);
   const rules: (Rule | false)[] = [
     o.rootPrompts && {
       id: 'root',

@@ -1,6 +1,6 @@
 /** Pretrained weights from a file into a backbone. */
 import { readCheckpoint, stateDictOf } from '../checkpoint/index.js';
-import { describeReport, type LoadReport } from '../nn/index.js';
+import { compareState, describeReport, type LoadReport } from '../nn/index.js';
 import type { Tensor } from '../tensor/index.js';
 import type { Host } from './host.js';
 
@@ -54,7 +54,7 @@ export function loadState(
   const own = [...model.stateDict()].filter(([name]) => classifier === 'drop' && isClassifier(name));
   for (const [name, tensor] of own) converted.set(name, tensor);
 
-  const check = fit(model, converted);
+  const check = compareState(model.namedState(), converted);
   if (strict && describeReport(check) !== '') throw new Error(explain(model, check, origin));
   model.loadStateDict(converted, { strict: false });
   const refused = check.unexpected.length + check.mismatched.length;
@@ -63,22 +63,6 @@ export function loadState(
 
 function differs(before: Tensor | undefined, after: Tensor): boolean {
   return before !== undefined && before !== after && before.shape.join() !== after.shape.join();
-}
-
-/** What `loadStateDict` would report, without loading. */
-function fit(model: Host, state: ReadonlyMap<string, Tensor>): LoadReport {
-  const known = new Map(model.namedState());
-  const mismatched = [...known].flatMap(([name, target]) => {
-    const source = state.get(name);
-    if (source === undefined || source.shape.join() === target.shape.join()) return [];
-    return [{ name, expected: target.shape, found: source.shape }];
-  });
-  const absent = [...known].filter(([name, target]) => !state.has(name) && !('optional' in target && target.optional));
-  return {
-    missing: absent.map(([name]) => name),
-    unexpected: [...state.keys()].filter((name) => !known.has(name)),
-    mismatched,
-  };
 }
 
 function explain(model: Host, report: LoadReport, origin: string): string {

@@ -23,6 +23,7 @@ export { Module, type ModuleToOptions } from './module.js';
 export { Buffer, Parameter, type BufferOptions } from './parameter.js';
 export { everySecond, topDown } from './pyramid.js';
 export {
+  modulePath,
   pair,
   site,
   sitesOf,
@@ -35,5 +36,5 @@ export {
   type SliceTag,
 } from './site.js';
 export { Span } from './span.js';
-export { describeReport, type LoadOptions, type LoadReport, type StateSource } from './state.js';
+export { compareState, describeReport, type LoadOptions, type LoadReport, type StateSource } from './state.js';
 export { trainingMode, type TrainingModeOptions } from './training_mode.js';

@@ -108,6 +108,11 @@ export interface Site {
   readonly slice?: { readonly name: string; readonly start: number; readonly length: number };
 }
 
+/** Path of the module that a site belongs to: a slice's own path less its name. */
+export function modulePath({ path, slice }: Site): string {
+  return slice ? path.slice(0, -`[${slice.name}]`.length) : path;
+}
+
 /**
  * Publishes `module` as a site and returns it. Channels, layout and convolution geometry may be left out where the
  * layer knows them (Linear, Conv2d, norms).

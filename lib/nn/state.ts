@@ -37,6 +37,27 @@ export function describeReport(report: LoadReport): string {
   return listing('missing', report.missing) + listing('unexpected', report.unexpected) + listing('wrong shape', shapes);
 }
 
+/** Which names and shapes of `state` differ from those of `entries`. Optional buffers may be missing. */
+export function compareState(
+  entries: Iterable<readonly [string, Tensor]>,
+  state: ReadonlyMap<string, Tensor>,
+): LoadReport {
+  const report: LoadReport = { missing: [], unexpected: [], mismatched: [] };
+  const known = new Set<string>();
+  for (const [name, target] of entries) {
+    known.add(name);
+    const source = state.get(name);
+    if (source === undefined) {
+      if (!(target instanceof Buffer && target.optional)) report.missing.push(name);
+      continue;
+    }
+    const [expected, found] = [target.shape, source.shape];
+    if (expected.join() !== found.join()) report.mismatched.push({ name, expected, found });
+  }
+  for (const name of state.keys()) if (!known.has(name)) report.unexpected.push(name);
+  return report;
+}
+
 /** Loads `state` into the named tensors `entries`; see `Module.loadStateDict`. `owner` names the module in errors. */
 export function loadInto(
   entries: readonly (readonly [string, Tensor])[],
@@ -45,29 +66,19 @@ export function loadInto(
   owner: string,
 ): LoadReport {
   const given: ReadonlyMap<string, Tensor> = state instanceof Map ? state : new Map(Object.entries(state));
-  const report: LoadReport = { missing: [], unexpected: [], mismatched: [] };
-  const known = new Set<string>();
+  const report = compareState(entries, given);
+  const misshapen = new Set(report.mismatched.map(({ name }) => name));
   const fitting: [Tensor, Tensor][] = [];
   for (const [name, target] of entries) {
-    known.add(name);
     const source = given.get(name);
-    if (source === undefined) {
-      if (!(target instanceof Buffer && target.optional)) report.missing.push(name);
-      continue;
-    }
-    const expected = target.shape;
-    const found = source.shape;
-    if (expected.length !== found.length || expected.some((size, i) => size !== found[i])) {
-      report.mismatched.push({ name, expected, found });
-    } else if (target.device === 'meta') {
+    if (source === undefined || misshapen.has(name)) continue;
+    if (target.device === 'meta') {
       throw new Error(
         `loadStateDict: '${name}' of ${owner} lies on the meta device and has no data; build the model on a real device to load weights`,
       );
-    } else {
-      fitting.push([target, source]);
     }
+    fitting.push([target, source]);
   }
-  for (const name of given.keys()) if (!known.has(name)) report.unexpected.push(name);
   if (strict) {
     const trouble = describeReport(report);
     if (trouble !== '') {

@@ -219,7 +219,9 @@ describe('folders', () => {
     config.options.rank = 2;
     writeFileSync(file, JSON.stringify(config));
     adaptersOf(model).get('default')?.remove();
-    expect(() => loadAdapter(model, path)).toThrow(/does not fit its own config: .*expected \[2/);
+    expect(() => loadAdapter(model, path)).toThrow(
+      /does not fit its own config[\s\S]*wrong shape \(\d+\): \S+ \[2, [\s\S]*of one save/,
+    );
     expect(model.namedModules().every(([, m]) => m.grafts === undefined)).toBe(true);
     writeFileSync(file, '{');
     expect(() => loadAdapter(model, path)).toThrow(/is not JSON/);

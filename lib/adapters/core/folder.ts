@@ -7,6 +7,7 @@ import { join } from 'node:path';
 import { isDeepStrictEqual } from 'node:util';
 import { z } from 'zod';
 import { readSafetensors, writeAtomically, writeSafetensors } from '../../checkpoint/index.js';
+import { compareState, describeReport } from '../../nn/index.js';
 import { noGrad, type Tensor } from '../../tensor/index.js';
 import type { Adapter } from './adapter.js';
 import { ownFingerprint } from './fingerprint.js';
@@ -150,18 +151,14 @@ export function loadAdapterState(adapter: Adapter, tensors: ReadonlyMap<string, 
     targets.set(name, adapter.valueOf(overlay));
     if (!overlay.trains) optional.add(name);
   }
-  const missing = [...targets.keys()].filter((name) => !tensors.has(name) && !optional.has(name));
-  const unexpected = [...tensors.keys()].filter((name) => !targets.has(name));
-  const shapes = [...tensors].flatMap(([name, t]) => {
-    const target = targets.get(name);
-    return target && target.shape.join() !== t.shape.join()
-      ? [`${name} is [${t.shape.join(', ')}], expected [${target.shape.join(', ')}]`]
-      : [];
-  });
-  const problems = [...missing.map((n) => `missing ${n}`), ...unexpected.map((n) => `unexpected ${n}`), ...shapes];
-  if (problems.length > 0) {
-    const rest = problems.length > 8 ? `; and ${problems.length - 8} more` : '';
-    throw new Error(`the adapter in ${from} does not fit its own config: ${problems.slice(0, 8).join('; ')}${rest}`);
+  const report = compareState(targets, tensors);
+  const missing = report.missing.filter((name) => !optional.has(name));
+  const trouble = describeReport({ ...report, missing });
+  if (trouble !== '') {
+    throw new Error(
+      `the adapter in ${from} does not fit its own config; nothing was loaded.${trouble}\n` +
+        `  ${CONFIG_FILE} and ${TENSORS_FILE} must be of one save: save the adapter again.`,
+    );
   }
   noGrad(() => {
     for (const [name, t] of tensors) targets.get(name)?.copy_(t);

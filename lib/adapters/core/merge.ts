@@ -10,6 +10,7 @@ import {
   LayerNorm,
   Linear,
   type Module,
+  modulePath,
   Parameter,
 } from '../../nn/index.js';
 import { keep, noGrad, scope, type Tensor, zeros } from '../../tensor/index.js';
@@ -164,13 +165,13 @@ export function unmergeAdapter(adapter: Adapter, record: MergeRecord): void {
 function foldAll(grafts: readonly Graft[]): Draft[] {
   const drafts = new Map<Module, Draft>();
   for (const graft of grafts) {
-    const { module, path } = graft.site;
+    const { module } = graft.site;
     if (graft.composition.kind === 'replace' || !isAffineLayer(module)) continue;
     let draft = drafts.get(module);
     if (!draft) {
       const weight = weightOf(module).detach().to('float64').clone();
       const bias = module.bias ? module.bias.detach().to('float64').clone() : null;
-      draft = { module, path: path.replace(/\[.*\]$/, ''), weight, bias };
+      draft = { module, path: modulePath(graft.site), weight, bias };
       drafts.set(module, draft);
     }
     fold(graft, draft);

@@ -1,4 +1,5 @@
 /** An adapter's tensors under the names of its method's official checkpoints. */
+import { compareState, describeReport, modulePath } from '../../nn/index.js';
 import { noGrad, type Tensor } from '../../tensor/index.js';
 import type { Adapter } from './adapter.js';
 import type { OfficialPart } from './method.js';
@@ -6,7 +7,7 @@ import type { OfficialPart } from './method.js';
 /** Every tensor of grafts and shared parts, with what its official name depends on. */
 function* parts(adapter: Adapter): Generator<[OfficialPart, Tensor]> {
   for (const { site, rule, form, scale } of adapter.grafts) {
-    const path = site.path.replace(/\[.*\]$/, '');
+    const path = modulePath(site);
     if (scale) yield [{ path, site, rule, leaf: 'scale' }, scale];
     for (const [leaf, tensor] of form.namedState()) yield [{ path, site, rule, leaf }, tensor];
   }
@@ -47,16 +48,12 @@ export function officialState(adapter: Adapter): Map<string, Tensor> {
 /** See `Adapter.loadOfficialState`. */
 export function loadOfficialState(adapter: Adapter, state: ReadonlyMap<string, Tensor>): void {
   const targets = named(adapter);
-  const problems = Array.from(targets, ([name, target]) => {
-    const given = state.get(name);
-    if (!given) return `missing ${name}`;
-    const same = given.shape.join() === target.shape.join();
-    return same ? null : `${name} is [${given.shape.join(', ')}], expected [${target.shape.join(', ')}]`;
-  }).filter((problem) => problem !== null);
-  if (problems.length > 0) {
-    const rest = problems.length > 8 ? `; and ${problems.length - 8} more` : '';
+  // Such files also hold what is none of the adapter's: the backbone, an optimizer's state.
+  const trouble = describeReport({ ...compareState(targets, state), unexpected: [] });
+  if (trouble !== '') {
     throw new Error(
-      `the checkpoint does not hold adapter '${adapter.name}' (${adapter.method.id}): ${problems.slice(0, 8).join('; ')}${rest}`,
+      `the checkpoint does not hold adapter '${adapter.name}' (${adapter.method.id}); nothing was loaded.${trouble}\n` +
+        '  Give the method the options, and the head the classes, that the checkpoint was trained with.',
     );
   }
   noGrad(() => {

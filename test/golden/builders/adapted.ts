@@ -2,7 +2,7 @@
 import type { Adapter, Graft, OfficialPart } from '../../../lib/adapters/index.js';
 import type { KeyMap } from '../../../lib/checkpoint/index.js';
 import { Backbone, createCustomModel, type Host } from '../../../lib/models/index.js';
-import { Context, trainingMode } from '../../../lib/nn/index.js';
+import { Context, modulePath, trainingMode } from '../../../lib/nn/index.js';
 import { countMacs, empty, noGrad, scope, type Tensor } from '../../../lib/tensor/index.js';
 import type { Config } from '../builder.js';
 import { type Built, entriesOf, entriesThrough, type Entry, soleInput } from '../builder.js';
@@ -26,7 +26,7 @@ function officialName(adapter: Adapter, part: OfficialPart, naming: Naming): str
 /** The tensors of one graft by their official names. */
 export function graftEntries(adapter: Adapter, { site, rule, form, scale }: Graft, naming: Naming): [string, Entry][] {
   const own: [string, Tensor][] = [...(scale ? [['scale', scale] as [string, Tensor]] : []), ...form.namedState()];
-  const path = site.path.replace(/\[.*\]$/, '');
+  const path = modulePath(site);
   return own.flatMap(([leaf, tensor]): [string, Entry][] => {
     const name = officialName(adapter, { path, site, rule, leaf }, naming);
     return name === null ? [] : [[name, { tensor }]];
