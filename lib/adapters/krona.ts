@@ -4,11 +4,14 @@
  */
 import { z } from 'zod';
 import { Linear, type Site } from '../nn/index.js';
-import { type BackboneParameter, defineMethod, delta, parallel, type SiteQuery } from './core/index.js';
+import { type BackboneParameter, defineMethod, delta, type Method, parallel, type SiteQuery } from './core/index.js';
 import { type FactorShape, factorShapes, KroneckerBypass, KroneckerLinear, lokrForm } from './krona_forms.js';
 import { siteQuery } from './lora.js';
 
 const PAPER = 'Edalati et al., KronA: Parameter Efficient Tuning with Kronecker Adapter, 2022, arXiv 2212.10650';
+
+/** For all three, and for LoKr. */
+const LEARNING_RATE = 0.01;
 
 const shape = z.tuple([z.int().positive(), z.int().positive()]);
 
@@ -25,11 +28,18 @@ const shared = {
 
 const at = z.union([siteQuery, z.array(siteQuery).min(1)]).optional();
 
-/** Parameters of the backbone's norms. */
-const ofNorms = ({ module }: BackboneParameter): boolean => module.siteTag?.role.includes('norm') ?? false;
+/** Trains the backbone's norms where the options say so. */
+const normsIfAsked =
+  ({ trainLayerNorm }: { trainLayerNorm: boolean }) =>
+  ({ module }: BackboneParameter): boolean =>
+    trainLayerNorm && (module.siteTag?.role.includes('norm') ?? false);
 
-/** The module that owns a feed-forward block, where our checkpoints keep the factors. */
-const ownerOf = (path: string): string => path.replace(/\.(DenseReluDense|mlp)$/, '');
+/** What the two bypasses have in common. Our checkpoints keep their factors at the module that owns the feed-forward block. */
+const bypass: Pick<Method, 'learningRate' | 'officialName'> & { trains: typeof normsIfAsked } = {
+  trains: normsIfAsked,
+  learningRate: LEARNING_RATE,
+  officialName: ({ path, leaf }) => `${path.replace(/\.(DenseReluDense|mlp)$/, '')}.krona_${leaf}`,
+};
 
 /** W -> W + s (A ⊗ B) on linear layers, q and v of every attention by default. Starts as the backbone, merges exactly. */
 export const krona = defineMethod({
@@ -57,11 +67,8 @@ export const krona = defineMethod({
       },
     },
   ],
-  trains:
-    ({ trainLayerNorm }) =>
-    (parameter) =>
-      trainLayerNorm && ofNorms(parameter),
-  learningRate: 0.01,
+  trains: normsIfAsked,
+  learningRate: LEARNING_RATE,
   officialName: ({ path, leaf }) => `${path}.krona_${leaf}`,
 });
 
@@ -91,12 +98,7 @@ export const kronaB = defineMethod({
   paper: PAPER,
   options: z.strictObject(shared),
   rules: ({ a, b, scale }) => beside(a, b, scale, null),
-  trains:
-    ({ trainLayerNorm }) =>
-    (parameter) =>
-      trainLayerNorm && ofNorms(parameter),
-  learningRate: 0.01,
-  officialName: ({ path, leaf }) => `${ownerOf(path)}.krona_${leaf}`,
+  ...bypass,
 });
 
 /** As `krona_b`, plus r x with one learned number r per block. Equals the backbone at the start only if r starts at 0. */
@@ -110,12 +112,7 @@ export const kronaBRes = defineMethod({
     residualScaleInit: z.number().default(1),
   }),
   rules: ({ a, b, scale, residualScaleInit }) => beside(a, b, scale, residualScaleInit),
-  trains:
-    ({ trainLayerNorm }) =>
-    (parameter) =>
-      trainLayerNorm && ofNorms(parameter),
-  learningRate: 0.01,
-  officialName: ({ path, leaf }) => `${ownerOf(path)}.krona_${leaf}`,
+  ...bypass,
 });
 
 /**
@@ -152,6 +149,6 @@ export const lokr = defineMethod({
         lokrForm(module, slice?.length ?? out, slice !== undefined, { rank, ...rest }),
     },
   ],
-  learningRate: 0.01,
+  learningRate: LEARNING_RATE,
   officialName: ({ path, leaf }) => `${path}.lokr_${leaf}.default`,
 });

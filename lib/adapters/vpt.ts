@@ -75,6 +75,9 @@ const options = z.strictObject({
 
 type Options = z.output<typeof options>;
 
+/** Where the tokens enter the blocks; convolutional networks have no such place. */
+const tokensSite = (around: Surroundings): Site | undefined => around.all.find(({ roles }) => roles.includes('tokens'));
+
 /** The convolution that makes tokens of the image, with its site. */
 function patchConvolution(around: Surroundings): Conv2d | null {
   const embed = around.all.find(({ roles }) => roles.includes('patch_embed'));
@@ -125,15 +128,14 @@ function promptsOf(
 
 /** Width that bounds the start of all prompts: that of the first stage where stages differ. */
 function inputWidth(o: Options, around: Surroundings): number | null {
-  const tokens = around.all.find(({ roles }) => roles.includes('tokens'));
-  return o.project > 0 ? o.project : (tokens?.in ?? null);
+  return o.project > 0 ? o.project : (tokensSite(around)?.in ?? null);
 }
 
 /** How many prompts a row holds. */
 function countOf(site: Site, o: Options, around: Surroundings): number {
   if (o.location === 'add_1') return 1;
   if (o.location !== 'add') return o.tokens;
-  const { length } = around.all.find(({ roles }) => roles.includes('tokens')) ?? site;
+  const { length } = tokensSite(around) ?? site;
   if (length === undefined)
     throw new RangeError('the number of tokens of this model is not fixed; use add_1 or prepend');
   return length;

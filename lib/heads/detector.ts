@@ -1,8 +1,14 @@
 /** What both detectors have in common. */
-import type { Context } from '../nn/index.js';
+import { Context } from '../nn/index.js';
 import type { Tensor } from '../tensor/index.js';
 import { DenseModel, type FeatureSource } from './dense_model.js';
-import { type Detection, DetectionInput, type DetectionInputOptions, type DetectionTarget } from './detection_input.js';
+import {
+  type Detection,
+  type DetectionBatch,
+  DetectionInput,
+  type DetectionInputOptions,
+  type DetectionTarget,
+} from './detection_input.js';
 import { PyramidBackbone, type PyramidBackboneOptions } from './pyramid.js';
 
 export interface DetectorOptions {
@@ -31,14 +37,28 @@ export abstract class Detector extends DenseModel {
    * @param targets one for each image; an image may have no boxes ([0, 4] and [0])
    * @throws RangeError when shapes do not fit together
    */
-  abstract losses(
+  losses(
     images: Tensor | readonly Tensor[],
     targets: readonly DetectionTarget[],
-    ctx?: Context,
-  ): Readonly<Record<string, Tensor>>;
+    ctx: Context = new Context(),
+  ): Readonly<Record<string, Tensor>> {
+    const list = imageList(images);
+    if (targets.length !== list.length || targets.length === 0) {
+      throw new RangeError(`losses: ${list.length} images and ${targets.length} targets; give one for each image`);
+    }
+    return this.batchLosses(this.input.prepare(list, targets), ctx);
+  }
 
   /** What is found in each image, by falling score, in its own pixels. Everything stays on the device. */
-  abstract detect(images: Tensor | readonly Tensor[], ctx?: Context): Detection[];
+  detect(images: Tensor | readonly Tensor[], ctx: Context = new Context()): Detection[] {
+    return this.batchDetections(this.input.prepare(imageList(images)), ctx);
+  }
+
+  /** `losses` of prepared images. */
+  protected abstract batchLosses(batch: DetectionBatch, ctx: Context): Readonly<Record<string, Tensor>>;
+
+  /** `detect` for prepared images. */
+  protected abstract batchDetections(batch: DetectionBatch, ctx: Context): Detection[];
 
   /** @throws TypeError always: detectors have several outputs */
   forward(_images: Tensor, _ctx: Context): Tensor {
@@ -47,13 +67,6 @@ export abstract class Detector extends DenseModel {
 }
 
 /** A list of images from a list or a batch. */
-export function imageList(images: Tensor | readonly Tensor[]): readonly Tensor[] {
+function imageList(images: Tensor | readonly Tensor[]): readonly Tensor[] {
   return 'numel' in images ? images.unbind(0) : images;
-}
-
-/** @throws RangeError when there is not one target for each image */
-export function requireTargets(images: readonly Tensor[], targets: readonly DetectionTarget[]): void {
-  if (targets.length !== images.length || targets.length === 0) {
-    throw new RangeError(`losses: ${images.length} images and ${targets.length} targets; give one for each image`);
-  }
 }

@@ -1,10 +1,10 @@
 /** Faster R-CNN on a feature pyramid. Ren et al., NeurIPS 2015, arXiv 1506.01497; as in torchvision 0.28.0 (BSD-3). */
 import type { KeyMap } from '../checkpoint/index.js';
-import { Context } from '../nn/index.js';
+import type { Context } from '../nn/index.js';
 import type { Tensor } from '../tensor/index.js';
 import { AnchorGenerator } from './anchors.js';
-import type { Detection, DetectionTarget } from './detection_input.js';
-import { Detector, type DetectorOptions, imageList, requireTargets } from './detector.js';
+import type { Detection, DetectionBatch } from './detection_input.js';
+import { Detector, type DetectorOptions } from './detector.js';
 import { BoxPredictor, RoiHeads, type RoiHeadsOptions } from './roi_heads.js';
 import { RegionProposals, type RpnOptions } from './rpn.js';
 
@@ -25,7 +25,10 @@ export interface FasterRcnnOptions extends DetectorOptions, RoiHeadsOptions {
   readonly pooledLevels?: readonly number[];
 }
 
-/** See `FasterRcnnOptions`. Names are torchvision's; old files load too. */
+/**
+ * See `FasterRcnnOptions`. Names are torchvision's; old files load too. Its losses are `loss_classifier`, `loss_box_reg`,
+ * `loss_objectness` and `loss_rpn_box_reg`; labels are 1 to K - 1, for 0 is the background.
+ */
 export class FasterRcnn extends Detector {
   readonly name = 'faster_rcnn';
   override readonly keyMap: KeyMap = [
@@ -51,22 +54,13 @@ export class FasterRcnn extends Detector {
     return this.#pooled.map((level) => maps[level] as Tensor);
   }
 
-  /** `loss_classifier`, `loss_box_reg`, `loss_objectness`, `loss_rpn_box_reg`; labels are 1 to K - 1. */
-  losses(
-    images: Tensor | readonly Tensor[],
-    targets: readonly DetectionTarget[],
-    ctx: Context = new Context(),
-  ): Readonly<Record<string, Tensor>> {
-    const list = imageList(images);
-    requireTargets(list, targets);
-    const batch = this.input.prepare(list, targets);
+  protected batchLosses(batch: DetectionBatch, ctx: Context): Readonly<Record<string, Tensor>> {
     const maps = this.backbone.maps(batch.images, ctx);
     const { boxes, losses } = this.rpn.propose(batch, maps, 'train', ctx);
     return { ...this.roi_heads.losses(batch, this.#pooledOf(maps), boxes, ctx), ...losses };
   }
 
-  detect(images: Tensor | readonly Tensor[], ctx: Context = new Context()): Detection[] {
-    const batch = this.input.prepare(imageList(images));
+  protected batchDetections(batch: DetectionBatch, ctx: Context): Detection[] {
     const maps = this.backbone.maps(batch.images, ctx);
     const { boxes } = this.rpn.propose(batch, maps, 'test', ctx);
     return this.roi_heads.detect(batch, this.#pooledOf(maps), boxes, ctx);

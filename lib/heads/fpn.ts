@@ -3,8 +3,6 @@ import { Context, everySecond, init, Module, ModuleList, topDown } from '../nn/i
 import type { Tensor } from '../tensor/index.js';
 import { ConvModule } from './conv_module.js';
 
-export { topDown };
-
 /** What stands between a backbone and its heads: feature levels to feature levels. `HorFpn` is one too. */
 export interface Neck extends Module {
   fuse(maps: readonly Tensor[], ctx: Context): Tensor[];

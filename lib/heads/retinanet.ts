@@ -1,13 +1,13 @@
 /** RetinaNet. Lin et al., ICCV 2017, arXiv 1708.02002; as in torchvision 0.28.0 (BSD-3). */
 import type { KeyMap } from '../checkpoint/index.js';
-import { boxIou, Context, Conv2d, init, nms, type Sequential } from '../nn/index.js';
+import { boxIou, type Context, Conv2d, init, nms, type Sequential } from '../nn/index.js';
 import { aten, type Tensor } from '../tensor/index.js';
 import { AnchorGenerator, octave } from './anchors.js';
 import { BETWEEN, BoxCoder, clipBoxes, giouLoss, matchBoxes, sigmoidFocalLoss, whereTrue } from './boxes.js';
 import { sizeOf } from './conv_module.js';
 import { initNormal, ManyOutputs, perAnchor, tower } from './dense_predictions.js';
 import { type Detection, type DetectionBatch, type DetectionTarget, scaleBoxes } from './detection_input.js';
-import { Detector, type DetectorOptions, imageList, requireTargets } from './detector.js';
+import { Detector, type DetectorOptions } from './detector.js';
 import { OLD_PYRAMID_NAMES } from './faster_rcnn.js';
 import type { ConvNormChoice } from './pyramid.js';
 
@@ -105,7 +105,10 @@ class RetinaNetHead extends ManyOutputs {
   }
 }
 
-/** See `RetinaNetOptions`. Names are torchvision's; old files load too. */
+/**
+ * See `RetinaNetOptions`. Names are torchvision's; old files load too. Its losses are `classification` and
+ * `bbox_regression`; labels are 0 to K - 1.
+ */
 export class RetinaNet extends Detector {
   readonly name = 'retinanet';
   override readonly keyMap: KeyMap = [
@@ -147,15 +150,8 @@ export class RetinaNet extends Detector {
     return maps.map((map, i) => ({ ...this.head.predict(map, ctx), anchors: anchors[i] as Tensor }));
   }
 
-  /** `classification` and `bbox_regression`: per image over the number of objects, then the mean over the images; labels are 0 to K - 1. */
-  losses(
-    images: Tensor | readonly Tensor[],
-    targets: readonly DetectionTarget[],
-    ctx: Context = new Context(),
-  ): Readonly<Record<string, Tensor>> {
-    const list = imageList(images);
-    requireTargets(list, targets);
-    const batch = this.input.prepare(list, targets);
+  /** Per image over the number of objects, then the mean over the images. */
+  protected batchLosses(batch: DetectionBatch, ctx: Context): Readonly<Record<string, Tensor>> {
     const levels = this.#levels(batch, ctx);
     const anchors = aten.cat(levels.map((level) => level.anchors));
     const [logits, offsets] = (['logits', 'offsets'] as const).map((key) =>
@@ -193,8 +189,7 @@ export class RetinaNet extends Detector {
     return { classification, boxes: sum.div(count) };
   }
 
-  detect(images: Tensor | readonly Tensor[], ctx: Context = new Context()): Detection[] {
-    const batch = this.input.prepare(imageList(images));
+  protected batchDetections(batch: DetectionBatch, ctx: Context): Detection[] {
     const levels = this.#levels(batch, ctx);
     return batch.sizes.map((size, i) => {
       const candidates = levels.map(({ logits, offsets, anchors }) =>

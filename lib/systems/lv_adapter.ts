@@ -7,7 +7,6 @@
 import { z } from 'zod';
 import { applyKeyMap } from '../checkpoint/index.js';
 import { resize, sizeOf } from '../heads/conv_module.js';
-import { topDown } from '../heads/fpn.js';
 import { DenseModel, FpnHead } from '../heads/index.js';
 import { type Backbone, type ClipTextTransformer, openaiTextTransformer, parseOptions } from '../models/index.js';
 import {
@@ -22,6 +21,7 @@ import {
   ModuleList,
   Parameter,
   pixelCrossEntropy,
+  topDown,
 } from '../nn/index.js';
 import { empty, type Tensor } from '../tensor/index.js';
 import { encodeWithContexts } from './context_text.js';
