@@ -3,6 +3,9 @@ import { type Context, init, Linear, Module, Parameter, site, Span } from '../nn
 import { aten, empty, type Tensor } from '../tensor/index.js';
 import { resamplePosEmbed } from './pos_embed.js';
 
+/** Size of a map. */
+export type Grid = readonly [rows: number, columns: number];
+
 /**
  * Tokens [mean of the map; map row by row] plus positions, then attention with separate projections, of which the first
  * token's result is the pool: [B, C, H, W] to [B, out]. Radford et al. 2021, section 2.4.
@@ -15,11 +18,11 @@ export class AttentionPool2d extends Module {
   readonly q_proj: Linear;
   readonly v_proj: Linear;
   readonly c_proj: Linear;
-  /** The one query [B, 1, C] to what it finds [B, 1, out]. */
+  /** Queries [B, L, C], here one, to what they find [B, L, out]. */
   readonly attention: Span;
 
   constructor(
-    readonly grid: readonly [rows: number, columns: number],
+    readonly grid: Grid,
     readonly channels: number,
     readonly numHeads: number,
     outDim: number,
@@ -47,10 +50,15 @@ export class AttentionPool2d extends Module {
 
   forward(x: Tensor, ctx: Context): Tensor {
     const tokens = this.tokens(x, this.positionsFor(x));
+    return this.find(tokens.narrow(1, 0, 1), tokens, ctx).select(1, 0);
+  }
+
+  /** `attend` through the site, where grafts are heard. */
+  protected find(queries: Tensor, tokens: Tensor, ctx: Context): Tensor {
     ctx.state.set(this, tokens);
-    const pooled = this.attention.run(tokens.narrow(1, 0, 1), ctx).select(1, 0);
+    const found = this.attention.run(queries, ctx);
     ctx.state.delete(this);
-    return pooled;
+    return found;
   }
 
   /** [mean; map row by row] [B, 1 + HW, C] of a map, with `positions` [1 + HW, C] added. */
@@ -69,21 +77,25 @@ export class AttentionPool2d extends Module {
     return this.c_proj.run(mixed.reshape(queries.shape), ctx);
   }
 
-  /** Stored positions [1 + N, C] at this pool's grid: resampled (bicubic) from a square; unchanged where that is impossible. */
+  /** Stored positions [1 + N, C] at this pool's grid: resampled from a square; unchanged where that is impossible. */
   fitPositions(stored: Tensor): Tensor {
     const [count = 0, channels = 0] = stored.shape;
     const isSquare = Number.isInteger(Math.sqrt(count - 1));
     if (count === this.positional_embedding.shape[0] || channels !== this.channels || !isSquare) return stored;
-    return resamplePosEmbed(stored.unsqueeze(0), this.grid, { antialias: false }).squeeze(0);
+    const side = Math.sqrt(count - 1);
+    return this.resample(stored, [side, side], this.grid);
   }
 
-  private positionsFor(x: Tensor): Tensor {
+  /** Positions [1 + N, C] of one grid at another: bicubic. */
+  protected resample(positions: Tensor, from: Grid, to: Grid): Tensor {
+    return resamplePosEmbed(positions.unsqueeze(0), to, { oldGrid: from, antialias: false }).squeeze(0);
+  }
+
+  /** Positions [1 + HW, C] for a map. */
+  protected positionsFor(x: Tensor): Tensor {
     const [, , height = 0, width = 0] = x.shape;
     const [rows, columns] = this.grid;
-    if (this.anySize) {
-      const options = { oldGrid: this.grid, antialias: false };
-      return resamplePosEmbed(this.positional_embedding.unsqueeze(0), [height, width], options).squeeze(0);
-    }
+    if (this.anySize) return this.resample(this.positional_embedding, this.grid, [height, width]);
     if (height * width !== rows * columns) {
       throw new RangeError(
         `attention pool: a map of ${height} x ${width} does not fit the positions of ${rows} x ${columns}; resize the images, ` +

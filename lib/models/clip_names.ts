@@ -45,7 +45,8 @@ function openaiBlocks(from: string, to: string): KeyRule[] {
   });
 }
 
-function openaiViT(from: string, to: string): KeyRule[] {
+/** Names of OpenAI's image transformer below one path to ours below another. */
+export function openaiViT(from: string, to: string): KeyRule[] {
   return [
     ...renames(from, to, {
       'conv1.weight': 'patch_embed.proj.weight',
@@ -64,24 +65,25 @@ function openaiViT(from: string, to: string): KeyRule[] {
 export const openaiVisionTransformer: KeyMap = openaiViT('', '');
 
 /** Names of OpenAI's text tower (which stand at the root of the archive) to ours. */
-export const openaiTextTransformer: KeyMap = openaiText('');
+export const openaiTextTransformer: KeyMap = openaiText('', '');
 
-function openaiText(to: string): KeyRule[] {
+/** Names of OpenAI's text tower below one path to ours below another. */
+export function openaiText(from: string, to: string): KeyRule[] {
   return [
-    ...renames('', to, {
+    ...renames(from, to, {
       'token_embedding.weight': 'token_embedding.weight',
       positional_embedding: 'positional_embedding',
       'ln_final.{leaf}': 'ln_final.{leaf}',
     }),
-    ...openaiBlocks('', to),
-    ...projection('text_projection', `${to}proj.weight`),
+    ...openaiBlocks(from, to),
+    ...projection(`${from}text_projection`, `${to}proj.weight`),
   ];
 }
 
 /** A whole archive of OpenAI, in the order that keeps the image tower's names out of the text tower's way. */
 function openai(visual: VisualKind): KeyRule[] {
   const images: KeyRule[] = visual === 'vit' ? openaiViT('visual.', 'visual.') : [];
-  return [...openaiText('text.'), ...images];
+  return [...openaiText('', 'text.'), ...images];
 }
 
 function transformersTower(from: string, to: string): KeyRule[] {

@@ -135,14 +135,19 @@ export class VisionTransformer extends Backbone {
   /** The patch tokens after each block as maps, without the final norm. */
   forwardIntermediates(x: Tensor, ctx: Context = new Context()): Tensor[] {
     let z = this.embed(x, ctx);
-    const [rows, columns] = ctx.grid ?? this.patch_embed.grid;
     const maps: Tensor[] = [];
     for (const block of this.blocks) {
       z = block.run(z, ctx);
-      const patches = z.narrow(1, ctx.prefixTokens, rows * columns);
-      maps.push(patches.transpose(1, 2).reshape([patches.shape[0] ?? 0, this.embedDim, rows, columns]));
+      maps.push(this.patchMap(z, ctx));
     }
     return maps;
+  }
+
+  /** The patches among tokens [B, N, C] as a map [B, C, h, w]. */
+  protected patchMap(tokens: Tensor, ctx: Context): Tensor {
+    const [rows, columns] = ctx.grid ?? this.patch_embed.grid;
+    const patches = tokens.narrow(1, ctx.prefixTokens, rows * columns).transpose(1, 2);
+    return patches.unflatten(2, [rows, columns]);
   }
 
   protected override get tail(): readonly string[] {
@@ -171,7 +176,7 @@ export class VisionTransformer extends Backbone {
     const [, expected = 0, dim = 0] = this.pos_embed.shape;
     const side = Math.sqrt(positions - this.positionPrefix);
     if (positions === expected || stored.ndim !== 3 || channels !== dim || !Number.isInteger(side)) return stored;
-    return noGrad(() => resamplePosEmbed(stored, this.patch_embed.grid, { prefixTokens: this.positionPrefix }));
+    return noGrad(() => this.resample(stored, [side, side], this.patch_embed.grid));
   }
 
   /** Patches, position embeddings and prefix tokens: the sequence [B, N, D] that enters the blocks. */
@@ -190,10 +195,16 @@ export class VisionTransformer extends Backbone {
 
   protected positions(grid: readonly [number, number]): Tensor {
     if (!this.dynamicImgSize) return this.pos_embed;
-    return resamplePosEmbed(this.pos_embed, grid, {
-      oldGrid: this.patch_embed.grid,
-      prefixTokens: this.positionPrefix,
-    });
+    return this.resample(this.pos_embed, this.patch_embed.grid, grid);
+  }
+
+  /** Positions [1, prefix + N, D] of one grid at another: bicubic, with a low-pass filter. */
+  protected resample(
+    positions: Tensor,
+    from: readonly [rows: number, columns: number],
+    to: readonly [rows: number, columns: number],
+  ): Tensor {
+    return resamplePosEmbed(positions, to, { oldGrid: from, prefixTokens: this.positionPrefix });
   }
 
   private pooled(z: Tensor, ctx: Context): Tensor {

@@ -11,6 +11,7 @@ export {
   Tanh,
 } from './activation.js';
 export { Conv2d, type Conv2dOptions } from './conv.js';
+export { ConvTranspose2d, type ConvTranspose2dOptions } from './conv_transpose.js';
 export { DepthwiseConv3d, type Size3 } from './conv3d.js';
 export { Dropout, Dropout2d, DropPath } from './dropout.js';
 export { Embedding, Linear } from './linear.js';
