@@ -34,7 +34,7 @@ import {
   ResidualBlock,
   type ResidualBlockOptions,
 } from './blocks.js';
-import { AttentionPool2d } from './clip_attention_pool.js';
+import { AttentionPool2d, type Grid } from './clip_attention_pool.js';
 import { visualTower } from './clip_names.js';
 import { CLIP_COLORS, CLIP_PAPER } from './clip_vit.js';
 import { type Family, imageSize, preprocessing, sizePair } from './family.js';
@@ -185,6 +185,11 @@ function timmNames(stages: number): KeyMap {
   ];
 }
 
+type MakePool = (grid: Grid, channels: number, o: ClipResNetOptions) => AttentionPool2d;
+
+const clipPool: MakePool = (grid, channels, o) =>
+  new AttentionPool2d(grid, channels, o.heads ?? Math.floor(channels / 64), o.outputDim, o.dynamicImgSize);
+
 /** CLIP's residual network; without classes it gives the embedding. Stages are `layer1`, `layer2`, ... */
 export class ClipResNet extends Backbone {
   readonly name: string;
@@ -214,7 +219,8 @@ export class ClipResNet extends Backbone {
   declare readonly drop: Dropout;
   declare head: Linear | Identity;
 
-  constructor(name: string, o: ClipResNetOptions, config: Preprocessing) {
+  /** @param makePool the attention pool over the last map; default: CLIP's */
+  constructor(name: string, o: ClipResNetOptions, config: Preprocessing, makePool: MakePool = clipPool) {
     super(config);
     this.name = name;
     const half = Math.floor(o.width / 2);
@@ -240,8 +246,7 @@ export class ClipResNet extends Backbone {
     stages.forEach((stage, i) => Object.assign(this, { [`layer${i + 1}`]: stage }));
     const stride = levels.at(-1)?.stride ?? 32;
     const [rows, columns] = sizePair(o.imgSize).map((side) => Math.floor(side / stride)) as [number, number];
-    const heads = o.heads ?? Math.floor(channels / 64);
-    this.attnpool = new AttentionPool2d([rows, columns], channels, heads, o.outputDim, o.dynamicImgSize);
+    this.attnpool = makePool([rows, columns], channels, o);
     this.numFeatures = o.outputDim;
     this.pre_logits = identitySite('pre_logits', o.outputDim, 'vector');
     this.drop = new Dropout(o.dropRate);
