@@ -24,7 +24,9 @@ def initialize(model):
     return model
 
 
-class ConvNeXtMlp(nn.Module):
+class ScaledMlp(nn.Module):
+    """Linear, GELU, linear, with SSF behind both layers."""
+
     def __init__(self, dim):
         super().__init__()
         self.fc1 = nn.Linear(dim, 4 * dim)
@@ -43,7 +45,7 @@ class ConvNeXtBlock(nn.Module):
         super().__init__()
         self.conv_dw = nn.Conv2d(dim, dim, 7, padding=3, groups=dim)
         self.norm = nn.LayerNorm(dim, eps=1e-6)
-        self.mlp = ConvNeXtMlp(dim)
+        self.mlp = ScaledMlp(dim)
         self.gamma = nn.Parameter(torch.full((dim,), 1e-6))
         self.ssf1 = ScaleShift2d(dim)
         self.ssf2 = ScaleShift(dim)

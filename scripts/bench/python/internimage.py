@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from convnets import LayerNorm2d
+from convnets import LayerNorm2d, ScaledMlp
 from models import ScaleShift, ScaleShift2d
 
 
@@ -62,18 +62,6 @@ class DCNv3(nn.Module):
         return self.ssf_out(self.output_proj(dcnv3(z, offset, mask, self.groups)))
 
 
-class InternMlp(nn.Module):
-    def __init__(self, dim):
-        super().__init__()
-        self.fc1 = nn.Linear(dim, 4 * dim)
-        self.fc2 = nn.Linear(4 * dim, dim)
-        self.ssf1 = ScaleShift(4 * dim)
-        self.ssf2 = ScaleShift(dim)
-
-    def forward(self, x):
-        return self.ssf2(self.fc2(F.gelu(self.ssf1(self.fc1(x)))))
-
-
 class InternLayer(nn.Module):
     """Norm and deformable convolution, norm and MLP, on maps with their channels last."""
 
@@ -82,7 +70,7 @@ class InternLayer(nn.Module):
         self.norm1 = nn.LayerNorm(dim, eps=1e-6)
         self.dcn = DCNv3(dim, groups)
         self.norm2 = nn.LayerNorm(dim, eps=1e-6)
-        self.mlp = InternMlp(dim)
+        self.mlp = ScaledMlp(dim)
         self.ssf1 = ScaleShift(dim)
         self.ssf2 = ScaleShift(dim)
 
