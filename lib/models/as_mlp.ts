@@ -5,7 +5,7 @@
  */
 import { z } from 'zod';
 import {
-  chain,
+  runChain,
   Context,
   Conv2d,
   DropPath,
@@ -107,7 +107,7 @@ class PointwiseMlp extends Module {
 
   forward(x: Tensor, ctx: Context): Tensor {
     const parts = [this.fc1, this.act, this.drop, this.fc2, this.drop];
-    return chain<Module>(parts, (part, t) => part.run(t, ctx), x, ctx);
+    return runChain(parts, x, ctx);
   }
 }
 
@@ -218,7 +218,7 @@ class AsMlpStage extends Module {
 
   forward(x: Tensor, ctx: Context): Tensor {
     const parts = this.downsample ? [this.blocks, this.downsample] : [this.blocks];
-    return chain<Module>(parts, (part, y) => part.run(y, ctx), x, ctx);
+    return runChain(parts, x, ctx);
   }
 }
 
@@ -293,7 +293,7 @@ export class AsMlp extends Backbone {
 
   forwardFeatures(x: Tensor, ctx: Context = new Context()): Tensor {
     const parts = [...this.layers, this.norm, this.features];
-    return chain<Module>(parts, (part, y) => part.run(y, ctx), this.embed(x, ctx), ctx);
+    return runChain(parts, this.embed(x, ctx), ctx);
   }
 
   forwardHead(features: Tensor, ctx: Context = new Context()): Tensor {

@@ -79,6 +79,20 @@ export class BlockList extends Sequential {
   }
 }
 
+/** The outputs of those modules that `isWanted` (default: all), where one module runs after the other. */
+export function outputsOf(
+  modules: Iterable<Module>,
+  x: Tensor,
+  ctx: Context,
+  isWanted: (module: Module, index: number) => boolean = () => true,
+): Tensor[] {
+  let y = x;
+  return [...modules].flatMap((module, i) => {
+    y = module.run(y, ctx);
+    return isWanted(module, i) ? [y] : [];
+  });
+}
+
 /** [anything,] a convolution, a norm[, ReLU]: the last two members and the activation are one step. */
 export class ConvNorm extends Sequential {
   readonly #act: 'relu' | 'none';

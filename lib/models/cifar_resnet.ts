@@ -26,6 +26,7 @@ import {
   convSite,
   dropPathRateAt,
   identitySite,
+  outputsOf,
   poolMap,
 } from './blocks.js';
 import { type Family, imageSize, preprocessing } from './family.js';
@@ -129,9 +130,7 @@ export class CifarResNet extends Backbone {
   }
 
   forwardIntermediates(x: Tensor, ctx: Context = new Context()): Tensor[] {
-    const one = this.layer1.run(this.stem.run(this.input.run(x, ctx), ctx), ctx);
-    const two = this.layer2.run(one, ctx);
-    return [one, two, this.layer3.run(two, ctx)];
+    return outputsOf([this.layer1, this.layer2, this.layer3], this.stem.run(this.input.run(x, ctx), ctx), ctx);
   }
 
   resetClassifier(numClasses: number): void {

@@ -9,7 +9,7 @@ import type { Conv2d } from '../nn/index.js';
 import {
   AvgPool2d,
   type BatchNorm2d,
-  chain,
+  runChain,
   Context,
   convNormAct,
   DropPath,
@@ -31,6 +31,7 @@ import {
   convSite,
   dropPathRateAt,
   identitySite,
+  outputsOf,
   ResidualBlock,
   type ResidualBlockOptions,
 } from './blocks.js';
@@ -262,7 +263,7 @@ export class ClipResNet extends Backbone {
 
   forwardFeatures(x: Tensor, ctx: Context = new Context()): Tensor {
     const parts = [this.input, this.stem, ...this.stages, this.features];
-    return chain<Module>(parts, (part, y) => part.run(y, ctx), x, ctx);
+    return runChain(parts, x, ctx);
   }
 
   forwardHead(features: Tensor, ctx: Context = new Context()): Tensor {
@@ -271,10 +272,7 @@ export class ClipResNet extends Backbone {
   }
 
   forwardIntermediates(x: Tensor, ctx: Context = new Context()): Tensor[] {
-    const maps: Tensor[] = [];
-    let y = this.stem.run(this.input.run(x, ctx), ctx);
-    for (const stage of this.stages) maps.push((y = stage.run(y, ctx)));
-    return maps;
+    return outputsOf(this.stages, this.stem.run(this.input.run(x, ctx), ctx), ctx);
   }
 
   protected override get tail(): readonly string[] {

@@ -4,21 +4,10 @@
  */
 import type { z } from 'zod';
 import type { KeyMap } from '../checkpoint/index.js';
-import {
-  chain,
-  Context,
-  Conv2d,
-  Identity,
-  init,
-  LayerNorm2d,
-  Linear,
-  type Module,
-  Sequential,
-  site,
-} from '../nn/index.js';
+import { runChain, Context, Conv2d, Identity, init, LayerNorm2d, Linear, Sequential, site } from '../nn/index.js';
 import { noGrad, type Tensor } from '../tensor/index.js';
 import { Backbone, type FeatureLevel, type Preprocessing } from './backbone.js';
-import { BlockList, classifierSite, convSite, dropPathRateAt, identitySite, poolMap } from './blocks.js';
+import { BlockList, classifierSite, convSite, dropPathRateAt, identitySite, outputsOf, poolMap } from './blocks.js';
 import { ClassifierHead } from './classifier_head.js';
 import { ConvNeXtBlock, ConvNeXtStage, downsampling } from './convnext_blocks.js';
 import { requireSameLength } from './family.js';
@@ -133,7 +122,7 @@ export class ConvNeXt extends Backbone {
     const norm = this.#levelNorms.at(-1) ?? this.norm_pre;
     const norms = this.norm_post ? [norm, norm, this.norm_post] : [norm];
     const parts = [...this.stages, ...norms, this.features].filter((part) => part !== null);
-    return chain<Module>(parts, (part, y) => part.run(y, ctx), this.embed(x, ctx), ctx);
+    return runChain(parts, this.embed(x, ctx), ctx);
   }
 
   forwardHead(features: Tensor, ctx: Context = new Context()): Tensor {
@@ -142,8 +131,7 @@ export class ConvNeXt extends Backbone {
 
   /** The maps after each stage; with `featureNorms` each after its own norm. */
   forwardIntermediates(x: Tensor, ctx: Context = new Context()): Tensor[] {
-    let y = this.embed(x, ctx);
-    const maps = [...this.stages].map((stage) => (y = stage.run(y, ctx)));
+    const maps = outputsOf(this.stages, this.embed(x, ctx), ctx);
     return maps.map((map, i) => this.#levelNorms[i]?.run(map, ctx) ?? map);
   }
 

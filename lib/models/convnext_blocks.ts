@@ -1,6 +1,6 @@
 /** The parts of a ConvNeXt, in timm's names: block, downsampling, stage. */
 import {
-  chain,
+  runChain,
   type Context,
   Conv2d,
   DropPath,
@@ -133,6 +133,6 @@ export class ConvNeXtStage extends Module {
 
   forward(x: Tensor, ctx: Context): Tensor {
     const parts = this.downsample ? [this.downsample, this.blocks] : [this.blocks];
-    return chain<Module>(parts, (part, y) => part.run(y, ctx), x, ctx);
+    return runChain(parts, x, ctx);
   }
 }

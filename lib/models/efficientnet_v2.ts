@@ -5,14 +5,13 @@
 import { z } from 'zod';
 import {
   type BatchNorm2d,
-  chain,
+  runChain,
   Context,
   Conv2d,
   Dropout,
   type Identity,
   init,
   Linear,
-  type Module,
   site,
   Span,
 } from '../nn/index.js';
@@ -26,6 +25,7 @@ import {
   identitySite,
   makeDivisible,
   type NormOptions,
+  outputsOf,
   poolMap,
 } from './blocks.js';
 import { convNormSilu, efficientBlock, parseStage, sameConv, startConvolution } from './efficientnet_blocks.js';
@@ -121,7 +121,7 @@ export class EfficientNetV2 extends Backbone {
 
   forwardFeatures(x: Tensor, ctx: Context = new Context()): Tensor {
     const parts = [this.input, this.stem, ...this.blocks];
-    const y = chain<Module>(parts, (part, z) => part.run(z, ctx), x, ctx);
+    const y = runChain(parts, x, ctx);
     return this.features.run(convNormSilu(this.conv_head, this.bn2, y, ctx), ctx);
   }
 
@@ -132,14 +132,9 @@ export class EfficientNetV2 extends Backbone {
 
   /** The map of each stage after which the next one shrinks, and of the last. */
   forwardIntermediates(x: Tensor, ctx: Context = new Context()): Tensor[] {
-    const paths = new Set(this.featureLevels.map(({ path }) => path));
-    const maps: Tensor[] = [];
-    let y = this.stem.run(this.input.run(x, ctx), ctx);
-    [...this.blocks].forEach((stage, i) => {
-      y = stage.run(y, ctx);
-      if (paths.has(`blocks.${i}`)) maps.push(y);
-    });
-    return maps;
+    const levels = new Set(this.featureLevels.map(({ path }) => path));
+    const y = this.stem.run(this.input.run(x, ctx), ctx);
+    return outputsOf(this.blocks, y, ctx, (_, i) => levels.has(`blocks.${i}`));
   }
 
   protected override get tail(): readonly string[] {

@@ -7,7 +7,7 @@ import { z } from 'zod';
 import {
   AdaptiveAvgPool2d,
   type BatchNorm2d,
-  chain,
+  runChain,
   Context,
   Conv2d,
   convNormAct,
@@ -32,6 +32,7 @@ import {
   convSite,
   dropPathRateAt,
   identitySite,
+  outputsOf,
   poolMap,
 } from './blocks.js';
 import { type Family, imageSize, preprocessing, requireSameLength } from './family.js';
@@ -230,7 +231,7 @@ export class GGhostRegNet extends Backbone {
 
   forwardFeatures(x: Tensor, ctx: Context = new Context()): Tensor {
     const parts = [this.input, this.stem, ...this.stages, this.features];
-    return chain<Module>(parts, (part, y) => part.run(y, ctx), x, ctx);
+    return runChain(parts, x, ctx);
   }
 
   forwardHead(features: Tensor, ctx: Context = new Context()): Tensor {
@@ -239,10 +240,7 @@ export class GGhostRegNet extends Backbone {
   }
 
   forwardIntermediates(x: Tensor, ctx: Context = new Context()): Tensor[] {
-    const maps: Tensor[] = [];
-    let y = this.stem.run(this.input.run(x, ctx), ctx);
-    for (const stage of this.stages) maps.push((y = stage.run(y, ctx)));
-    return maps;
+    return outputsOf(this.stages, this.stem.run(this.input.run(x, ctx), ctx), ctx);
   }
 
   resetClassifier(numClasses: number): void {

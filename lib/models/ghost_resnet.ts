@@ -7,7 +7,7 @@ import { z } from 'zod';
 import {
   type BatchNorm2d,
   Buffer,
-  chain,
+  runChain,
   Context,
   Conv2d,
   convNormAct,
@@ -31,6 +31,7 @@ import {
   convSite,
   dropPathRateAt,
   identitySite,
+  outputsOf,
   poolMap,
   UnusedAffine,
 } from './blocks.js';
@@ -247,7 +248,7 @@ export class GhostResNet extends Backbone {
 
   forwardFeatures(x: Tensor, ctx: Context = new Context()): Tensor {
     const parts = [this.input, this.stem, ...this.stages, this.features];
-    return chain<Module>(parts, (part, y) => part.run(y, ctx), x, ctx);
+    return runChain(parts, x, ctx);
   }
 
   forwardHead(features: Tensor, ctx: Context = new Context()): Tensor {
@@ -255,10 +256,7 @@ export class GhostResNet extends Backbone {
   }
 
   forwardIntermediates(x: Tensor, ctx: Context = new Context()): Tensor[] {
-    const maps: Tensor[] = [];
-    let y = this.stem.run(this.input.run(x, ctx), ctx);
-    for (const stage of this.stages) maps.push((y = stage.run(y, ctx)));
-    return maps;
+    return outputsOf(this.stages, this.stem.run(this.input.run(x, ctx), ctx), ctx);
   }
 
   resetClassifier(numClasses: number): void {

@@ -4,7 +4,7 @@
  */
 import { z } from 'zod';
 import {
-  chain,
+  runChain,
   Context,
   type Conv2d,
   Dropout,
@@ -26,6 +26,7 @@ import {
   convSite,
   dropPathRateAt,
   identitySite,
+  outputsOf,
   poolMap,
 } from './blocks.js';
 import { type Family, imageSize, preprocessing } from './family.js';
@@ -296,7 +297,7 @@ export class GhostNet extends Backbone {
   }
 
   forwardFeatures(x: Tensor, ctx: Context = new Context()): Tensor {
-    return chain<Module>([this.input, this.stem, ...this.blocks, this.features], (part, y) => part.run(y, ctx), x, ctx);
+    return runChain([this.input, this.stem, ...this.blocks, this.features], x, ctx);
   }
 
   forwardHead(features: Tensor, ctx: Context = new Context()): Tensor {
@@ -306,14 +307,10 @@ export class GhostNet extends Backbone {
   }
 
   forwardIntermediates(x: Tensor, ctx: Context = new Context()): Tensor[] {
-    const wanted = new Set(this.featureLevels.map(({ path }) => path));
-    const maps: Tensor[] = [];
-    let y = this.stem.run(this.input.run(x, ctx), ctx);
-    [...this.blocks].slice(0, -1).forEach((stage, i) => {
-      y = stage.run(y, ctx);
-      if (wanted.has(`blocks.${i}`)) maps.push(y);
-    });
-    return maps;
+    const levels = new Set(this.featureLevels.map(({ path }) => path));
+    const stages = [...this.blocks].slice(0, -1);
+    const y = this.stem.run(this.input.run(x, ctx), ctx);
+    return outputsOf(stages, y, ctx, (_, i) => levels.has(`blocks.${i}`));
   }
 
   protected override get tail(): readonly string[] {

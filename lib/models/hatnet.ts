@@ -8,7 +8,7 @@ import {
   ACTIVATIONS,
   type ActivationName,
   activationLayer,
-  chain,
+  runChain,
   Context,
   Conv2d,
   Dropout,
@@ -22,7 +22,7 @@ import {
 } from '../nn/index.js';
 import type { Tensor } from '../tensor/index.js';
 import { Backbone, type FeatureLevel, type Preprocessing } from './backbone.js';
-import { BlockList, classifierSite, convSite, dropPathRateAt, identitySite, poolMap } from './blocks.js';
+import { BlockList, classifierSite, convSite, dropPathRateAt, identitySite, outputsOf, poolMap } from './blocks.js';
 import { type Family, imageSize, preprocessing, requireSameLength } from './family.js';
 import { HatBlock, mapNorm } from './hatnet_blocks.js';
 
@@ -140,7 +140,7 @@ export class HatNet extends Backbone {
   }
 
   forwardFeatures(x: Tensor, ctx: Context = new Context()): Tensor {
-    return chain<Module>([...this.path, this.features], (part, y) => part.run(y, ctx), x, ctx);
+    return runChain([...this.path, this.features], x, ctx);
   }
 
   forwardHead(features: Tensor, ctx: Context = new Context()): Tensor {
@@ -148,13 +148,7 @@ export class HatNet extends Backbone {
   }
 
   forwardIntermediates(x: Tensor, ctx: Context = new Context()): Tensor[] {
-    const maps: Tensor[] = [];
-    let y = x;
-    for (const part of this.path) {
-      y = part.run(y, ctx);
-      if (part instanceof BlockList) maps.push(y);
-    }
-    return maps;
+    return outputsOf(this.path, x, ctx, (part) => part instanceof BlockList);
   }
 
   protected override get tail(): readonly string[] {

@@ -5,7 +5,7 @@
  */
 import type { z } from 'zod';
 import {
-  chain,
+  runChain,
   Context,
   Conv2d,
   type Identity,
@@ -19,7 +19,7 @@ import {
 } from '../nn/index.js';
 import { noGrad, type Tensor } from '../tensor/index.js';
 import { Backbone, type FeatureLevel, type Preprocessing } from './backbone.js';
-import { BlockList, classifierSite, convSite, dropPathRateAt, identitySite, poolMap } from './blocks.js';
+import { BlockList, classifierSite, convSite, dropPathRateAt, identitySite, outputsOf, poolMap } from './blocks.js';
 import { downsampling } from './convnext_blocks.js';
 import { requireSameLength } from './family.js';
 import { GlobalLocalFilter, HorBlock, type HorBlockOptions, resizeFilter } from './hornet_blocks.js';
@@ -137,17 +137,12 @@ export class HorNet extends HorNetBase {
 
   forwardFeatures(x: Tensor, ctx: Context = new Context()): Tensor {
     const norm = this.#levelNorms.at(-1);
-    return chain<Module>([...this.path, ...(norm ? [norm] : []), this.features], (part, y) => part.run(y, ctx), x, ctx);
+    return runChain([...this.path, ...(norm ? [norm] : []), this.features], x, ctx);
   }
 
   /** The maps after each stage; with `featureNorms` each after its own norm. */
   forwardIntermediates(x: Tensor, ctx: Context = new Context()): Tensor[] {
-    const maps: Tensor[] = [];
-    let y = x;
-    for (const part of this.path) {
-      y = part.run(y, ctx);
-      if (part instanceof BlockList) maps.push(y);
-    }
+    const maps = outputsOf(this.path, x, ctx, (part) => part instanceof BlockList);
     return maps.map((map, i) => this.#levelNorms[i]?.run(map, ctx) ?? map);
   }
 }

@@ -8,7 +8,7 @@ import type { Conv2d } from '../nn/index.js';
 import {
   activationLayer,
   BatchNorm2d,
-  chain,
+  runChain,
   Context,
   Dropout,
   type Identity,
@@ -20,7 +20,7 @@ import {
 } from '../nn/index.js';
 import { aten, type Tensor } from '../tensor/index.js';
 import { Backbone, type FeatureLevel, type Preprocessing } from './backbone.js';
-import { classifierSite, convSite, dropPathRateAt, identitySite, poolMap } from './blocks.js';
+import { classifierSite, convSite, dropPathRateAt, identitySite, outputsOf, poolMap } from './blocks.js';
 import { requireSameLength } from './family.js';
 import { tokensOf } from './hornet_blocks.js';
 import {
@@ -60,7 +60,7 @@ class InternStem extends Module {
 
   forward(x: Tensor, ctx: Context): Tensor {
     const parts = [this.conv1, this.norm1, this.act, this.conv2, this.norm2];
-    return chain<Module>(parts, (part, y) => part.run(y, ctx), x, ctx);
+    return runChain(parts, x, ctx);
   }
 }
 
@@ -137,11 +137,7 @@ export class InternImage extends Backbone {
     const { dcnv3_head_x4: fromLast, dcnv3_head_x3: fromBefore } = this;
     const clip = this.#clip;
     if (!clip || !fromLast || !fromBefore) {
-      const parts = [...this.levels].flatMap((level) =>
-        level instanceof InternLevel ? [level, level.downsample] : [],
-      );
-      const run = parts.filter((part) => part !== null);
-      return chain<Module>([...run, this.features], (part, y) => part.run(y, ctx), this.embed(x, ctx), ctx);
+      return runChain([...this.path, this.features], this.embed(x, ctx), ctx);
     }
     const maps = this.forwardIntermediates(x, ctx);
     const [finer, last] = maps.slice(-2) as [Tensor, Tensor];
@@ -161,14 +157,7 @@ export class InternImage extends Backbone {
 
   /** The maps of the levels, before downsampling. */
   forwardIntermediates(x: Tensor, ctx: Context = new Context()): Tensor[] {
-    const maps: Tensor[] = [];
-    let y = this.embed(x, ctx);
-    for (const level of this.levels) {
-      if (!(level instanceof InternLevel)) continue;
-      maps.push((y = level.run(y, ctx)));
-      if (level.downsample) y = level.downsample.run(y, ctx);
-    }
-    return maps;
+    return outputsOf(this.path, this.embed(x, ctx), ctx, (part) => part instanceof InternLevel);
   }
 
   protected override get tail(): readonly string[] {
@@ -177,6 +166,12 @@ export class InternImage extends Backbone {
 
   resetClassifier(numClasses: number): void {
     this.head = this.like(classifierSite(this.numFeatures, numClasses));
+  }
+
+  /** The levels, each followed by its downsampling. */
+  private get path(): Module[] {
+    const parts = [...this.levels].flatMap((level) => (level instanceof InternLevel ? [level, level.downsample] : []));
+    return parts.filter((part) => part !== null);
   }
 
   private embed(x: Tensor, ctx: Context): Tensor {

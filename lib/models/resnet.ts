@@ -8,7 +8,7 @@ import { z } from 'zod';
 import {
   AvgPool2d,
   type BatchNorm2d,
-  chain,
+  runChain,
   Context,
   Conv2d,
   convNormAct,
@@ -37,6 +37,7 @@ import {
   dropPathRateAt,
   identitySite,
   type NormOptions,
+  outputsOf,
   poolMap,
   ResidualBlock,
   type ResidualBlockOptions,
@@ -235,7 +236,7 @@ export class ResNet extends Backbone {
 
   forwardFeatures(x: Tensor, ctx: Context = new Context()): Tensor {
     const parts = [this.input, this.stem, ...this.stages, this.features];
-    return chain<Module>(parts, (part, y) => part.run(y, ctx), x, ctx);
+    return runChain(parts, x, ctx);
   }
 
   forwardHead(features: Tensor, ctx: Context = new Context()): Tensor {
@@ -244,10 +245,7 @@ export class ResNet extends Backbone {
   }
 
   forwardIntermediates(x: Tensor, ctx: Context = new Context()): Tensor[] {
-    const maps: Tensor[] = [];
-    let y = this.stem.run(this.input.run(x, ctx), ctx);
-    for (const stage of this.stages) maps.push((y = stage.run(y, ctx)));
-    return maps;
+    return outputsOf(this.stages, this.stem.run(this.input.run(x, ctx), ctx), ctx);
   }
 
   resetClassifier(numClasses: number): void {

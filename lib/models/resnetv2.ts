@@ -6,7 +6,7 @@
 import { z } from 'zod';
 import { applyKeyMap } from '../checkpoint/index.js';
 import {
-  chain,
+  runChain,
   Context,
   DropPath,
   GroupNorm,
@@ -20,7 +20,7 @@ import {
 } from '../nn/index.js';
 import { aten, type Tensor } from '../tensor/index.js';
 import { Backbone, type FeatureLevel, HALF, type Preprocessing } from './backbone.js';
-import { BlockList, dropPathRateAt, identitySite, makeDivisible, poolMap } from './blocks.js';
+import { BlockList, dropPathRateAt, identitySite, makeDivisible, outputsOf, poolMap } from './blocks.js';
 import { ClassifierHead } from './classifier_head.js';
 import { type Family, imageSize, preprocessing, requireSameLength, sizePair } from './family.js';
 import { bitKeyMap } from './resnetv2_names.js';
@@ -228,7 +228,7 @@ export class ResNetV2 extends Backbone {
 
   forwardFeatures(x: Tensor, ctx: Context = new Context()): Tensor {
     const parts = [this.input, this.stem, ...this.stages];
-    const y = chain<Module>(parts, (part, z) => part.run(z, ctx), x, ctx);
+    const y = runChain(parts, x, ctx);
     return this.features.run(this.norm.run(y, ctx).relu(), ctx);
   }
 
@@ -238,10 +238,7 @@ export class ResNetV2 extends Backbone {
 
   /** The maps that leave the stages, before the norm and ReLU that follow. */
   forwardIntermediates(x: Tensor, ctx: Context = new Context()): Tensor[] {
-    const maps: Tensor[] = [];
-    let y = this.stem.run(this.input.run(x, ctx), ctx);
-    for (const stage of this.stages) maps.push((y = stage.run(y, ctx)));
-    return maps;
+    return outputsOf(this.stages, this.stem.run(this.input.run(x, ctx), ctx), ctx);
   }
 
   protected override get tail(): readonly string[] {

@@ -6,7 +6,7 @@ import type { z } from 'zod';
 import { applyKeyMap, type KeyMap, type KeyRule } from '../checkpoint/index.js';
 import {
   Buffer,
-  chain,
+  runChain,
   Context,
   Dropout,
   functional,
@@ -14,7 +14,6 @@ import {
   init,
   type LayerNorm,
   Linear,
-  type Module,
   Parameter,
   Sequential,
   site,
@@ -117,7 +116,7 @@ export class SwinTransformer extends Backbone {
   /** The tokens after the last norm, [B, N, C]; `ctx.grid` is their map. */
   forwardFeatures(x: Tensor, ctx: Context = new Context()): Tensor {
     const parts = [...this.layers, this.norm, this.features];
-    return chain<Module>(parts, (part, z) => part.run(z, ctx), this.embed(x, ctx), ctx);
+    return runChain(parts, this.embed(x, ctx), ctx);
   }
 
   forwardHead(features: Tensor, ctx: Context = new Context()): Tensor {

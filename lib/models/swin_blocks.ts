@@ -1,7 +1,7 @@
 /** The parts of a Swin transformer, in timm's names: patches, windowed attention, block, patch merging, stage. */
 import {
   type Buffer,
-  chain,
+  runChain,
   type Context,
   DropPath,
   type Identity,
@@ -239,6 +239,6 @@ export class SwinStage extends Module {
 
   forward(x: Tensor, ctx: Context): Tensor {
     const parts = this.downsample ? [this.downsample, this.blocks] : [this.blocks];
-    return chain<Module>(parts, (part, y) => part.run(y, ctx), x, ctx);
+    return runChain(parts, x, ctx);
   }
 }

@@ -2,7 +2,7 @@
 import {
   activationLayer,
   type ActivationName,
-  chain,
+  runChain,
   type Context,
   Conv2d,
   DropPath,
@@ -218,7 +218,7 @@ export class Mlp extends Module {
 
   forward(x: Tensor, ctx: Context): Tensor {
     const parts = [this.fc1, this.act, this.drop1, this.fc2, this.drop2];
-    return chain<Module>(parts, (part, t) => part.run(t, ctx), x, ctx);
+    return runChain(parts, x, ctx);
   }
 }
 
@@ -279,7 +279,7 @@ export function stretch(
 ): Span {
   const span = new Span((x, ctx) => {
     const there = modules().filter((module) => module !== null);
-    return chain<Module>(there, (module, t) => module.run(t, ctx), x, ctx);
+    return runChain(there, x, ctx);
   });
   return site(span, { role, in: dim, out: dim, layout: 'tokens', ...geometry });
 }

@@ -79,8 +79,9 @@ interface FirstPass {
 }
 
 /**
- * The function of `inputs` (x, `carried`, parameters, states of the random generators) that is differentiated by running it again. It is made here and not inside `checkpoint` because it lives
- * as long as the graph: as a closure there it would hold the outputs, which hold the graph, and nothing would be freed.
+ * The function of `inputs` (x, `carried`, parameters, states of the random generators) that is differentiated by running
+ * it again. It is made here and not inside `checkpoint` because it lives as long as the graph: as a closure there it would
+ * hold the outputs, which hold the graph, and nothing would be freed.
  */
 function replayable(
   module: Module,
@@ -190,16 +191,21 @@ export function runBlock(block: Module, x: Tensor, ctx: Context): Tensor {
   })[0];
 }
 
-/** `runBlock` for one block after the other. */
+/** `runBlock` for one block after the other, without holding all the outputs between them. */
 export function runBlocks(blocks: Iterable<Module>, x: Tensor, ctx: Context): Tensor {
   return chain([...blocks], (block, y) => runBlock(block, y, ctx), x, ctx);
+}
+
+/** Runs one module after the other, without holding all the outputs between them. */
+export function runChain(modules: readonly Module[], x: Tensor, ctx: Context): Tensor {
+  return chain(modules, (module, y) => module.run(y, ctx), x, ctx);
 }
 
 /**
  * Runs `step` on one part after the other. Only about log2(parts) of the outputs between them are held at a time: halves
  * run in scopes, so what the first half handed to the second is freed when the second is done.
  */
-export function chain<P>(parts: readonly P[], step: (part: P, x: Tensor) => Tensor, x: Tensor, ctx: Context): Tensor {
+function chain<P>(parts: readonly P[], step: (part: P, x: Tensor) => Tensor, x: Tensor, ctx: Context): Tensor {
   const [first] = parts;
   if (first === undefined) return x;
   if (parts.length === 1) return step(first, x);

@@ -1,4 +1,4 @@
-export { chain, checkpoint, runBlock, runBlocks } from './checkpointing.js';
+export { checkpoint, runBlock, runBlocks, runChain } from './checkpointing.js';
 export { ModuleDict, ModuleList, Sequential } from './containers.js';
 export { Context, type ContextOptions } from './context.js';
 export { boxArea, boxIou, intersectionArea, nms, roiAlign, type RoiAlignOptions } from './detection.js';
