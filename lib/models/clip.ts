@@ -3,10 +3,11 @@
  * arXiv 2103.00020; openai/CLIP, commit d05afc4.
  */
 import { z } from 'zod';
+import type { KeyMap } from '../checkpoint/index.js';
 import { Context, functional, Parameter } from '../nn/index.js';
 import { full, scope, type Tensor } from '../tensor/index.js';
 import type { Backbone } from './backbone.js';
-import { type ClipFormat, fromClipNames, toClipNames, type VisualKind } from './clip_names.js';
+import { type ClipFormat, clipKeyMap, fromClipNames, toClipNames, type VisualKind } from './clip_names.js';
 import { ClipResNet, clipResnet } from './clip_resnet.js';
 import { clipTextOptions, ClipTextTransformer } from './clip_text.js';
 import { clipVit } from './clip_vit.js';
@@ -109,6 +110,11 @@ export class Clip extends Host {
     const inside = new Map(visual.map(([name, tensor]) => [name.slice(VISUAL.length), tensor]));
     for (const [name, tensor] of this.visual.convertStateDict(inside)) out.set(VISUAL + name, tensor);
     return out;
+  }
+
+  /** From the names of a published format to ours. Invertible. */
+  keyMapOf(format: ClipFormat): KeyMap {
+    return clipKeyMap(format, this.#kind);
   }
 
   /**

@@ -29,6 +29,8 @@ export {
 export { EfficientNetV2 } from './efficientnet_v2.js';
 export type { EfficientNetV2Options } from './efficientnet_v2.js';
 export type { Family } from './family.js';
+export { exportState, importState, layerPieces, NAME_FORMATS, nameFormats } from './formats.js';
+export type { LayerPiece, NameFormat } from './formats.js';
 export { Host } from './host.js';
 export { GGhostRegNet } from './g_ghost_regnet.js';
 export type { GGhostRegNetOptions } from './g_ghost_regnet.js';

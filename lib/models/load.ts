@@ -2,6 +2,7 @@
 import { readCheckpoint, stateDictOf } from '../checkpoint/index.js';
 import { compareState, describeReport, type LoadReport } from '../nn/index.js';
 import type { Tensor } from '../tensor/index.js';
+import { importState } from './formats.js';
 import type { Host } from './host.js';
 
 /** How a file may differ from the model. */
@@ -23,7 +24,8 @@ export interface WeightsReport extends LoadReport {
 }
 
 /**
- * Loads pretrained weights: safetensors or PyTorch files, in timm's, torchvision's or the family's published names,
+ * Loads pretrained weights: safetensors (sharded ones by their index), PyTorch files or `.npz`, in timm's, torchvision's,
+ * transformers' or the family's published names,
  * with or without `state_dict` wrappers and `module.` prefixes. Position embeddings are resampled to the model's image
  * size. Nothing changes unless everything that must fit does.
  *
@@ -45,7 +47,7 @@ export function loadState(
   { strict = true, classifier = 'strict' }: WeightsOptions = {},
   origin = 'the state dict',
 ): WeightsReport {
-  const converted = model.convertStateDict(state);
+  const converted = importState(model, state);
   const resampled = [...converted].filter(([name, tensor]) => differs(state.get(name), tensor)).map(([name]) => name);
   for (const name of [...converted.keys()]) if (model.hasGivenUp(name)) converted.delete(name);
   const isClassifier = (name: string): boolean => model.isInClassifier(name);

@@ -6,6 +6,7 @@ import importlib.machinery
 import importlib.util
 import json
 import sys
+import tempfile
 import types
 from pathlib import Path
 
@@ -208,7 +209,13 @@ def write_weights(state, path):
 
 
 def load(model, path):
-    """Loads weights strictly; names that are second names of one tensor may be missing."""
+    """Loads weights strictly and returns the model; names that are second names of one tensor may be missing.
+
+    Archives of Google's vision transformers (.npz) go through timm's own reader.
+    """
+    if str(path).endswith(".npz"):
+        model.load_pretrained(str(path))
+        return model
     state = read_weights(path)
     own = model.state_dict()
     first = {}
@@ -219,8 +226,22 @@ def load(model, path):
         if known is not None:
             for name in names:
                 state.setdefault(name, known)
+    if hasattr(model, "save_pretrained") and hasattr(model, "config") and set(state) != set(own):
+        return load_as_transformers(model, state)
     model.load_state_dict(state, strict=True)
     return model
+
+
+def load_as_transformers(model, state):
+    """Loads weights under the names of transformers' files, which since release 5 are not those of the modules."""
+    with tempfile.TemporaryDirectory() as folder:
+        save_file(distinct(state), f"{folder}/model.safetensors", metadata={"format": "pt"})
+        model.config.save_pretrained(folder)
+        loaded, report = type(model).from_pretrained(folder, output_loading_info=True)
+    wrong = {kind: sorted(report[kind]) for kind in ("missing_keys", "unexpected_keys", "mismatched_keys") if report[kind]}
+    if wrong:
+        raise SystemExit(f"the weights do not fit {type(model).__name__}: {wrong}")
+    return loaded.eval()
 
 
 def differences(found, expected):
