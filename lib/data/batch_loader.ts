@@ -2,7 +2,7 @@
 import { keep, scope, type Device, type Tensor } from '../tensor/index.js';
 import { Gate } from './gate.js';
 import { Random, Stream } from './random.js';
-import { SampleError, type AnyBatch, type SampleSource } from './samples.js';
+import { SampleError, type AnyBatch, type SampleSource, type Skipped } from './samples.js';
 
 /** What all loaders can be told. */
 export interface BatchLoaderOptions<Source> {
@@ -25,10 +25,8 @@ export interface BatchLoaderOptions<Source> {
 }
 
 /** A broken sample that was left out. */
-export interface SkippedImage {
+export interface SkippedImage extends Skipped {
   readonly index: number;
-  readonly path: string;
-  readonly message: string;
 }
 
 /** What batches of one kind have besides what all have. */

@@ -1,18 +1,15 @@
 import { imageFromTensor, type Image } from './image.js';
 import { Random, Stream } from './random.js';
-import type { SampleSource } from './samples.js';
+import type { LabeledSource, SampleSource } from './samples.js';
 import { scope, type Tensor } from '../tensor/index.js';
 
-/** A numbered collection of labeled images. Loading the same index twice gives the same image. */
-export interface Dataset extends SampleSource<Image> {
-  /** The class number of each image. */
-  readonly labels: ArrayLike<number>;
-}
+/** Labeled images. Loading the same index twice gives the same image. */
+export type Dataset = LabeledSource<Image>;
 
 /** @throws RangeError unless `index` is a place in a data set of `length` images */
 export function checkIndex(index: number, length: number): void {
   if (!Number.isInteger(index) || index < 0 || index >= length) {
-    throw new RangeError(`index ${String(index)} is outside of the data set, which has ${String(length)} images`);
+    throw new RangeError(`index ${String(index)} is outside of the data set, which has ${String(length)} samples`);
   }
 }
 
@@ -70,25 +67,24 @@ export class TensorDataset implements Dataset {
   }
 }
 
-/** Some of another data set's images, in the given order. */
-export class Subset implements Dataset {
+/** Some of another data set's samples, in the given order. */
+export class Selection<Sample> implements SampleSource<Sample> {
   readonly length: number;
   readonly classNames: readonly string[];
-  readonly labels: ArrayLike<number>;
   /** Places in `source`. */
   readonly indices: readonly number[];
-  readonly source: Dataset;
+  readonly source: SampleSource<Sample>;
 
-  constructor(source: Dataset, indices: ArrayLike<number>) {
+  /** @throws RangeError for a place that is none */
+  constructor(source: SampleSource<Sample>, indices: ArrayLike<number>) {
     this.source = source;
     this.indices = Array.from(indices);
     for (const index of this.indices) checkIndex(index, source.length);
     this.length = this.indices.length;
     this.classNames = source.classNames;
-    this.labels = this.indices.map((index) => source.labels[index] ?? 0);
   }
 
-  load(index: number): Image | Promise<Image> {
+  load(index: number): Sample | Promise<Sample> {
     return this.source.load(this.#place(index));
   }
 
@@ -102,15 +98,56 @@ export class Subset implements Dataset {
   }
 }
 
+/** Some of another data set's labeled samples, in the given order. */
+export class Subset<Sample = Image> extends Selection<Sample> implements LabeledSource<Sample> {
+  readonly labels: ArrayLike<number>;
+
+  constructor(source: LabeledSource<Sample>, indices: ArrayLike<number>) {
+    super(source, indices);
+    this.labels = this.indices.map((index) => source.labels[index] ?? 0);
+  }
+}
+
+function checkFraction(where: string, fraction: number): void {
+  if (!(fraction > 0 && fraction < 1)) {
+    throw new RangeError(`${where}: expected a fraction between 0 and 1, got ${String(fraction)}`);
+  }
+}
+
+/** The places that are and that are not in `second`, each in rising order. */
+function parted(length: number, second: ReadonlySet<number>): [first: number[], second: number[]] {
+  const all = Array.from({ length }, (_, i) => i);
+  return [all.filter((i) => !second.has(i)), all.filter((i) => second.has(i))];
+}
+
+/**
+ * Splits a data set without labels at random into two parts: the second has `fraction` of the samples, rounded, but at
+ * least one, and so has the first. The same seed gives the same split; each part keeps the order of the data set.
+ *
+ * @throws RangeError for a fraction outside of 0 to 1, or fewer than two samples
+ */
+export function splitSamples<Sample>(
+  source: SampleSource<Sample>,
+  o: { fraction: number; seed?: number },
+): [Selection<Sample>, Selection<Sample>] {
+  checkFraction('splitSamples', o.fraction);
+  if (source.length < 2) throw new RangeError(`splitSamples: ${String(source.length)} samples make no two parts`);
+  const count = Math.min(Math.max(1, Math.round(source.length * o.fraction)), source.length - 1);
+  const order = new Random(o.seed ?? 0, Stream.split).permutation(source.length);
+  const [first, second] = parted(source.length, new Set(order.subarray(0, count)));
+  return [new Selection(source, first), new Selection(source, second)];
+}
+
 /**
  * Splits a data set at random, each class in the same proportion, into two parts: the first without and the second with
  * `fraction` of each class, rounded, but at least one image of each class in both (a class of one image goes into the
  * first part). The same seed gives the same split; each part keeps the order of the data set.
  */
-export function splitDataset(dataset: Dataset, o: { fraction: number; seed?: number }): [Subset, Subset] {
-  if (!(o.fraction > 0 && o.fraction < 1)) {
-    throw new RangeError(`splitDataset: expected a fraction between 0 and 1, got ${String(o.fraction)}`);
-  }
+export function splitDataset<Sample = Image>(
+  dataset: LabeledSource<Sample>,
+  o: { fraction: number; seed?: number },
+): [Subset<Sample>, Subset<Sample>] {
+  checkFraction('splitDataset', o.fraction);
   const byClass = new Map<number, number[]>();
   for (let i = 0; i < dataset.length; i++) {
     const label = dataset.labels[i] ?? 0;
@@ -118,22 +155,13 @@ export function splitDataset(dataset: Dataset, o: { fraction: number; seed?: num
     if (members) members.push(i);
     else byClass.set(label, [i]);
   }
-  const second = new Set<number>();
+  const held = new Set<number>();
   for (const [label, members] of byClass) {
     const count = Math.min(Math.max(1, Math.round(members.length * o.fraction)), members.length - 1);
     // A stream per class: a class more or less leaves the others' split as it was.
     const order = new Random(o.seed ?? 0, Stream.split, label).shuffle(members);
-    for (const index of order.slice(0, count)) second.add(index);
+    for (const index of order.slice(0, count)) held.add(index);
   }
-  const all = Array.from({ length: dataset.length }, (_, i) => i);
-  return [
-    new Subset(
-      dataset,
-      all.filter((i) => !second.has(i)),
-    ),
-    new Subset(
-      dataset,
-      all.filter((i) => second.has(i)),
-    ),
-  ];
+  const [first, second] = parted(dataset.length, held);
+  return [new Subset(dataset, first), new Subset(dataset, second)];
 }

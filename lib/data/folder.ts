@@ -35,7 +35,7 @@ export class ImageFolder implements Dataset {
 
   /** @throws RangeError if there are no classes, a class has no images or has folders inside, or is not among `classNames` */
   constructor(root: string, o: ImageFolderOptions = {}) {
-    const { folders, files } = list(root);
+    const { folders, files } = listFolder(root);
     refuseSplits(root, folders, files);
     this.root = root;
     this.classNames = o.classNames ? [...o.classNames] : folders;
@@ -51,7 +51,7 @@ export class ImageFolder implements Dataset {
     this.classNames.forEach((name, label) => {
       if (!folders.includes(name)) return;
       const folder = path.join(root, name);
-      const inside = list(folder);
+      const inside = listFolder(folder);
       if (inside.folders.length) {
         throw new RangeError(
           `the class folder ${folder} has folders inside (${quoted(inside.folders)}); expected only images: ` +
@@ -93,19 +93,62 @@ export class ImageFolder implements Dataset {
 }
 
 /** The parts of a data set. */
-export interface Splits {
+export interface SplitsOf<Source> {
   readonly classNames: readonly string[];
-  readonly train: Dataset;
-  readonly val: Dataset;
+  readonly train: Source;
+  readonly val: Source;
   /** Only where the folder has one. */
-  readonly test?: Dataset;
+  readonly test?: Source;
 }
+
+/** The parts of a data set of labeled images. */
+export type Splits = SplitsOf<Dataset>;
 
 export interface SplitsOptions {
   /** Share of each class that is held back for validation where the folder has no split of its own. Default 0.2. */
   readonly valFraction?: number;
   /** Seed of that split. Default 0. */
   readonly seed?: number;
+}
+
+/** What belongs to the parts of a ready split. */
+export interface Parts<T> {
+  readonly train: T;
+  readonly val?: T;
+  readonly test?: T;
+}
+
+/** The parts, each made anew by `make`. */
+export function mapParts<A, B>({ train, val, test }: Parts<A>, make: (part: A, name: keyof Parts<A>) => B): Parts<B> {
+  return {
+    train: make(train, 'train'),
+    ...(val !== undefined && { val: make(val, 'val') }),
+    ...(test !== undefined && { test: make(test, 'test') }),
+  };
+}
+
+/** Opened parts as a data set for training; where there is none for validation, `split` holds one back. */
+export function completeSplits<Source extends { readonly classNames: readonly string[] }>(
+  parts: Parts<Source>,
+  split: (whole: Source) => readonly [train: Source, val: Source],
+): SplitsOf<Source> {
+  const [train, val] = parts.val ? [parts.train, parts.val] : split(parts.train);
+  return { classNames: train.classNames, train, val, ...(parts.test && { test: parts.test }) };
+}
+
+/** The parts of a data set, if it has a folder for training. @throws RangeError if two folders mean the same part */
+export function findParts(root: string): Parts<string> | undefined {
+  const { folders } = listFolder(root);
+  const part = (name: keyof typeof splitNames): string | undefined => {
+    const names: readonly string[] = splitNames[name];
+    const found = folders.filter((folder) => names.includes(folder.toLowerCase()));
+    if (found.length > 1) throw new RangeError(`${root} has ${quoted(found)}, which mean the same; keep one of them`);
+    return found[0] === undefined ? undefined : path.join(root, found[0]);
+  };
+  const train = part('train');
+  if (train === undefined) return undefined;
+  const [val, test] = [part('val'), part('test')];
+  return { train, ...(val && { val }), ...(test && { test }) };
 }
 
 /**
@@ -115,28 +158,23 @@ export interface SplitsOptions {
  * training images: the same share of each class, chosen by the seed.
  */
 export function openImageFolder(root: string, o: SplitsOptions = {}): Splits {
-  const { folders } = list(root);
-  const part = (names: readonly string[]): string | undefined => {
-    const found = folders.filter((folder) => names.includes(folder.toLowerCase()));
-    if (found.length > 1) throw new RangeError(`${root} has ${quoted(found)}, which mean the same; keep one of them`);
-    return found[0] === undefined ? undefined : path.join(root, found[0]);
-  };
-  const trainRoot = part(splitNames.train);
-  const whole = new ImageFolder(trainRoot ?? root);
+  const { train: trainRoot = root, ...others } = findParts(root) ?? {};
+  const whole = new ImageFolder(trainRoot);
   const { classNames } = whole;
-  const valRoot = trainRoot && part(splitNames.val);
-  const testRoot = trainRoot && part(splitNames.test);
-  const [train, val] = valRoot
-    ? [whole, new ImageFolder(valRoot, { classNames })]
-    : splitDataset(whole, { fraction: o.valFraction ?? 0.2, seed: o.seed ?? 0 });
-  if (val.length === 0) throw new RangeError(`${whole.root} has too few images to hold some back for validation`);
-  return { classNames, train, val, ...(testRoot ? { test: new ImageFolder(testRoot, { classNames }) } : {}) };
+  const open = (folder: string): Dataset => (folder === trainRoot ? whole : new ImageFolder(folder, { classNames }));
+  const splits = completeSplits<Dataset>(mapParts({ train: trainRoot, ...others }, open), (all) =>
+    splitDataset(all, { fraction: o.valFraction ?? 0.2, seed: o.seed ?? 0 }),
+  );
+  if (splits.val.length === 0) {
+    throw new RangeError(`${whole.root} has too few images to hold some back for validation`);
+  }
+  return splits;
 }
 
 /** The image files directly in a folder, or the one file that `target` is; sorted. For prediction without classes. */
 export function listImages(target: string): string[] {
   if (stat(target).isFile()) return [target];
-  return list(target)
+  return listFolder(target)
     .files.filter(hasImageSuffix)
     .map((name) => path.join(target, name));
 }
@@ -158,7 +196,7 @@ function refuseSplits(root: string, folders: readonly string[], files: readonly 
 }
 
 /** The names in a folder, sorted by code unit as Python and C sort; without hidden ones; links are followed. */
-function list(folder: string): { folders: string[]; files: string[] } {
+export function listFolder(folder: string): { folders: string[]; files: string[] } {
   if (!stat(folder).isDirectory()) throw new RangeError(`${folder} is not a folder`);
   const folders: string[] = [];
   const files: string[] = [];
@@ -173,13 +211,15 @@ function list(folder: string): { folders: string[]; files: string[] } {
   return { folders: folders.sort(), files: files.sort() };
 }
 
-function stat(target: string): { isDirectory(): boolean; isFile(): boolean } {
+/** @throws RangeError if there is nothing of that name */
+export function stat(target: string): { isDirectory(): boolean; isFile(): boolean } {
   const found = statSync(target, { throwIfNoEntry: false });
   if (!found) throw new RangeError(`${target}: no such file or folder`);
   return found;
 }
 
-function quoted(names: readonly string[]): string {
+/** Names for messages, not more than ten. */
+export function quoted(names: readonly string[]): string {
   const shown = names.slice(0, 10).map((name) => `"${name}"`);
   return names.length > 10 ? `${shown.join(', ')} and ${String(names.length - 10)} more` : shown.join(', ');
 }

@@ -4,19 +4,21 @@ export type { BatchLoaderOptions, Collated, SkippedImage } from './batch_loader.
 export { clipViews, testFrames, trainingClip, trainingFrames } from './clips.js';
 export type { ClipCrop, ClipPreparation, ClipViews, FrameSampling } from './clips.js';
 export { adjustBrightness, adjustContrast, adjustHue, adjustSaturation } from './color.js';
-export { splitDataset, Subset, TensorDataset } from './dataset.js';
+export { Selection, splitDataset, splitSamples, Subset, TensorDataset } from './dataset.js';
 export type { Dataset } from './dataset.js';
 export { DetectionLoader, SegmentationLoader } from './dense_loaders.js';
 export type { AnnotatedLoaderOptions, DetectionLoaderOptions, SegmentationLoaderOptions } from './dense_loaders.js';
 export { decodeImage, hasImageSuffix, ImageError, imageSuffixes } from './decode.js';
 export { ImageFolder, listImages, openImageFolder } from './folder.js';
-export type { ImageFolderOptions, Splits, SplitsOptions } from './folder.js';
+export type { ImageFolderOptions, Splits, SplitsOf, SplitsOptions } from './folder.js';
 export { cropImage, flipHorizontal, flipVertical } from './geometry.js';
 export type { Box } from './geometry.js';
 export { imageFromTensor, imageToTensor, resizeImage } from './image.js';
 export type { Image, Interpolation } from './image.js';
 export { DataLoader } from './loader.js';
 export type { DataLoaderOptions } from './loader.js';
+export { MaskFolder, openMasks, readMask } from './masks.js';
+export type { MaskFolderOptions, MaskOptions, OpenMasksOptions } from './masks.js';
 export { Pipeline } from './pipeline.js';
 export type { CollateOptions } from './pipeline.js';
 export { randAugment, randAugmentOperations } from './rand_augment.js';
@@ -27,6 +29,7 @@ export type {
   AnnotatedImage,
   AnyBatch,
   DetectionSample,
+  LabeledSource,
   LoadedBatch,
   LoadedBoxes,
   LoadedClips,
@@ -35,6 +38,7 @@ export type {
   Objects,
   SampleSource,
   SegmentationSample,
+  Skipped,
   Video,
   VideoSource,
 } from './samples.js';

@@ -18,6 +18,30 @@ export class SampleError extends Error {
   }
 }
 
+/** Something broken that was left out on request. */
+export interface Skipped {
+  /** The file. */
+  readonly path: string;
+  readonly message: string;
+}
+
+/** Where broken things go that are found before any sample is loaded: an error at once, or a list of what is left out. */
+export class Defects {
+  /** What was left out. */
+  readonly skipped: Skipped[] = [];
+  readonly #isSkipping: boolean;
+
+  constructor(skipBroken = false) {
+    this.#isSkipping = skipBroken;
+  }
+
+  /** @throws SampleError unless broken things are skipped */
+  report(path: string, message: string): void {
+    if (!this.#isSkipping) throw new SampleError(path, message);
+    this.skipped.push({ path, message });
+  }
+}
+
 /** A numbered collection of samples. Loading the same index twice gives the same sample. */
 export interface SampleSource<Sample> {
   readonly length: number;
@@ -27,6 +51,12 @@ export interface SampleSource<Sample> {
   load(index: number): Sample | Promise<Sample>;
   /** A name for messages: the file's path where there is one. */
   describe(index: number): string;
+}
+
+/** Samples of one class each. */
+export interface LabeledSource<Sample> extends SampleSource<Sample> {
+  /** The class number of each sample. */
+  readonly labels: ArrayLike<number>;
 }
 
 /** The class number of pixels that do not count, in every mask after it is loaded, whatever its file calls them. */
@@ -71,10 +101,7 @@ export interface Video {
 }
 
 /** Videos of one class each. */
-export interface VideoSource extends SampleSource<Video> {
-  /** The class number of each video. */
-  readonly labels: ArrayLike<number>;
-}
+export type VideoSource = LabeledSource<Video>;
 
 /** What batches of all tasks have. Whoever receives one frees its tensors, which belong to no scope, with `dispose`. */
 export interface AnyBatch {

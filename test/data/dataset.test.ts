@@ -54,7 +54,7 @@ describe('ImageFolder', () => {
     ]);
     expect(await dataset.load(4)).toMatchObject({ width: 23, height: 17, channels: 3 });
     expect(dataset.describe(1)).toBe(path.join(base, 'dog', '10.png'));
-    expect(() => dataset.describe(5)).toThrow(/index 5 is outside.*5 images/);
+    expect(() => dataset.describe(5)).toThrow(/index 5 is outside.*5 samples/);
   });
 
   it.each([
