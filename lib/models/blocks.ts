@@ -51,6 +51,21 @@ export function identitySite(role: Role, channels: number, layout: SiteLayout): 
   return site(new Identity(), { role, in: channels, out: channels, layout });
 }
 
+/**
+ * The image batch, laid out with channels last, in which LibTorch's convolutions and ours are fastest; all maps behind it
+ * keep that layout. A batch that comes so is not copied.
+ */
+class ImageInput extends Identity {
+  override forward(x: Tensor): Tensor {
+    return x.ndim === 4 ? x.contiguous({ memoryFormat: 'channels_last' }) : x;
+  }
+}
+
+/** The `input` site of a convolutional backbone. */
+export function imageSite(channels: number): Identity {
+  return site(new ImageInput(), { role: 'input', in: channels, out: channels, layout: 'map' });
+}
+
 /** The classifier over a vector of `inFeatures`, or an identity when there are no classes: the `classifier` site. */
 export function classifierSite(inFeatures: number, numClasses: number): Linear | Identity {
   const head = numClasses > 0 ? new Linear(inFeatures, numClasses) : new Identity();

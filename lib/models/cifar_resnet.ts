@@ -26,6 +26,7 @@ import {
   convSite,
   dropPathRateAt,
   identitySite,
+  imageSite,
   outputsOf,
   poolMap,
 } from './blocks.js';
@@ -103,7 +104,7 @@ export class CifarResNet extends Backbone {
       { path: 'layer2', channels: c2, stride: 2 },
       { path: 'layer3', channels: c3, stride: 4 },
     ];
-    this.input = identitySite('input', o.inChans, 'map');
+    this.input = imageSite(o.inChans);
     this.conv1 = convSite(o.inChans, c1, { kernelSize: 3, padding: 1 });
     this.bn1 = batchNormSite(c1, { eps: o.bnEps, momentum: o.bnMomentum });
     const span = new Span((x, ctx) => convNormAct(this.conv1, this.bn1, x, ctx));

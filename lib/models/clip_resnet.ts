@@ -31,6 +31,7 @@ import {
   convSite,
   dropPathRateAt,
   identitySite,
+  imageSite,
   outputsOf,
   ResidualBlock,
   type ResidualBlockOptions,
@@ -225,7 +226,7 @@ export class ClipResNet extends Backbone {
     super(config);
     this.name = name;
     const half = Math.floor(o.width / 2);
-    this.input = identitySite('input', o.inChans, 'map');
+    this.input = imageSite(o.inChans);
     this.conv1 = convSite(o.inChans, half, { kernelSize: 3, stride: 2, padding: 1 });
     this.bn1 = batchNormSite(half);
     this.conv2 = convSite(half, half, { kernelSize: 3, padding: 1 });

@@ -23,6 +23,7 @@ import {
   classifierSite,
   dropPathRateAt,
   identitySite,
+  imageSite,
   makeDivisible,
   type NormOptions,
   outputsOf,
@@ -96,7 +97,7 @@ export class EfficientNetV2 extends Backbone {
     this.globalPool = o.globalPool;
     const norm: NormOptions = { eps: o.bnEps, momentum: o.bnMomentum };
     const stemChannels = widthOf(o.stemChannels, o);
-    this.input = identitySite('input', o.inChans, 'map');
+    this.input = imageSite(o.inChans);
     this.conv_stem = sameConv(o.inChans, stemChannels, 3, 2);
     this.bn1 = batchNormSite(stemChannels, norm);
     this.stem = site(new Span((x, ctx) => convNormSilu(this.conv_stem, this.bn1, x, ctx)), {

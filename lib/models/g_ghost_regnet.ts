@@ -32,6 +32,7 @@ import {
   convSite,
   dropPathRateAt,
   identitySite,
+  imageSite,
   outputsOf,
   poolMap,
 } from './blocks.js';
@@ -198,7 +199,7 @@ export class GGhostRegNet extends Backbone {
     super(config);
     requireSameLength(name, { layers: o.layers, widths: o.widths });
     this.name = name;
-    this.input = identitySite('input', o.inChans, 'map');
+    this.input = imageSite(o.inChans);
     this.conv1 = convSite(o.inChans, o.stemChannels, { kernelSize: 3, stride: 2, padding: 1 });
     this.bn1 = batchNormSite(o.stemChannels);
     this.stem = site(new Span((x, ctx) => convNormAct(this.conv1, this.bn1, x, ctx)), {

@@ -31,6 +31,7 @@ import {
   convSite,
   dropPathRateAt,
   identitySite,
+  imageSite,
   outputsOf,
   poolMap,
   UnusedAffine,
@@ -214,7 +215,7 @@ export class GhostResNet extends Backbone {
     super(config);
     requireSameLength(name, { layers: o.layers, channels: o.channels });
     this.name = name;
-    this.input = identitySite('input', o.inChans, 'map');
+    this.input = imageSite(o.inChans);
     this.conv1 = convSite(o.inChans, o.stemChannels, { kernelSize: 7, stride: 2, padding: 3 });
     this.bn1 = batchNormSite(o.stemChannels);
     this.maxpool = new MaxPool2d({ kernelSize: 3, stride: 2, padding: 1 });

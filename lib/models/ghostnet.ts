@@ -26,6 +26,7 @@ import {
   convSite,
   dropPathRateAt,
   identitySite,
+  imageSite,
   outputsOf,
   poolMap,
 } from './blocks.js';
@@ -273,7 +274,7 @@ export class GhostNet extends Backbone {
     this.name = name;
     this.numFeatures = o.headChannels;
     const stemOut = divisibleByFour(16 * o.width);
-    this.input = identitySite('input', o.inChans, 'map');
+    this.input = imageSite(o.inChans);
     this.conv_stem = convSite(o.inChans, stemOut, { kernelSize: 3, stride: 2, padding: 1 });
     this.bn1 = batchNormSite(stemOut);
     this.stem = site(new Span((x, ctx) => this.bn1.run(this.conv_stem.run(x, ctx), ctx).relu()), {

@@ -22,7 +22,16 @@ import {
 } from '../nn/index.js';
 import type { Tensor } from '../tensor/index.js';
 import { Backbone, type FeatureLevel, type Preprocessing } from './backbone.js';
-import { BlockList, classifierSite, convSite, dropPathRateAt, identitySite, outputsOf, poolMap } from './blocks.js';
+import {
+  BlockList,
+  classifierSite,
+  convSite,
+  dropPathRateAt,
+  identitySite,
+  imageSite,
+  outputsOf,
+  poolMap,
+} from './blocks.js';
 import { type Family, imageSize, preprocessing, requireSameLength } from './family.js';
 import { HatBlock, mapNorm } from './hatnet_blocks.js';
 
@@ -116,7 +125,7 @@ export class HatNet extends Backbone {
     this.name = name;
     this.numFeatures = c4;
     this.featureLevels = dims.map((channels, i) => ({ path: `blocks.${i}`, channels, stride: 4 * 2 ** i }));
-    this.input = identitySite('input', o.inChans, 'map');
+    this.input = imageSite(o.inChans);
     this.patch_embed = stem(o.inChans, c1, o.activation);
     this.blocks = new Sequential(...dims.map((_, stage) => stageOf(o, stage)));
     this.ds2 = new HatDownsample(c1, c2);

@@ -20,7 +20,7 @@ import {
 } from '../nn/index.js';
 import { aten, type Tensor } from '../tensor/index.js';
 import { Backbone, type FeatureLevel, type Preprocessing } from './backbone.js';
-import { classifierSite, convSite, dropPathRateAt, identitySite, outputsOf, poolMap } from './blocks.js';
+import { classifierSite, convSite, dropPathRateAt, identitySite, imageSite, outputsOf, poolMap } from './blocks.js';
 import { requireSameLength } from './family.js';
 import { tokensOf } from './hornet_blocks.js';
 import {
@@ -106,7 +106,7 @@ export class InternImage extends Backbone {
       throw new RangeError(`${name}: CLIP's head joins two levels, given ${widths.length}`);
     this.name = name;
     this.featureLevels = widths.map((channels, i) => ({ path: `levels.${i}`, channels, stride: 4 * 2 ** i }));
-    this.input = identitySite('input', o.inChans, 'map');
+    this.input = imageSite(o.inChans);
     this.patch_embed = new InternStem(o);
     this.pos_drop = new Dropout(o.dropRate);
     this.levels = new Sequential(...buildLevels(o, widths));

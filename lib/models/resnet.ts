@@ -36,6 +36,7 @@ import {
   convSite,
   dropPathRateAt,
   identitySite,
+  imageSite,
   type NormOptions,
   outputsOf,
   poolMap,
@@ -211,7 +212,7 @@ export class ResNet extends Backbone {
     this.globalPool = o.globalPool;
     const norm: NormOptions = { eps: o.bnEps, momentum: o.bnMomentum };
     const stemOut = o.stemType === '' ? o.stemChannels : 2 * o.stemWidth;
-    this.input = identitySite('input', o.inChans, 'map');
+    this.input = imageSite(o.inChans);
     this.conv1 = stemConv(o, norm);
     this.bn1 = batchNormSite(stemOut, norm);
     this.maxpool = new MaxPool2d({ kernelSize: 3, stride: 2, padding: 1 });

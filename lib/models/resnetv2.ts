@@ -20,7 +20,7 @@ import {
 } from '../nn/index.js';
 import { aten, type Tensor } from '../tensor/index.js';
 import { Backbone, type FeatureLevel, HALF, type Preprocessing } from './backbone.js';
-import { BlockList, dropPathRateAt, identitySite, makeDivisible, outputsOf, poolMap } from './blocks.js';
+import { BlockList, dropPathRateAt, identitySite, imageSite, makeDivisible, outputsOf, poolMap } from './blocks.js';
 import { ClassifierHead } from './classifier_head.js';
 import { type Family, imageSize, preprocessing, requireSameLength, sizePair } from './family.js';
 import { bitKeyMap } from './resnetv2_names.js';
@@ -214,7 +214,7 @@ export class ResNetV2 extends Backbone {
     this.globalPool = o.globalPool;
     this.layers = o.layers;
     const stemChannels = o.stemChannels * o.widthFactor;
-    this.input = identitySite('input', o.inChans, 'map');
+    this.input = imageSite(o.inChans);
     this.stem = new Stem(o.inChans, stemChannels, o.weightEps);
     const { stages, levels, channels } = buildStages(o, stemChannels);
     this.stages = stages;

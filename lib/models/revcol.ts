@@ -16,7 +16,7 @@ import {
 } from '../nn/index.js';
 import { noGrad, type Tensor } from '../tensor/index.js';
 import { Backbone, type FeatureLevel, type Preprocessing } from './backbone.js';
-import { convSite, dropPathRateAt, identitySite } from './blocks.js';
+import { convSite, dropPathRateAt, identitySite, imageSite } from './blocks.js';
 import { type Family, imageSize, preprocessing, requireSameLength } from './family.js';
 import { Column, Decoder, RevColHead, SimpleDecoder } from './revcol_blocks.js';
 import type { Supervision } from './revcol_loss.js';
@@ -95,7 +95,7 @@ export class RevCol extends Backbone {
       channels,
       stride: 4 * 2 ** i,
     }));
-    this.input = identitySite('input', o.inChans, 'map');
+    this.input = imageSite(o.inChans);
     this.stem = site(
       new Sequential(
         convSite(o.inChans, finest, { kernelSize: 4, stride: 4, bias: true }),

@@ -92,7 +92,19 @@ export interface Part {
 function addScaled(y: Tensor, g: Tensor, scale: Scale, { scale: learned, strength }: Part): Tensor {
   if (learned) return aten.addcmul(y, g, learned, { value: strength });
   const factor = typeof scale === 'number' ? scale * strength : strength;
-  return factor === 1 ? aten.add(y, g) : aten.add(y, g, { alpha: factor });
+  const sum = factor === 1 ? aten.add(y, g) : aten.add(y, g, { alpha: factor });
+  return laidOutAs(y, sum);
+}
+
+/**
+ * `sum` in the layout of y. LibTorch forgets that a map of one position is laid out with channels last when it adds, and
+ * later kernels round differently then: an increment of zero would change the last bits.
+ */
+function laidOutAs(y: Tensor, sum: Tensor): Tensor {
+  const [batch = 0, channels = 0, height, width] = y.shape;
+  if (y.ndim !== 4 || height !== 1 || width !== 1 || channels === 1) return sum;
+  if (y.stride(3) !== channels || sum.stride(3) === channels) return sum;
+  return sum.reshape([batch, 1, 1, channels]).permute([0, 3, 1, 2]);
 }
 
 /** An affine map's factor and summand, drawn toward the identity by a strength below 1 (and beyond it by one above). */
