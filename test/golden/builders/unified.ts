@@ -1,13 +1,13 @@
-/** The unified view's family on BART, mBART, RoBERTa and T5, and its bare layers. */
-import { Bottleneck, graft, PrefixMlp, type Adapter, type BottleneckStart } from '../../../lib/adapters/index.js';
+/** The unified view's family on BART, mBART, RoBERTa and T5. */
+import { graft } from '../../../lib/adapters/index.js';
 import { createCustomTextModel, type TextModel } from '../../../lib/models/index.js';
-import { Context, Linear, ModuleDict, Parameter } from '../../../lib/nn/index.js';
-import { aten, empty, type Tensor } from '../../../lib/tensor/index.js';
-import { type Built, type Builder, Config, type Entry, soleInput, UnknownCase } from '../builder.js';
+import { Parameter } from '../../../lib/nn/index.js';
+import { empty, type Tensor } from '../../../lib/tensor/index.js';
+import { type Built, type Builder, Config, type Entry, UnknownCase } from '../builder.js';
 import type { CountsRow, GoldenCase } from '../case.js';
-import { graftEntries, sharedEntries } from './adapted.js';
-import { layerHost } from './layer_host.js';
 import { t5Of, textEntries, textRun } from './t5.js';
+import { adapterLayers, loraLinear, prefixModule } from './unified_layers.js';
+import { adapterEntries, scaleOf, wrapped } from './unified_names.js';
 
 type Kind = 'bart' | 'mbart' | 'roberta';
 
@@ -54,8 +54,6 @@ interface Step {
   readonly options: Record<string, unknown>;
 }
 
-const SCALAR = 'learnable_scalar';
-
 function loraStep(tune: Config, rank: number, roles: readonly string[]): Step {
   const options = {
     rank,
@@ -92,11 +90,10 @@ function prefixOptions(tune: Config, kind: Kind): Record<string, unknown> {
 
 /** The adapter of `ffn_mode` adapter. */
 function mlpPlace(tune: Config): Record<string, unknown> {
-  const scalar = tune.get<string | number>('ffn_adapter_scalar');
   return {
     insertion: tune.get('ffn_option'),
     width: tune.get('ffn_bn'),
-    scale: scalar === SCALAR ? 'learned' : Number(scalar),
+    scale: scaleOf(tune.get('ffn_adapter_scalar')),
     norm: tune.get('ffn_adapter_layernorm_option'),
     start: tune.get('ffn_adapter_init_option'),
   };
@@ -135,18 +132,6 @@ function stepsOf(tune: Config, kind: Kind): Step[] {
     steps.push({ method: 'adapter', options: { design: 'houlsby', attention: beside, mlp: place } });
   }
   return steps;
-}
-
-/** Official name of a graft's tensor in the released wrapper. */
-function wrapped(official: string): string {
-  const name = official.replace(/\.lora\.down\.weight$/, '.ef_lora_A').replace(/\.lora\.up\.weight$/, '.ef_lora_B');
-  const isPrompt = /^(wte|control_trans|(encoder_attn|decoder_self_attn|decoder_cross_attn)_(key|value)\.)/.test(name);
-  return `${isPrompt ? 'prompt_model' : 'pretrained_model'}.${name}`;
-}
-
-function adapterEntries(adapter: Adapter, rename: (official: string) => string): [string, Entry][] {
-  const naming = { graft: rename };
-  return [...adapter.grafts.flatMap((g) => graftEntries(adapter, g, naming)), ...sharedEntries(adapter, naming)];
 }
 
 const ROBERTA_FFN = /^(pretrained_model\.roberta\.encoder\.layer\.\d+)(\.ef_ffn_adapter\..*)$/;
@@ -225,11 +210,10 @@ function t5Mam(config: Config): Built {
   const model = t5Of(sizes);
   sizes.done();
   config.expect('ffn_option', 'parallel');
-  const scalar = config.get<number | string>('ffn_adapter_scalar');
   const options = {
     length: config.get('prefix_length'),
     width: config.get('ffn_bn'),
-    scale: scalar === SCALAR ? 'learned' : Number(scalar),
+    scale: scaleOf(config.get('ffn_adapter_scalar')),
     norm: config.get('ffn_adapter_layernorm_option', 'none'),
   };
   const adapter = graft(model, 'mam', options, { head: 'frozen' });
@@ -237,136 +221,6 @@ function t5Mam(config: Config): Built {
     module: model,
     state: new Map([...textEntries(model), ...adapterEntries(adapter, (name) => name)]),
     run: textRun(model),
-  };
-}
-
-interface LayerConfig {
-  readonly bottleneck: number;
-  readonly init: BottleneckStart;
-  readonly scalar: string;
-  readonly layernorm: 'in' | 'out' | 'none';
-  readonly add_residual: boolean;
-  readonly external_residual?: boolean;
-}
-
-const LEAVES: Readonly<Record<string, string>> = {
-  down: 'down_proj',
-  up: 'up_proj',
-  norm: 'adapter_layer_norm_before',
-};
-
-function adapterLayers(config: Config): Built {
-  const dim = config.get<number>('d_model');
-  const activation = config.get<'relu'>('activation', 'relu');
-  const layers = Object.entries(config.get<Record<string, LayerConfig>>('layers'));
-  const made = layers.map(([name, { bottleneck, init, scalar, layernorm }]) => {
-    const scale = scalar === SCALAR ? 'learned' : Number(scalar);
-    return [
-      name,
-      new Bottleneck(dim, dim, { width: bottleneck, start: init, scale, norm: layernorm, activation }),
-    ] as const;
-  });
-  const module = new ModuleDict(Object.fromEntries(made));
-  const state = module.namedState().map(([name, tensor]): [string, Entry] => {
-    const [layer = '', part = '', ...rest] = name.split('.');
-    return [[layer, LEAVES[part] ?? part, ...rest].join('.'), { tensor }];
-  });
-  return {
-    module,
-    state: new Map(state),
-    run: (inputs) => {
-      const x = inputs.get('x');
-      if (!x) throw new UnknownCase('the case has no input x');
-      const outputs = layers.map(([name, layer], i) => {
-        const y = made[i]?.[1].run(x) as Tensor;
-        const residual = layer.external_residual ? inputs.get('residual') : x;
-        if (layer.add_residual && !residual) throw new UnknownCase('the case has no input residual');
-        return [name, layer.add_residual && residual ? y.add(residual) : y] as const;
-      });
-      return Object.fromEntries(outputs);
-    },
-  };
-}
-
-/** Places of the prefix module: their names in outputs, in the MLPs and in the lists of direct prefixes. */
-const PLACES = [
-  ['encoder', '_enc', 'encoder_attn'],
-  ['self', '', 'decoder_self_attn'],
-  ['encoder_decoder', '2', 'decoder_cross_attn'],
-] as const;
-
-function prefixModule(config: Config): Built {
-  const batch = config.get<number>('batch');
-  const layers = config.get<number>('layers');
-  const heads = config.get<number>('heads');
-  const width = config.get<number>('d_model');
-  const length = config.get<number>('attn_bn');
-  const isDirect = config.get<string>('attn_mode') === 'prefix_nomlp';
-  const hidden = config.get('mid_dim', 800);
-  const dropout = config.get('prefix_dropout', 0);
-  const state = new Map<string, Entry>();
-  /** [layers, B heads, l, d] of each place. */
-  const outputs = new Map<string, () => Tensor>();
-  const repeated = (t: Tensor): Tensor =>
-    t
-      .unsqueeze(1)
-      .expand([-1, batch, -1, -1, -1])
-      .reshape([layers, batch * heads, length, width / heads]);
-  const parts = new ModuleDict<PrefixMlp>();
-  for (const [place, suffix, list] of PLACES) {
-    if (isDirect) {
-      for (const what of ['key', 'value']) {
-        const rows = Array.from({ length: layers }, () => new Parameter(empty([length, width])));
-        rows.forEach((tensor, i) => state.set(`prompt_model.${list}_${what}.${i}.weight`, { tensor }));
-        const split = (): Tensor =>
-          aten.stack(rows.map((row) => row.view([length, heads, width / heads]).transpose(0, 1)));
-        outputs.set(`${place}.${what}`, () => repeated(split()));
-      }
-      continue;
-    }
-    const mlp = new PrefixMlp({ length, layers, heads, width, hidden, dropout });
-    parts.set(place, mlp);
-    for (const [leaf, tensor] of mlp.namedState()) {
-      const name = leaf
-        .replace(/^embedding/, `wte${suffix}`)
-        .replace(/^hidden/, `control_trans${suffix}.0`)
-        .replace(/^out/, `control_trans${suffix}.2`);
-      state.set(`prompt_model.${name}`, { tensor });
-    }
-    for (const what of ['key', 'value'] as const) {
-      outputs.set(`${place}.${what}`, () => {
-        const ctx = new Context();
-        return repeated(aten.stack(Array.from({ length: layers }, (_, i) => mlp.slot(i, what, ctx))));
-      });
-    }
-  }
-  return {
-    module: parts,
-    state,
-    run: () => Object.fromEntries(Array.from(outputs, ([name, make]) => [name, make()])),
-  };
-}
-
-function loraLinear(config: Config): Built {
-  const layer = new Linear(config.get('in_features'), config.get('out_features'), { bias: config.get('bias', true) });
-  const rank = config.get<number>('r');
-  const alpha = config.get<number>('lora_alpha');
-  config.ignore('scaling');
-  const host = layerHost(layer);
-  const dropout = config.get('lora_dropout', 0);
-  const adapter = graft(host, 'lora', { rank, alpha, dropout, at: { role: 'layer' } }, { head: 'frozen' });
-  const naming = (official: string): string => wrapped(official).replace(/^pretrained_model\.layer/, 'linear');
-  const state = new Map(adapterEntries(adapter, naming));
-  state.set('linear.weight', { tensor: layer.weight });
-  if (layer.bias) state.set('linear.bias', { tensor: layer.bias });
-  const [down, up] = ['linear.ef_lora_A', 'linear.ef_lora_B'].map((name) => state.get(name)?.tensor);
-  return {
-    module: host,
-    state,
-    run: (inputs) => ({
-      y: host.run(soleInput(inputs)),
-      ...(down && up && { merged_weight: layer.weight.add(up.mm(down), { alpha: alpha / rank }) }),
-    }),
   };
 }
 
