@@ -3,6 +3,8 @@ export { BatchLoader } from './batch_loader.js';
 export type { BatchLoaderOptions, Collated, SkippedImage } from './batch_loader.js';
 export { clipViews, testFrames, trainingClip, trainingFrames } from './clips.js';
 export type { ClipCrop, ClipPreparation, ClipViews, FrameSampling } from './clips.js';
+export { CocoDataset, openCoco } from './coco_dataset.js';
+export type { CocoDatasetOptions, CocoReadOptions, OpenCocoOptions } from './coco_dataset.js';
 export { adjustBrightness, adjustContrast, adjustHue, adjustSaturation } from './color.js';
 export { Selection, splitDataset, splitSamples, Subset, TensorDataset } from './dataset.js';
 export type { Dataset } from './dataset.js';
