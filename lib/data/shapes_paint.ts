@@ -44,7 +44,8 @@ const radii: readonly (readonly [number, number])[] = [
 /** Subpixels per pixel and direction. */
 const SUBPIXELS = 3;
 
-interface Object2D {
+/** Where an object is: its middle and half its extent as shares of the picture, and how it is turned. */
+export interface Placement {
   readonly x: number;
   readonly y: number;
   readonly radius: number;
@@ -53,18 +54,36 @@ interface Object2D {
   readonly sin: number;
 }
 
+/** How an object is painted. */
+export interface Look {
+  readonly fill: Color;
+  readonly second: Color;
+  readonly texture: Texture;
+}
+
 /** The picture of a scene, RGB bytes of `size` x `size`; details such as exact places come from `random`. */
 export function paint(scene: Scene, size: number, clutter: number, random: Random): Uint8Array {
+  const canvas = paintBackdrop(size, clutter, random);
+  const objects = place(scene, random);
+  const look = drawLook(scene, random);
+  for (const object of objects) paintObject(canvas, size, object, scene.shape, look);
+  return withNoise(canvas, clutter, random);
+}
+
+/** What is behind the objects: a background and the clutter on it. RGB from 0 to 1. */
+export function paintBackdrop(size: number, clutter: number, random: Random): Float32Array {
   const canvas = background(size, random);
   const distractors = Math.round(clutter * random.uniform(5, 11));
   for (let i = 0; i < distractors; i++) paintDistractor(canvas, size, random);
-  const objects = place(scene, random);
-  const fill = objectColor(scene.color, random);
+  return canvas;
+}
+
+/** Colors and texture of an object of these classes. */
+export function drawLook({ color, texture }: Pick<Scene, 'color' | 'texture'>, random: Random): Look {
+  const fill = objectColor(color, random);
   const second = contrasting(fill, random);
   const textureSeed = random.uint32();
-  const texture = makeTexture(scene.texture, textureSeed, random);
-  for (const object of objects) paintObject(canvas, size, object, scene.shape, texture, fill, second);
-  return withNoise(canvas, 0.02 + 0.02 * Math.min(clutter, 2), random);
+  return { fill, second, texture: makeTexture(texture, textureSeed, random) };
 }
 
 /** A smooth mixture of random colors on a 4 x 4 grid, with a faint texture of its own. */
@@ -125,7 +144,7 @@ function paintDistractor(canvas: Float32Array, size: number, random: Random): vo
 }
 
 /** Where the objects are: one in its cell of a 3 x 3 grid, or several that do not overlap. */
-function place(scene: Scene, random: Random): Object2D[] {
+function place(scene: Scene, random: Random): Placement[] {
   const [least, most] = radii[scene.size] ?? [0.2, 0.2];
   // Eight directions, counterclockwise from up, and up to 14 degrees astray.
   const turn = (): number => scene.rotation / 8 + random.uniform(-0.04, 0.04);
@@ -138,10 +157,15 @@ function place(scene: Scene, random: Random): Object2D[] {
     const [cos, sin] = direction(turn());
     return [{ x: middle(column), y: middle(row), radius, cos, sin }];
   }
-  const objects: Object2D[] = [];
+  return scatter(scene.count, (shrink) => clamp(radius, 0.1, 0.17) * shrink * random.uniform(0.9, 1.1), random);
+}
+
+/** Objects anywhere, turned anyhow, that do not overlap; `radius` of a factor that falls until there is room for all. */
+export function scatter(count: number, radius: (shrink: number) => number, random: Random): Placement[] {
+  const objects: Placement[] = [];
   let shrink = 1;
-  while (objects.length < scene.count) {
-    const r = clamp(radius, 0.1, 0.17) * shrink * random.uniform(0.9, 1.1);
+  while (objects.length < count) {
+    const r = radius(shrink);
     const x = random.uniform(r, 1 - r);
     const y = random.uniform(r, 1 - r);
     const isFree = objects.every(
@@ -197,33 +221,49 @@ function fraction(x: number): number {
   return x - Math.floor(x);
 }
 
-function paintObject(
-  canvas: Float32Array,
-  size: number,
-  o: Object2D,
-  shape: number,
-  texture: Texture,
-  fill: Color,
-  second: Color,
-): void {
+/** @throws RangeError for a shape that is none */
+function outline(shape: number): (x: number, y: number) => boolean {
   const inside = insideShape[shape];
   if (!inside) throw new RangeError(`there is no shape ${String(shape)}`);
-  const box = { left: o.x - o.radius, right: o.x + o.radius, top: o.y - o.radius, bottom: o.y + o.radius };
+  return inside;
+}
+
+function boundsOf({ x, y, radius }: Placement): Bounds {
+  return { left: x - radius, right: x + radius, top: y - radius, bottom: y + radius };
+}
+
+/** A point of the picture in the object's own frame. */
+function ownFrame(o: Placement, px: number, py: number): readonly [x: number, y: number] {
+  const dx = (px - o.x) / o.radius;
+  const dy = (o.y - py) / o.radius;
+  return [dx * o.cos + dy * o.sin, dy * o.cos - dx * o.sin];
+}
+
+/** Paints an object of a shape onto a canvas of `size` x `size` pixels. */
+export function paintObject(canvas: Float32Array, size: number, o: Placement, shape: number, look: Look): void {
+  const inside = outline(shape);
   rasterize(
     canvas,
     size,
-    box,
+    boundsOf(o),
     SUBPIXELS,
     (px, py) => {
-      const dx = (px - o.x) / o.radius;
-      const dy = (o.y - py) / o.radius;
-      const x = dx * o.cos + dy * o.sin;
-      const y = dy * o.cos - dx * o.sin;
+      const [x, y] = ownFrame(o, px, py);
       if (!inside(x, y)) return undefined;
-      return texture(x, y) ? second : fill;
+      return look.texture(x, y) ? look.second : look.fill;
     },
     1,
   );
+}
+
+/** The numbers of the pixels whose middles an object covers, in a picture of `size` x `size`. */
+export function pixelsOf(size: number, o: Placement, shape: number): number[] {
+  const inside = outline(shape);
+  const covered: number[] = [];
+  forPixels(size, boundsOf(o), (px, py) => {
+    if (inside(...ownFrame(o, (px + 0.5) / size, (py + 0.5) / size))) covered.push(py * size + px);
+  });
+  return covered;
 }
 
 interface Bounds {
@@ -242,33 +282,39 @@ function rasterize(
   color: (x: number, y: number) => Color | undefined,
   opacity: number,
 ): void {
+  const weight = opacity / (n * n);
+  forPixels(size, box, (px, py) => {
+    let [red, green, blue, cover] = [0, 0, 0, 0];
+    for (let sy = 0; sy < n; sy++) {
+      for (let sx = 0; sx < n; sx++) {
+        const sample = color((px + (sx + 0.5) / n) / size, (py + (sy + 0.5) / n) / size);
+        if (!sample) continue;
+        red += sample[0] * weight;
+        green += sample[1] * weight;
+        blue += sample[2] * weight;
+        cover += weight;
+      }
+    }
+    if (cover === 0) return;
+    const i = (py * size + px) * 3;
+    canvas[i] = (canvas[i] ?? 0) * (1 - cover) + red;
+    canvas[i + 1] = (canvas[i + 1] ?? 0) * (1 - cover) + green;
+    canvas[i + 2] = (canvas[i + 2] ?? 0) * (1 - cover) + blue;
+  });
+}
+
+/** Visits the pixels that a box (shares of the picture) touches, row after row. */
+function forPixels(size: number, box: Bounds, visit: (px: number, py: number) => void): void {
   const first = (edge: number): number => Math.max(0, Math.floor(edge * size));
   const last = (edge: number): number => Math.min(size - 1, Math.floor(edge * size));
-  const weight = opacity / (n * n);
   for (let py = first(box.top); py <= last(box.bottom); py++) {
-    for (let px = first(box.left); px <= last(box.right); px++) {
-      let [red, green, blue, cover] = [0, 0, 0, 0];
-      for (let sy = 0; sy < n; sy++) {
-        for (let sx = 0; sx < n; sx++) {
-          const sample = color((px + (sx + 0.5) / n) / size, (py + (sy + 0.5) / n) / size);
-          if (!sample) continue;
-          red += sample[0] * weight;
-          green += sample[1] * weight;
-          blue += sample[2] * weight;
-          cover += weight;
-        }
-      }
-      if (cover === 0) continue;
-      const i = (py * size + px) * 3;
-      canvas[i] = (canvas[i] ?? 0) * (1 - cover) + red;
-      canvas[i + 1] = (canvas[i + 1] ?? 0) * (1 - cover) + green;
-      canvas[i + 2] = (canvas[i + 2] ?? 0) * (1 - cover) + blue;
-    }
+    for (let px = first(box.left); px <= last(box.right); px++) visit(px, py);
   }
 }
 
-/** Adds noise (triangular, `amount` its half width) and converts to bytes. */
-function withNoise(canvas: Float32Array, amount: number, random: Random): Uint8Array {
+/** Adds noise (triangular), the more the more clutter there is, and converts to bytes. */
+export function withNoise(canvas: Float32Array, clutter: number, random: Random): Uint8Array {
+  const amount = 0.02 + 0.02 * Math.min(clutter, 2);
   const bytes = new Uint8Array(canvas.length);
   for (let i = 0; i < canvas.length; i++) {
     const bits = random.uint32();
@@ -307,7 +353,7 @@ function hsv(hue: number, saturation: number, value: number): Color {
 }
 
 /** [cosine, sine] of a part of a full turn (any number), by a polynomial: the same bits on every machine. */
-function direction(turn: number): readonly [number, number] {
+export function direction(turn: number): readonly [number, number] {
   return [sine(turn + 0.25), sine(turn)];
 }
 
