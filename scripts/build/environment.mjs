@@ -156,11 +156,13 @@ export function formatEnvironment(report) {
   ];
   if (addon.loads) rows.push(['Devices', true, addon.devices.join(', ')], ['Threads', true, String(addon.threads)]);
   const width = Math.max(...rows.map(([name]) => name.length));
-  const lines = rows.map(([name, ok, text]) => `${ok ? 'ok     ' : 'missing'}  ${name.padEnd(width)}  ${text}`.trimEnd());
+  // Where torchgraft runs, what a build would need is no loss.
+  const lack = report.ok ? 'absent ' : 'missing';
+  const lines = rows.map(([name, ok, text]) => `${ok ? 'ok     ' : lack}  ${name.padEnd(width)}  ${text}`.trimEnd());
   const lacksOnlyTools = report.ok && rows.some(([, ok]) => !ok);
   const verdict = [
     report.ok ? 'torchgraft runs here.' : 'torchgraft cannot run here yet.',
-    ...(lacksOnlyTools ? ['What is missing above is needed only to build the addon on this machine.'] : []),
+    ...(lacksOnlyTools ? ['What is absent is needed only to build the addon on this machine.'] : []),
   ];
   const todo = report.advice.length === 0 ? [] : ['What to do:', ...report.advice.map((line, i) => `  ${i + 1}. ${line}`)];
   return [`torchgraft ${report.torchgraft}`, ...lines, '', ...verdict, ...todo].join('\n').trimEnd();

@@ -5,7 +5,8 @@
  *   @torchgraft/libtorch-cpu-PLATFORM       the LibTorch libraries that it loads
  * The first depends on the other two optionally, so that npm takes those of the machine and no others.
  *
- * Options: --level N, compression from 1 (quick) to 9 (small, the default); --out DIR; --json.
+ * Options: --level N, compression from 1 (quick) to 9 (small, the default); --out DIR;
+ * --built, to pack what build/ and dist/ hold; --json.
  */
 import { mkdirSync, rmSync } from 'node:fs';
 import { join, resolve } from 'node:path';
@@ -24,6 +25,7 @@ await runScript(async () => {
     options: {
       level: { type: 'string', default: '9' },
       out: { type: 'string' },
+      built: { type: 'boolean', default: false },
       json: { type: 'boolean', default: false },
     },
   });
@@ -32,8 +34,10 @@ await runScript(async () => {
     throw new SetupError(`--level is a number from 1 to 9, not ${values.level}.`);
   if (process.platform !== 'linux') throw new SetupError('npm run package reads ELF libraries: it runs on Linux.');
   requireBinutils();
-  await buildNative();
-  buildTypescript();
+  if (!values.built) {
+    await buildNative();
+    buildTypescript();
+  }
   const { libtorch } = findLibtorch();
   if (libtorch === null) throw new SetupError('LibTorch has gone: run npm run build:native.');
   if (libtorch.cuda !== null) {

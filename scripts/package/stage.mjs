@@ -172,7 +172,7 @@ export const libtorchPackageVersion = ({ version }) => version.replace(/\+.*/, '
 /** @param {number} bytes */
 export const megabytes = (bytes) => `${(bytes / 1e6).toFixed(bytes < 1e7 ? 2 : 1)} MB`;
 
-/** Parts of paths that no published file may have: tests and their data, headers and sources of LibTorch, loose ends of builds. */
+/** Parts of paths that no published file may have, licenses aside: tests and their data, headers and sources of LibTorch, loose ends of builds. */
 const strangers = [
   /(^|\/)(test|tests|golden|fixtures|examples?)\//,
   /\.(safetensors|pth?|npy|npz|jpe?g|png)$/,
@@ -187,7 +187,9 @@ const strangers = [
  */
 export function inspect({ name, folder }, libtorch) {
   const files = filesOf(folder);
-  const strange = files.filter((file) => strangers.some((pattern) => pattern.test(file)));
+  const strange = files.filter(
+    (file) => !file.startsWith('licenses/') && strangers.some((pattern) => pattern.test(file)),
+  );
   if (strange.length > 0) throw new SetupError(`${name} must not hold ${strange.slice(0, 5).join(', ')}.`);
   const own = [root, dirname(dirname(libtorch)), ...(homedir().length > 5 ? [homedir()] : [])];
   const paths = own.map((path) => `${path.replace(/\/$/, '')}/`).filter((path) => existsSync(path));
