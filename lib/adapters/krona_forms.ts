@@ -129,7 +129,7 @@ export interface LokrOptions {
 }
 
 /** A dimension as a product of two: see the page of LoKr's options. */
-export function splitDimension(n: number, factor: number): FactorShape {
+function splitDimension(n: number, factor: number): FactorShape {
   if (factor > 0 && n % factor === 0) return [factor, n / factor];
   const limit = factor > 0 ? Math.min(factor, Math.sqrt(n)) : Math.sqrt(n);
   const m = divisors(n).findLast((d) => d <= limit) ?? 1;

@@ -57,7 +57,7 @@ export function looksLikeNpy(region: ByteRegion): boolean {
 }
 
 /** Reads one array from a region. */
-export function parseNpy(region: ByteRegion): Tensor {
+function parseNpy(region: ByteRegion): Tensor {
   const { path } = region;
   if (!looksLikeNpy(region)) throw new CheckpointError(path, 'does not start with NumPy\'s magic string "\\x93NUMPY"');
   const start = Buffer.from(region.bytes(0, Math.min(12, region.size)));

@@ -60,7 +60,7 @@ export function findDataEntry(archive: ZipArchive): ZipEntry | undefined {
 }
 
 /** Reads an archive that is already open. */
-export function readTorchZip(file: ByteRegion, archive: ZipArchive, options: ReadTorchOptions): PickleValue {
+function readTorchZip(file: ByteRegion, archive: ZipArchive, options: ReadTorchOptions): PickleValue {
   const entry = findDataEntry(archive);
   if (!entry) {
     throw new CheckpointError(
@@ -101,7 +101,7 @@ function readByteOrder(file: ByteRegion, archive: ZipArchive, folder: string): '
  * The old container: magic number, protocol, system, the pickle, the keys of its storages, their bytes. The pickle
  * stands before the places of the storages are known, so it is read twice: first only to find its end and its storages.
  */
-export function readLegacy(file: ByteRegion, options: ReadTorchOptions): PickleValue {
+function readLegacy(file: ByteRegion, options: ReadTorchOptions): PickleValue {
   const reader = new ByteReader(file);
   if (readPickle(reader) !== MAGIC) return readPlainPickle(file);
   const protocol = readPickle(reader);

@@ -148,7 +148,7 @@ export class MemoryRegion implements ByteRegion {
 }
 
 /** Elements from the first to the last that a strided shape touches. */
-export function stridedExtent(shape: readonly number[], strides: readonly number[]): number {
+function stridedExtent(shape: readonly number[], strides: readonly number[]): number {
   if (shape.includes(0)) return 0;
   return shape.reduce((last, size, axis) => last + (size - 1) * (strides[axis] ?? 0), 1);
 }

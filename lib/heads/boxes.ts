@@ -65,7 +65,7 @@ export function whereTrue(mask: Tensor): Tensor {
 }
 
 /** What `matchBoxes` writes for a box that no annotated box matches. */
-export const BACKGROUND = -1;
+const BACKGROUND = -1;
 /** What it writes for a box that matches neither well nor badly. */
 export const BETWEEN = -2;
 

@@ -55,7 +55,7 @@ function reachOf(shiftSize: number) {
  * conv3(norm2(GELU(conv2_1 h) + GELU(conv2_2 v))), where h and v are u = GELU(norm1(conv1 x)) with its channels shifted
  * along rows and along columns. Maps [B, C, H, W]; all convolutions are 1x1.
  */
-export class AxialShift extends Module {
+class AxialShift extends Module {
   readonly conv1: Conv2d;
   readonly conv2_1: Conv2d;
   readonly conv2_2: Conv2d;
@@ -123,7 +123,7 @@ interface BlockOptions {
 }
 
 /** x += axial_shift(norm1 x); x += mlp(norm2 x). Maps [B, C, H, W]. */
-export class AsMlpBlock extends Module {
+class AsMlpBlock extends Module {
   readonly norm1: GroupNorm;
   readonly axial_shift: AxialShift;
   readonly drop_path: DropPath | null;

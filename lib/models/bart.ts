@@ -16,7 +16,7 @@ import { tokenNorm } from './vit_blocks.js';
 const positive = z.int().positive();
 const rate = z.number().min(0).max(1);
 
-export const bartOptions = z.strictObject({
+const bartOptions = z.strictObject({
   vocabulary: positive.default(50265),
   dim: positive,
   /** Layers of the encoder. */

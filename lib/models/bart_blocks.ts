@@ -39,7 +39,7 @@ export function headWidth(dim: number, heads: number): number {
 }
 
 /** softmax(q kᵀ / sqrt(d)) v per head, then `out_proj`. */
-export class BartAttention extends Heads {
+class BartAttention extends Heads {
   readonly k_proj: Linear;
   readonly v_proj: Linear;
   readonly q_proj: Linear;

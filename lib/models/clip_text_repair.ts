@@ -83,7 +83,7 @@ function decodeStrict(text: string): string {
  * Repairs typographic and damaged text: curly quotes, ligatures, widths, line breaks, control characters, HTML entities
  * (until a line has a '<'), UTF-8 that was read as Latin-1 or Windows-1252.
  */
-export function repairText(text: string): string {
+function repairText(text: string): string {
   let html = true;
   return text
     .replace(/\p{Surrogate}/gu, '\ufffd')

@@ -147,7 +147,7 @@ abstract class EfficientBlock extends Module {
 }
 
 /** SiLU(bn1(conv x)), the stride on the convolution. */
-export class ConvBnAct extends EfficientBlock {
+class ConvBnAct extends EfficientBlock {
   readonly conv: Conv2d;
   readonly bn1: BatchNorm2d;
 
@@ -163,7 +163,7 @@ export class ConvBnAct extends EfficientBlock {
 }
 
 /** Fused MBConv: bn2(conv_pwl [SE] SiLU(bn1(conv_exp x))). Gupta & Akin 2020; Tan & Le 2021, arXiv 2104.00298, figure 2. */
-export class EdgeResidual extends EfficientBlock {
+class EdgeResidual extends EfficientBlock {
   readonly conv_exp: Conv2d;
   readonly bn1: BatchNorm2d;
   readonly se: SqueezeExcite | null;

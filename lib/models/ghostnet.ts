@@ -33,7 +33,7 @@ import {
 import { type Family, imageSize, preprocessing } from './family.js';
 
 /** The nearest multiple of 4 that is not below 90 % of `v`, and at least 4: 9 gives 12, because 8 < 8.1. */
-export function divisibleByFour(v: number): number {
+function divisibleByFour(v: number): number {
   const rounded = Math.max(4, Math.floor(Math.trunc(v + 2) / 4) * 4);
   return rounded < 0.9 * v ? rounded + 4 : rounded;
 }

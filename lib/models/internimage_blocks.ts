@@ -31,7 +31,7 @@ const EPS = 1e-6;
 export type InternNorm = 'LN' | 'BN';
 
 /** A norm of maps [B, C, H, W] that the files number 0; the official code keeps channels last here. */
-export function innerNorm(channels: number): Sequential {
+function innerNorm(channels: number): Sequential {
   return new Sequential(site(new LayerNorm2d(channels, { eps: EPS }), { role: 'norm' }));
 }
 

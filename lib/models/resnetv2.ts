@@ -66,7 +66,7 @@ interface BlockOptions {
  * a = ReLU(norm1 x); u = conv1 a; h = conv2(ReLU(norm2 u)); y = conv3(ReLU(norm3 h)) + skip, where the skip is x, or in
  * the first block of a stage a projection of a. The stride is on conv2. [B, C, H, W] to [B, out, H / stride, W / stride].
  */
-export class PreActBottleneck extends Module {
+class PreActBottleneck extends Module {
   readonly downsample: Projection | null;
   readonly norm1: GroupNorm;
   readonly conv1: StdConv2d;

@@ -35,7 +35,7 @@ export interface RevColBlockOptions {
 }
 
 /** y = x + gamma pwconv2(GELU(pwconv1(norm(dwconv x)))) on maps [B, C, H, W]; norm and MLP see the pixels as tokens. */
-export class RevColBlock extends Module {
+class RevColBlock extends Module {
   readonly gamma: Parameter;
   readonly dwconv: Conv2d;
   readonly norm: LayerNorm;

@@ -30,7 +30,7 @@ import { stretch, tokenNorm } from './vit_blocks.js';
 const positive = z.int().positive();
 const rate = z.number().min(0).max(1);
 
-export const robertaOptions = z.strictObject({
+const robertaOptions = z.strictObject({
   vocabulary: positive.default(50265),
   dim: positive,
   depth: positive,
@@ -177,7 +177,7 @@ class Intermediate extends Module {
 }
 
 /** Post-norm block. [B, N, D] -> [B, N, D]. */
-export class RobertaLayer extends Module {
+class RobertaLayer extends Module {
   readonly attention: AttentionLayer;
   readonly intermediate: Intermediate;
   readonly output: Output;

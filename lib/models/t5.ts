@@ -14,7 +14,7 @@ import { fillShared, TextModel } from './text_model.js';
 
 const positive = z.int().positive();
 
-export const t5Options = z.strictObject({
+const t5Options = z.strictObject({
   vocabulary: positive.default(32128),
   dim: positive,
   headDim: positive.default(64),

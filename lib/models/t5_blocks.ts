@@ -87,7 +87,7 @@ function norm(o: T5Sizes): RMSNorm {
 }
 
 /** Attention without any scaling of scores: softmax(q kᵀ + bias) v, then `o`. */
-export class T5Attention extends Heads {
+class T5Attention extends Heads {
   readonly q: Linear;
   readonly k: Linear;
   readonly v: Linear;
@@ -126,7 +126,7 @@ export class T5Attention extends Heads {
 }
 
 /** wo(relu(wi x)), or wo(gelu(wi_0 x) * wi_1 x) with the tanh form of GELU (v1.1). */
-export class T5FeedForward extends Module {
+class T5FeedForward extends Module {
   readonly wi: Linear | null;
   readonly wi_0: Linear | null;
   readonly wi_1: Linear | null;

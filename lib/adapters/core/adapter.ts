@@ -271,6 +271,6 @@ export class Adapter implements Resident {
 }
 
 /** Where the parameters of a graft stand in the adapter's tree. */
-export function graftPrefix(graft: Graft): string {
+function graftPrefix(graft: Graft): string {
   return `${graft.site.path}.${graft.rule}`;
 }

@@ -66,7 +66,7 @@ export function isAffineForm(form: Module): form is AffineForm {
 }
 
 /** Dimension of the channels in the features at a site. */
-export function channelDim(site: Site): number {
+function channelDim(site: Site): number {
   return site.layout === 'map' ? 1 : -1;
 }
 

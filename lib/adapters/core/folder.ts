@@ -14,7 +14,7 @@ import { ownFingerprint } from './fingerprint.js';
 import { headOptions } from './head.js';
 
 export const CONFIG_FILE = 'adapter_config.json';
-export const TENSORS_FILE = 'adapter_model.safetensors';
+const TENSORS_FILE = 'adapter_model.safetensors';
 
 const head = z.union([z.enum(['train', 'frozen']), headOptions]);
 
