@@ -17,6 +17,8 @@ export async function writeCommonjs(dist) {
   const folder = join(dist, 'cjs');
   const bundle = await rolldown({
     input: join(dist, 'index.js'),
+    // What the names of modules in its comments are relative to.
+    cwd: dirname(dist),
     platform: 'node',
     // Node's own modules and the dependencies stay outside.
     external: (id) => !id.startsWith('.') && !id.startsWith('/'),

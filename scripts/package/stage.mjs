@@ -191,7 +191,7 @@ export function inspect({ name, folder }, libtorch) {
     (file) => !file.startsWith('licenses/') && strangers.some((pattern) => pattern.test(file)),
   );
   if (strange.length > 0) throw new SetupError(`${name} must not hold ${strange.slice(0, 5).join(', ')}.`);
-  const own = [root, dirname(dirname(libtorch)), ...(homedir().length > 5 ? [homedir()] : [])];
+  const own = [root, dirname(folder), dirname(dirname(libtorch)), ...(homedir().length > 5 ? [homedir()] : [])];
   const paths = own.map((path) => `${path.replace(/\/$/, '')}/`).filter((path) => existsSync(path));
   for (const file of files) {
     const bytes = readFileSync(join(folder, file));
