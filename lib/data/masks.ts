@@ -240,6 +240,18 @@ export async function openMasks(
   return completeSplits(opened, (whole) => splitSamples(whole, { fraction: valFraction, seed }));
 }
 
+/** See `openMaskFolder`. */
+export type OpenMaskFolderOptions = Omit<MaskFolderOptions, 'images' | 'masks'>;
+
+/**
+ * Opens the folders `images` and `masks` of `root` as one data set, without any parts.
+ *
+ * @throws what `MaskFolder` throws; RangeError if a folder is missing
+ */
+export function openMaskFolder(root: string, options: OpenMaskFolderOptions): MaskFolder {
+  return new MaskFolder({ ...options, ...findPair(root) });
+}
+
 interface Pair {
   readonly images: string;
   readonly masks: string;

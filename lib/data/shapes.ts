@@ -5,6 +5,7 @@
 import { checkIndex, type Dataset } from './dataset.js';
 import type { Image } from './image.js';
 import { Random, Stream } from './random.js';
+import { balancedLabels, checkPictures } from './shapes_common.js';
 import { asymmetricShapes, shapeNames } from './shapes_forms.js';
 import { paint, type Scene } from './shapes_paint.js';
 
@@ -62,24 +63,14 @@ export class Shapes implements Dataset {
         `Shapes: unknown task ${JSON.stringify(task)}; expected one of ${Object.keys(shapesTasks).join(', ')}`,
       );
     }
-    if (!Number.isInteger(count) || count < 1)
-      throw new RangeError(`Shapes: count must be a whole number from 1 on, got ${String(count)}`);
-    if (!Number.isInteger(size) || size < 16 || size > 1024)
-      throw new RangeError(`Shapes: size must be a whole number from 16 to 1024, got ${String(size)}`);
-    if (!(clutter >= 0 && clutter <= 4))
-      throw new RangeError(`Shapes: clutter must be from 0 to 4, got ${String(clutter)}`);
+    checkPictures('Shapes', { count, size, clutter }, 16);
     this.task = task;
     this.length = count;
     this.classNames = shapesTasks[task];
     this.size = size;
     this.seed = seed;
     this.clutter = clutter;
-    const classes = this.classNames.length;
-    this.labels = new Uint8Array(count);
-    for (let start = 0; start < count; start += classes) {
-      const order = new Random(seed, Stream.balance, taskNumber(task), start / classes).permutation(classes);
-      this.labels.set(order.subarray(0, count - start), start);
-    }
+    this.labels = balancedLabels(count, this.classNames.length, seed, taskNumber(task));
   }
 
   load(index: number): Image {
