@@ -32,6 +32,7 @@ export const BOTTLENECK_STARTS = ['lora', 'bert', 'trunc_normal', 'xavier', 'nor
 /** Where a bottleneck has its layer norm: on its input, on its scaled output, or nowhere. */
 export type BottleneckNorm = 'in' | 'out' | 'none';
 
+/** What a bottleneck can be told. */
 export interface BottleneckOptions {
   /** Width of the hidden layer. */
   readonly width: number;

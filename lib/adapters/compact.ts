@@ -225,7 +225,7 @@ const sidePath = (path: string): string => `${path.replace(/\.bin$/, '')}.yaml`;
  * the ending `.yaml` beside it.
  *
  * @param path of the file, ending in `.bin`
- * @param options.dataset what the side file calls the data. Default ''
+ * @param options `dataset`: what the side file calls the data. Default ''
  */
 export function saveCompact(adapter: Adapter, path: string, { dataset = '' }: { dataset?: string } = {}): void {
   const settings = settingsOf(adapter, dataset);

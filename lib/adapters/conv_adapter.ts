@@ -31,6 +31,7 @@ import { overPatches } from './patch_map.js';
 /** How the convolutions of an adapter start; the official code gives adapters the start of their backbone's own. */
 type Start = 'fan_out' | 'fan_out_per_group' | 'trunc_normal' | 'default' | 'default_without_bias' | 'zero';
 
+/** Shapes of a Conv-Adapter: those of the convolution that it stands beside. */
 export interface ConvAdapterOptions {
   readonly inChannels: number;
   readonly outChannels: number;
@@ -196,6 +197,7 @@ export class ChannelBias extends Module implements AffineForm {
     this.bias = new Parameter(zeros([channels]));
   }
 
+  /** As an affine map: y = x + bias. */
   factorAndSummand(): { factor: null; summand: Tensor } {
     return { factor: null, summand: this.bias };
   }

@@ -9,6 +9,7 @@ import type { Tensor } from '../tensor/index.js';
 import { defineMethod, parallel, type Surroundings } from './core/index.js';
 import { overPatches } from './patch_map.js';
 
+/** What a convolutional bypass can be told. */
 export interface ConvBypassOptions {
   /** Width of the bottleneck. */
   readonly hidden: number;

@@ -174,7 +174,7 @@ export class FactTucker extends FactIncrement {
   readonly #first: number;
   readonly #fused: boolean;
 
-  /** @param first column of P that is the layer's first slice. @param fused whether the pieces are slices of a projection */
+  /** `first`: column of P that is the layer's first slice; `fused`: whether the pieces are slices of a projection. */
   constructor(
     factors: FactFactors,
     core: FactTuckerCore,

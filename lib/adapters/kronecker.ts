@@ -10,6 +10,7 @@ import { SharedPart } from './core/index.js';
 /** What a rule is: a free tensor, or A_i = left_i right_i of rank 1. */
 export type RuleKind = 'full' | 'factored';
 
+/** What the rules of a Kronecker sum can be told. */
 export interface KroneckerRuleOptions {
   readonly kind: RuleKind;
   /** Its numbers start uniformly within plus and minus this. */

@@ -38,6 +38,7 @@ export interface NoahSizes {
 /** A kind of module. */
 export type NoahKind = keyof NoahSizes;
 
+/** The three kinds of grafts that a NOAH searches over. */
 export const NOAH_KINDS = ['prompts', 'lora', 'adapters'] as const satisfies readonly NoahKind[];
 
 /** The sub-network in force, which all grafts of an adapter read. It has no parameters. */

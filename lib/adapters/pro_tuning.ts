@@ -29,6 +29,7 @@ class ChannelGate extends Module {
   }
 }
 
+/** Shape of a prompt block. */
 export interface PromptBlockOptions {
   /** Groups of the two outer 1x1 convolutions. Default 4. */
   readonly groups?: number;

@@ -13,6 +13,7 @@ import { groupEnds, stagesOf } from './stage_ends.js';
 /** Name of the labels among `ctx.inputs`: integers [B, H, W]. With them a prompt matcher adds its own loss. */
 export const SEGMENTATION_LABELS = 'labels';
 
+/** Shape of a prompt matcher. */
 export interface PromptMatcherOptions {
   readonly classes: number;
   /** Width inside. */

@@ -16,6 +16,7 @@ export class ScaleShift extends Module implements AffineForm {
     this.shift = new Parameter(init.normal_(empty([channels]), 0, std));
   }
 
+  /** As an affine map: y = scale x + shift. */
   factorAndSummand(): { factor: Tensor; summand: Tensor } {
     return { factor: this.scale, summand: this.shift };
   }

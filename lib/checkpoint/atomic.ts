@@ -9,6 +9,7 @@ import { spellingOf } from './dtypes.js';
 export interface Sink {
   /** Bytes written so far. */
   readonly position: number;
+  /** Appends bytes, at `position`. */
   write(bytes: Uint8Array): void;
   /** Fills in bytes at an earlier or later place, without moving `position`. */
   writeAt(bytes: Uint8Array, position: number): void;
@@ -44,6 +45,7 @@ class FileSink implements Sink {
 
   constructor(private readonly descriptor: number) {}
 
+  /** Appends bytes, at `position`. */
   write(bytes: Uint8Array): void {
     this.writeAt(bytes, this.position);
     this.position += bytes.length;

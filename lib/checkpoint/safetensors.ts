@@ -77,6 +77,7 @@ export class SafetensorsFile {
     return [...this.#entries.keys()];
   }
 
+  /** Whether the file holds a tensor of this name. */
   has(name: string): boolean {
     return this.#entries.has(name);
   }
@@ -98,6 +99,7 @@ export class SafetensorsFile {
     this.file.close();
   }
 
+  /** As `close`, for `using`. */
   [Symbol.dispose](): void {
     this.close();
   }

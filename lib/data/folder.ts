@@ -12,6 +12,7 @@ const splitNames = {
   test: ['test', 'testing'],
 } as const;
 
+/** What `ImageFolder` can be told. */
 export interface ImageFolderOptions {
   /** The classes and their order; default: the sub-folders, sorted by name. A sub-folder that is not among them is an error. */
   readonly classNames?: readonly string[];
@@ -104,6 +105,7 @@ export interface SplitsOf<Source> {
 /** The parts of a data set of labeled images. */
 export type Splits = SplitsOf<Dataset>;
 
+/** How `openImageFolder` splits what is not split. */
 export interface SplitsOptions {
   /** Share of each class that is held back for validation where the folder has no split of its own. Default 0.2. */
   readonly valFraction?: number;

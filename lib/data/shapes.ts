@@ -23,6 +23,7 @@ export const shapesTasks = {
 /** The attribute that is to be recognized. */
 export type ShapesTask = keyof typeof shapesTasks;
 
+/** What `Shapes` can be told. */
 export interface ShapesOptions {
   readonly task: ShapesTask;
   /** How many images. */

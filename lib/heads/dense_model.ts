@@ -7,6 +7,7 @@ import type { Tensor } from '../tensor/index.js';
 export interface FeatureSource extends Module {
   /** The levels of `forwardIntermediates`, finest first. */
   readonly featureLevels: readonly { readonly channels: number }[];
+  /** The maps of the levels, finest first. */
   forwardIntermediates(x: Tensor, ctx?: Context): Tensor[];
 }
 

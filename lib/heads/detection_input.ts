@@ -21,6 +21,7 @@ export interface Detection {
   readonly scores: Tensor;
 }
 
+/** How a detector sees images. */
 export interface DetectionInputOptions {
   /** The shorter side after resizing; of several, one is drawn for each image in training, and the last is taken otherwise. Default 800. */
   readonly minSize?: number | readonly number[];

@@ -4,6 +4,7 @@ import { aten, type Tensor } from '../tensor/index.js';
 import { ConvModule } from './conv_module.js';
 import { levelAt, SegmentationHead, type SegmentationHeadOptions } from './segmentation_head.js';
 
+/** What an FCN head can be told. */
 export interface FcnHeadOptions extends Omit<SegmentationHeadOptions, 'channels'> {
   /** Channels of the level that is read. */
   readonly inChannels: number;

@@ -5,9 +5,11 @@ import { ConvModule } from './conv_module.js';
 
 /** What stands between a backbone and its heads: feature levels to feature levels. `HorFpn` is one too. */
 export interface Neck extends Module {
+  /** From the maps of a backbone to those of the neck, finest first. */
   fuse(maps: readonly Tensor[], ctx: Context): Tensor[];
 }
 
+/** What a feature pyramid can be told. */
 export interface FpnOptions {
   /** Channels of each level that enters, finest first. */
   readonly inChannels: readonly number[];

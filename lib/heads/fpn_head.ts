@@ -4,6 +4,7 @@ import type { Tensor } from '../tensor/index.js';
 import { ConvModule, resize, sizeOf, Upsample } from './conv_module.js';
 import { levelAt, SegmentationHead, type SegmentationHeadOptions } from './segmentation_head.js';
 
+/** What a semantic FPN head can be told. */
 export interface FpnHeadOptions extends Omit<SegmentationHeadOptions, 'channels'> {
   /** Channels of each level that is read, finest first. */
   readonly inChannels: readonly number[];

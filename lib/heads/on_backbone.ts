@@ -14,10 +14,12 @@ import { UPerHead } from './uper_head.js';
 
 /** Names that `createSegmentationModel` knows. */
 export const segmentationHeads = ['upernet', 'fpn', 'fcn', 'setr_pup', 'segmenter'] as const;
+/** A name in `segmentationHeads`. */
 export type SegmentationHeadName = (typeof segmentationHeads)[number];
 
 /** Names that `createDetectionModel` knows. */
 export const detectionHeads = ['faster_rcnn', 'retinanet'] as const;
+/** A name in `detectionHeads`. */
 export type DetectionHeadName = (typeof detectionHeads)[number];
 
 /** What a pyramid is made of: four levels, or as many as there are. */

@@ -35,6 +35,7 @@ export type BoxHeadOptions =
       readonly norm?: ConvNormChoice;
     };
 
+/** What the second stage of a detector can be told. */
 export interface RoiHeadsOptions {
   /** Classes, the background (column 0) included. */
   readonly numClasses: number;

@@ -3,6 +3,7 @@ import { boxArea, roiAlign, type Size2 } from '../nn/index.js';
 import { aten, noGrad, type Tensor } from '../tensor/index.js';
 import { sizeOf } from './conv_module.js';
 
+/** How regions are cut out of maps. */
 export interface RoiPoolOptions {
   /** Rows and columns of the result. Default 7. */
   readonly outputSize?: Size2;

@@ -26,6 +26,7 @@ export interface PerMode {
   readonly test: number;
 }
 
+/** What a region proposal network can be told. */
 export interface RpnOptions {
   /** 3x3 convolutions before the predictions. Default 1; Faster R-CNN v2 has 2. */
   readonly convDepth?: number;
@@ -103,7 +104,7 @@ export class RegionProposals extends ManyOutputs {
     this.head = new RpnHead(channels, anchors.perCell, this.#o.convDepth);
   }
 
-  /** @param mode `train` also computes the losses, from the targets of the batch */
+  /** The likeliest boxes of each image. In the mode `train` also the losses, from the targets of the batch. */
   propose(batch: DetectionBatch, maps: readonly Tensor[], mode: 'train' | 'test', ctx: Context): Proposals {
     const anchors = this.#anchors.grid(sizeOf(batch.images), maps.map(sizeOf), batch.images);
     const levels = maps.map((map, i) => {

@@ -46,6 +46,7 @@ export abstract class SegmentationHead extends Module {
    */
   abstract segment(levels: readonly Tensor[], ctx?: Context): Tensor;
 
+  /** Logits [B, classes, H, W] of the head's last map, after dropout. */
   protected classify(x: Tensor, ctx: Context): Tensor {
     return this.conv_seg.run(this.dropout.run(x, ctx), ctx);
   }

@@ -106,6 +106,7 @@ export class LinearDecoder extends SegmenterDecoder {
   }
 }
 
+/** What Segmenter's mask transformer can be told. */
 export interface MaskDecoderOptions {
   /** Width of the encoder's tokens. */
   readonly inChannels: number;
@@ -182,6 +183,7 @@ function initLinear(layer: Linear): void {
   if (layer.bias) init.zeros_(layer.bias);
 }
 
+/** What a Segmenter head can be told. */
 export interface SegmenterOptions {
   /** Sizes of a fresh encoder, or a vision transformer, which gives up its classifier. */
   readonly encoder: SegmenterEncoderOptions | VisionTransformer;

@@ -4,6 +4,7 @@ import type { Tensor } from '../tensor/index.js';
 import { ConvModule, Upsample } from './conv_module.js';
 import { levelAt, SegmentationHead, type SegmentationHeadOptions } from './segmentation_head.js';
 
+/** What a SETR-PUP head can be told. */
 export interface SetrUpHeadOptions extends Omit<SegmentationHeadOptions, 'channels'> {
   /** Channels of the level that is read. */
   readonly inChannels: number;

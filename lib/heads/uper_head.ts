@@ -4,6 +4,7 @@ import { aten, type Tensor } from '../tensor/index.js';
 import { ConvModule, type HeadNormOptions, resize, sizeOf } from './conv_module.js';
 import { levelAt, SegmentationHead, type SegmentationHeadOptions } from './segmentation_head.js';
 
+/** What a UPerNet head can be told. */
 export interface UPerHeadOptions extends Omit<SegmentationHeadOptions, 'channels'> {
   /** Channels of each level that is read, finest first. */
   readonly inChannels: readonly number[];

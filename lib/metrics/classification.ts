@@ -122,6 +122,8 @@ export class ClassificationMeter {
   }
 
   /**
+   * Counts a batch.
+   *
    * @param logits [N, classes]
    * @param labels int64 [N], from 0 to classes - 1
    */

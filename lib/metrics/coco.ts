@@ -35,6 +35,7 @@ export interface CocoDetection {
   readonly score: number;
 }
 
+/** What COCO's evaluation leaves open. */
 export interface CocoOptions {
   /** Default 0.5, 0.55, ..., 0.95. */
   readonly iouThresholds?: readonly number[];

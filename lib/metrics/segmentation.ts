@@ -26,6 +26,7 @@ export interface SegmentationResult {
   readonly areas: SegmentationAreas;
 }
 
+/** What `SegmentationMeter` can be told. */
 export interface SegmentationMeterOptions {
   /** Pixels with this label do not count. Default 255. */
   readonly ignoreIndex?: number;

@@ -16,7 +16,9 @@ export interface Preprocessing {
   readonly cropPct: number;
 }
 
+/** Mean of ImageNet's pixels per channel, of images from 0 to 1. */
 export const IMAGENET_MEAN = [0.485, 0.456, 0.406] as const;
+/** Standard deviation of ImageNet's pixels per channel, of images from 0 to 1. */
 export const IMAGENET_STD = [0.229, 0.224, 0.225] as const;
 export const HALF = [0.5, 0.5, 0.5] as const;
 

@@ -67,7 +67,7 @@ export class AttentionPool2d extends Module {
     return aten.cat([places.mean([1], true), places], 1).add(positions);
   }
 
-  /** What `queries` [B, L, C], some or all of the tokens, find in `tokens` [B, N, C]: [B, L, out]. */
+  /** What `queries` [B, L, C], some or all of the tokens, find in `tokens` [B, N, C], as [B, L, out]. */
   attend(queries: Tensor, tokens: Tensor, ctx: Context): Tensor {
     const heads = (t: Tensor): Tensor => t.reshape([...t.shape.slice(0, 2), this.numHeads, -1]).transpose(1, 2);
     const q = heads(this.q_proj.run(queries, ctx));

@@ -13,6 +13,7 @@ export interface Family<S extends z.ZodObject = z.ZodObject, M extends Host = Ba
   readonly options: S;
   /** Published members by name, each as the options in which it differs from the defaults. */
   readonly variants: Readonly<Record<string, Partial<z.input<S>>>>;
+  /** Makes the variant `name`, on the default device, with random weights. */
   readonly create: (name: string, options: z.output<S>) => M;
 }
 

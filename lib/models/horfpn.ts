@@ -17,6 +17,7 @@ import type { Tensor } from '../tensor/index.js';
 import { batchNormSite, convSite } from './blocks.js';
 import { type GatedFilter, GnConv } from './hornet_blocks.js';
 
+/** What a recursive gated convolution in a pyramid can be told. */
 export interface GnConvModuleOptions {
   /** Default 2. */
   readonly order?: number;
@@ -60,11 +61,13 @@ class Lateral extends Module {
     this.conv = convSite(inChannels, outChannels, { kernelSize: 1, bias: true });
   }
 
+  /** x [B, C, H, W] to the same shape. */
   forward(x: Tensor, ctx: Context): Tensor {
     return this.conv.run(x, ctx);
   }
 }
 
+/** What a HorFPN can be told. */
 export interface HorFpnOptions {
   /** Channels of each level that enters, finest first. */
   readonly inChannels: readonly number[];

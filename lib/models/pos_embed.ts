@@ -1,6 +1,7 @@
 /** Learned position embeddings at another resolution, as timm resamples them. */
 import { aten, type Tensor } from '../tensor/index.js';
 
+/** How position embeddings are brought to another grid. */
 export interface ResampleOptions {
   /** Rows and columns that the patch positions stand for. Default: a square. */
   readonly oldGrid?: readonly [number, number];

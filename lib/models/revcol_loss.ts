@@ -10,6 +10,7 @@ export interface Supervision {
   readonly images: readonly Tensor[];
 }
 
+/** What RevCol's intermediate outputs are compared with. */
 export interface SupervisionTarget {
   /** Class indices [B], or distributions [B, classes] such as mixup makes. */
   readonly labels: Tensor;
@@ -17,6 +18,7 @@ export interface SupervisionTarget {
   readonly pixels: Tensor;
 }
 
+/** Weights of the intermediate losses. */
 export interface SupervisionOptions {
   /** Factor of the images' loss. Default 3, as in all published configurations. */
   readonly imageFactor?: number;

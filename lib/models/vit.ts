@@ -193,6 +193,7 @@ export class VisionTransformer extends Backbone {
     return this.tokens.run(this.norm_pre ? this.norm_pre.run(z, ctx) : z, ctx);
   }
 
+  /** The position embeddings for a grid of patches, resampled where it is not the own one. */
   protected positions(grid: readonly [number, number]): Tensor {
     if (!this.dynamicImgSize) return this.pos_embed;
     return this.resample(this.pos_embed, this.patch_embed.grid, grid);

@@ -8,6 +8,7 @@ import { VisionTransformer } from './vit.js';
 const positive = z.int().positive();
 const rate = z.number().min(0).max(1);
 
+/** Options of the family `vit` for `createCustomModel`. */
 export const vitOptions = z.strictObject({
   imgSize: imageSize.default(224),
   patchSize: imageSize.default(16),

@@ -124,6 +124,7 @@ export class ModuleDict<M extends Module = Module> extends Module {
     return this;
   }
 
+  /** The names, in their order. */
   keys(): IterableIterator<string> {
     return this.#members.keys();
   }

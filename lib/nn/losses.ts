@@ -72,7 +72,7 @@ export function pixelCrossEntropy(logits: Tensor, labels: Tensor, options: Pixel
   return average === 'all' ? sum.div(labels.numel()) : sum.div(labels.ne(ignoreIndex).sum().clampMin(1));
 }
 
-/** (input - target)². @param options.reduction default `mean` */
+/** (input - target)²; `reduction` is `mean` by default. */
 export function mseLoss(input: Tensor, target: Tensor, { reduction = 'mean' }: { reduction?: Reduction } = {}): Tensor {
   return aten.mseLoss(input, target, reductionCode(reduction, 'mseLoss'));
 }

@@ -28,6 +28,7 @@ import { encodeWithContexts } from './context_text.js';
 
 /** The tasks: semantic segmentation, drivable area, detection. */
 export const LV_TASKS = ['sem', 'driv', 'det'] as const;
+/** One of the tasks that LV-Adapter learns together. */
 export type LvTask = (typeof LV_TASKS)[number];
 
 /** Names of BDD100K's classes by task. */

@@ -160,6 +160,7 @@ export class DiscriminativeAttention extends Module {
     this.#scale = width ** -0.5;
   }
 
+  /** Where the learned queries look in a map [B, C, H, W], and what they find there. */
   attend(z: Tensor, ctx: Context = new Context()): Regions {
     const grid = z.shape.slice(2);
     const tokens = z.flatten(2).transpose(1, 2);

@@ -7,6 +7,7 @@ import type { BatchSource, TaskBatch } from './options.js';
 import { classifyTask, type Evaluation } from './tasks/classify.js';
 import type { Task } from './tasks/task.js';
 
+/** What `evaluate` can be told. */
 export interface EvaluateOptions {
   /** Mixed precision of the forward pass; default null. */
   readonly autocast?: Extract<DType, 'bfloat16'> | null;

@@ -87,5 +87,7 @@ export interface EndEvent {
   readonly interrupted: boolean;
 }
 
+/** What a trainer tells its listener. */
 export type TrainEvent = StartEvent | StepEvent | ValidateEvent | EpochEvent | SaveEvent | EndEvent;
+/** What is told of a training; it must not throw. */
 export type TrainListener = (event: TrainEvent) => void;

@@ -30,7 +30,9 @@ const sgdOptions = z.strictObject({
   maximize: z.boolean().default(false),
 });
 
+/** What `Adam` and `AdamW` can be told, for all parameters or for a group. */
 export type AdamOptions = z.input<typeof adamOptions>;
+/** What `SGD` can be told, for all parameters or for a group. */
 export type SGDOptions = z.input<typeof sgdOptions>;
 
 /** Parameters that share options. Options may be changed between steps; the list of parameters may not. */
@@ -191,7 +193,7 @@ abstract class Optimizer<O extends { lr: number; weightDecay: number }, S extend
     });
   }
 
-  /** Drops the gradients of all parameters. @param options.setToNone false zeroes them in place instead. Default true. */
+  /** Drops the gradients of all parameters. @param options `setToNone: false` zeroes them in place instead. Default true. */
   zeroGrad({ setToNone = true }: { setToNone?: boolean } = {}): void {
     native.zeroGrad(
       this.groups.flatMap((group) => group.params),

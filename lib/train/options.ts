@@ -37,6 +37,7 @@ export interface BatchSource<B extends TaskBatch = Batch> {
 
 /** The part of an `Adapter` that training needs. */
 export interface Trainable {
+  /** The trained parameters by name. */
   namedParameters(): [string, Parameter][];
   /** The adapter's own buffers, where it has some. */
   namedBuffers?(): [string, Tensor][];
@@ -87,6 +88,7 @@ export type ScheduleOptions =
 export type LossOptions =
   { /** Default 0. */ readonly labelSmoothing?: number } | ((logits: Tensor, labels: Tensor) => Tensor);
 
+/** What a trainer can be told; all but the first four have defaults. */
 export interface TrainerOptions<B extends TaskBatch = Batch> {
   readonly model: Module;
   /** Trains the adapter's parameters; without it, every parameter of the model that requires a gradient. */

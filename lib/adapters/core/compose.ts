@@ -53,7 +53,7 @@ export interface DeltaForm extends Module {
 
 /** A form that is a factor and a summand per channel; either may be absent. */
 export interface AffineForm extends Module {
-  /** @param ctx of the pass; absent when the map is folded into weights */
+  /** a and b of y = a x + b, per channel; null for what it has not. `ctx` is absent when the map is folded into weights. */
   factorAndSummand(ctx?: Context): { factor: Tensor | null; summand: Tensor | null };
 }
 

@@ -32,11 +32,13 @@ export class Grafts implements GraftSet {
     return this.#all.length === 0;
   }
 
+  /** Sets a graft in, above those that are there. */
   add(graft: Graft): void {
     this.#all = [...this.#all, graft];
     this.refresh();
   }
 
+  /** Takes a graft out. */
   remove(graft: Graft): void {
     this.#all = this.#all.filter((other) => other !== graft);
     this.refresh();

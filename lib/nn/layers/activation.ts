@@ -5,7 +5,7 @@ import { Module } from '../module.js';
 export class ReLU extends Module {
   readonly inplace: boolean;
 
-  /** @param options.inplace true overwrites the input, which saves memory where nothing else reads it. Default false. */
+  /** @param options `inplace: true` overwrites the input, which saves memory where nothing else reads it. Default false. */
   constructor({ inplace = false }: { inplace?: boolean } = {}) {
     super();
     this.inplace = inplace;
@@ -31,7 +31,7 @@ export class ReLU6 extends Module {
 export class GELU extends Module {
   readonly approximate: 'none' | 'tanh';
 
-  /** @param options.approximate default `none` */
+  /** @param options `approximate`: default `none` */
   constructor({ approximate = 'none' }: { approximate?: 'none' | 'tanh' } = {}) {
     super();
     if (approximate !== 'none' && approximate !== 'tanh') {

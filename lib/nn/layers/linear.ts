@@ -24,7 +24,7 @@ export class Linear extends Module {
   weight: Parameter;
   bias: Parameter | null;
 
-  /** @param options.bias default true */
+  /** @param options `bias`: default true */
   constructor(inFeatures: number, outFeatures: number, { bias = true }: { bias?: boolean } = {}) {
     super();
     this.inFeatures = positiveInteger(inFeatures, 'Linear', 'inFeatures');
@@ -64,7 +64,7 @@ export class Embedding extends Module {
   readonly paddingIndex: number | null;
   weight: Parameter;
 
-  /** @param options.paddingIndex a row that starts at zero and gets no gradient; default none */
+  /** @param options `paddingIndex`: a row that starts at zero and gets no gradient; default none */
   constructor(count: number, dim: number, { paddingIndex = null }: { paddingIndex?: number | null } = {}) {
     super();
     this.count = positiveInteger(count, 'Embedding', 'count');

@@ -77,7 +77,7 @@ export class BatchNorm2d extends Module {
    * Makes the norm a fixed scale and shift, in training mode too: torchvision's `FrozenBatchNorm2d`. Scale and shift
    * become buffers, so that nothing trains them, and there is no counter of batches any more.
    *
-   * @param options.eps default: as before; the detectors published as COCO_V1 have 0
+   * @param options `eps`: default as before; the detectors published as COCO_V1 have 0
    * @throws TypeError for a norm without running statistics
    */
   makeConstant({ eps = this.eps }: { eps?: number } = {}): this {
@@ -219,7 +219,7 @@ export class RMSNorm extends Module {
   readonly eps: number;
   weight: Parameter;
 
-  /** @param options.eps default 1e-6 */
+  /** @param options `eps`: default 1e-6 */
   constructor(channels: number, { eps = 1e-6 }: { eps?: number } = {}) {
     super();
     this.channels = positiveInteger(channels, 'RMSNorm', 'channels');

@@ -29,6 +29,7 @@ abstract class Pool2d extends Module {
     this.ceilMode = ceilMode;
   }
 
+  /** What stands in its line when a model is printed. */
   override extraRepr(): string {
     return `kernel_size=${compact(this.kernelSize)}, stride=${compact(this.stride)}, padding=${compact(this.padding)}`;
   }
@@ -40,6 +41,7 @@ export class MaxPool2d extends Pool2d {
     return aten.maxPool2d(x, this.kernelSize, this.stride, this.padding, 1, this.ceilMode);
   }
 
+  /** What stands in its line when a model is printed. */
   override extraRepr(): string {
     return `${super.extraRepr()}, dilation=1, ceil_mode=${pythonBool(this.ceilMode)}`;
   }
@@ -49,7 +51,7 @@ export class MaxPool2d extends Pool2d {
 export class AvgPool2d extends Pool2d {
   readonly countIncludePad: boolean;
 
-  /** @param options.countIncludePad whether padding counts in the average. Default true. */
+  /** @param options `countIncludePad`: whether padding counts in the average. Default true. */
   constructor({ countIncludePad = true, ...options }: PoolOptions & { countIncludePad?: boolean }) {
     super(options);
     this.countIncludePad = countIncludePad;
@@ -73,6 +75,7 @@ export class AdaptiveAvgPool2d extends Module {
     return aten.adaptiveAvgPool2d(x, this.outputSize);
   }
 
+  /** What stands in its line when a model is printed. */
   override extraRepr(): string {
     return `output_size=${tuple(this.outputSize)}`;
   }

@@ -5,6 +5,7 @@ import { Linear } from './linear.js';
 /** Bits per weight that a quantized layer may have. */
 export const QUANTIZED_BITS = [1, 2, 4, 8] as const;
 
+/** Bits per number that a quantized layer can have. */
 export type QuantizedBits = (typeof QUANTIZED_BITS)[number];
 
 /** The levels of a quantizer of the standard normal distribution, and the borders between their intervals. */

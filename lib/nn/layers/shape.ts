@@ -34,7 +34,7 @@ export class Flatten extends Module {
 export class LayerScale extends Module {
   gamma: Parameter;
 
-  /** @param options.init start of every factor. Default 1e-5. */
+  /** @param options `init`: start of every factor. Default 1e-5. */
   constructor(dim: number, { init = 1e-5 }: { init?: number } = {}) {
     super();
     this.gamma = new Parameter(full([positiveInteger(dim, 'LayerScale', 'dim')], init));

@@ -37,6 +37,7 @@ export interface Task<B extends TaskBatch = Batch, S extends Score = Score> {
   readonly settings: Readonly<Record<string, unknown>>;
   /** Loss of a batch, the auxiliary losses of the pass included; reads nothing back from the device. */
   step(model: Module, batch: B, device: Device): TrainStep;
+  /** A meter for one pass over the data. */
   meter(model: Module, how: Scoring): Meter<B, S>;
   /** Frees the tensors of a batch. */
   free(batch: B): void;

@@ -10,7 +10,7 @@ import { maybeAutocast, type Meter, type Scoring, type Task } from './task.js';
 
 /** Clips with a class each: `LoadedClips`. */
 export interface ClipBatch extends Batch {
-  /** [B V, 3, T, H, W]: the V views of a video one after the other. */
+  /** The clips [B V, 3, T, H, W], the V views of a video one after the other. */
   readonly images: Batch['images'];
   /** V; 1 in training. Default 1. */
   readonly views?: number;
