@@ -88,6 +88,15 @@ export class Adapter implements Resident {
    * several grafts use, `backbone.<name>` for parameters of the backbone that the adapter trains.
    */
   namedParameters(): [string, Parameter][] {
+    const named = this.namedOwnParameters();
+    for (const overlay of this.overlays) {
+      if (overlay.trains) named.push([`backbone.${overlay.name}`, overlay.target]);
+    }
+    return named;
+  }
+
+  /** Those of `namedParameters` that the adapter brings: of grafts and head, and of what several grafts use. */
+  namedOwnParameters(): [string, Parameter][] {
     const named: [string, Parameter][] = [];
     for (const graft of this.grafts) {
       const prefix = graftPrefix(graft);
@@ -96,9 +105,6 @@ export class Adapter implements Resident {
     }
     for (const [name, part] of this.shared) {
       for (const [leaf, parameter] of part.namedParameters()) named.push([`shared.${name}.${leaf}`, parameter]);
-    }
-    for (const overlay of this.overlays) {
-      if (overlay.trains) named.push([`backbone.${overlay.name}`, overlay.target]);
     }
     return named;
   }

@@ -14,7 +14,7 @@ import { ownFingerprint } from './fingerprint.js';
 import { headOptions } from './head.js';
 
 export const CONFIG_FILE = 'adapter_config.json';
-const TENSORS_FILE = 'adapter_model.safetensors';
+export const TENSORS_FILE = 'adapter_model.safetensors';
 
 const head = z.union([z.enum(['train', 'frozen']), headOptions]);
 
@@ -61,7 +61,7 @@ export interface AdapterFolder {
 /** Everything that training changed, by name: see `Adapter.namedParameters`; moved statistics as `buffers.<name>`. */
 export function adapterState(adapter: Adapter): Map<string, Tensor> {
   const state = new Map<string, Tensor>();
-  for (const graft of adapter.namedParameters()) if (!graft[0].startsWith('backbone.')) state.set(graft[0], graft[1]);
+  for (const [name, parameter] of adapter.namedOwnParameters()) state.set(name, parameter);
   for (const [name, buffer] of adapter.namedBuffers()) state.set(name, buffer);
   for (const overlay of adapter.overlays) {
     const value = adapter.valueOf(overlay);
@@ -141,9 +141,7 @@ export function swapAdapterState(adapter: Adapter, folder: AdapterFolder): void 
 /** Copies a saved state into an adapter, strictly: no missing name, no unexpected one, no other shape. */
 export function loadAdapterState(adapter: Adapter, tensors: ReadonlyMap<string, Tensor>, from: string): void {
   const targets = new Map<string, Tensor>();
-  for (const [name, parameter] of adapter.namedParameters()) {
-    if (!name.startsWith('backbone.')) targets.set(name, parameter);
-  }
+  for (const [name, parameter] of adapter.namedOwnParameters()) targets.set(name, parameter);
   for (const [name, buffer] of adapter.namedBuffers()) targets.set(name, buffer);
   const optional = new Set<string>();
   for (const overlay of adapter.overlays) {
