@@ -124,16 +124,26 @@ function offsets(margin: number, count: 1 | 3): number[] {
  * @throws RangeError for an empty video; TypeError for anything but bytes of this shape
  */
 export function clipViews(video: Tensor, options: ClipViews): Tensor {
-  const { size, spatialViews = 1, temporalViews = 1 } = options;
-  const [length = 0, height = 0, width = 0] = video.shape;
-  const taken = testFrames(length, options, temporalViews);
+  const [length = 0] = video.shape;
+  return cutViews(video, testFrames(length, options, options.temporalViews), options);
+}
+
+/**
+ * As `clipViews`, for frames [n, H, W, 3] out of a video of which `taken` says which ones each view takes, by their places
+ * among the n.
+ *
+ * @throws TypeError for anything but bytes of this shape
+ */
+export function cutViews(video: Tensor, taken: readonly (readonly number[])[], options: ClipViews): Tensor {
+  const { size, spatialViews = 1 } = options;
+  const [, height = 0, width = 0] = video.shape;
   return scope(() => {
     const clip = resized(normalized(video, options), ...withShortSide(height, width, size));
     const [, , rows = 0, columns = 0] = clip.shape;
     const isWide = columns > rows;
     const along = offsets(Math.max(rows, columns) - size, spatialViews);
     const squares = along.map((offset) => clip.narrow(isWide ? 3 : 2, offset, size));
-    const inTime = taken.map((frames) => tensor(frames, { dtype: 'int64', device: video.device }));
+    const inTime = taken.map((frames) => tensor([...frames], { dtype: 'int64', device: video.device }));
     return aten.stack(squares.flatMap((square) => inTime.map((frames) => square.indexSelect(1, frames))));
   });
 }

@@ -36,22 +36,16 @@ export class ImageFolder implements Dataset {
 
   /** @throws RangeError if there are no classes, a class has no images or has folders inside, or is not among `classNames` */
   constructor(root: string, o: ImageFolderOptions = {}) {
-    const { folders, files } = listFolder(root);
-    refuseSplits(root, folders, files);
+    const { classNames, present, files } = readClasses(root, o.classNames, {
+      opener: 'openImageFolder',
+      kind: 'images',
+    });
     this.root = root;
-    this.classNames = o.classNames ? [...o.classNames] : folders;
-    const unknown = folders.filter((name) => !this.classNames.includes(name));
-    if (unknown.length) {
-      throw new RangeError(
-        `${root} has folders that are no known classes: ${quoted(unknown)}; the classes are ${quoted(this.classNames)}`,
-      );
-    }
+    this.classNames = classNames;
     const paths: string[] = [];
     const labels: number[] = [];
     const ignored = files.map((name) => path.join(root, name));
-    this.classNames.forEach((name, label) => {
-      if (!folders.includes(name)) return;
-      const folder = path.join(root, name);
+    for (const { label, folder } of present) {
       const inside = listFolder(folder);
       if (inside.folders.length) {
         throw new RangeError(
@@ -70,11 +64,6 @@ export class ImageFolder implements Dataset {
         labels.push(label);
       }
       ignored.push(...inside.files.filter((file) => !hasImageSuffix(file)).map((file) => path.join(folder, file)));
-    });
-    if (paths.length === 0) {
-      throw new RangeError(
-        `${root} has no class folders; expected one folder of images per class, such as ${path.join(root, 'cat', '1.jpg')}`,
-      );
     }
     this.paths = paths;
     this.labels = Uint32Array.from(labels);
@@ -181,7 +170,19 @@ export function listImages(target: string): string[] {
     .map((name) => path.join(target, name));
 }
 
-function refuseSplits(root: string, folders: readonly string[], files: readonly string[]): void {
+/** What a folder of classes holds, and which function opens it in parts; for messages. */
+interface ClassContent {
+  readonly opener: string;
+  readonly kind: 'images' | 'videos';
+}
+
+/** The class folders of `root`, and the files beside them. @throws RangeError if there are none, or one that is not wanted */
+export function readClasses(
+  root: string,
+  wanted: readonly string[] | undefined,
+  { opener, kind }: ClassContent,
+): { classNames: string[]; present: { label: number; folder: string }[]; files: string[] } {
+  const { folders, files } = listFolder(root);
   const isSplit = (name: string): boolean =>
     Object.values(splitNames)
       .flat()
@@ -189,12 +190,27 @@ function refuseSplits(root: string, folders: readonly string[], files: readonly 
   if (folders.length && folders.every(isSplit)) {
     const first = path.join(root, folders[0] ?? '');
     throw new RangeError(
-      `${root} holds a split data set (${quoted(folders)}); open it with openImageFolder, or one part such as ${first}`,
+      `${root} holds a split data set (${quoted(folders)}); open it with ${opener}, or one part such as ${first}`,
     );
   }
   if (folders.length === 0 && files.some(hasImageSuffix)) {
     throw new RangeError(`${root} has images but no class folders; expected one folder per class inside it`);
   }
+  const classNames = wanted ? [...wanted] : folders;
+  const unknown = folders.filter((name) => !classNames.includes(name));
+  if (unknown.length) {
+    throw new RangeError(
+      `${root} has folders that are no known classes: ${quoted(unknown)}; the classes are ${quoted(classNames)}`,
+    );
+  }
+  if (folders.length === 0) {
+    const example = kind === 'images' ? path.join(root, 'cat', '1.jpg') : path.join(root, 'wave', '1', 'frame_000.jpg');
+    throw new RangeError(`${root} has no class folders; expected one folder of ${kind} per class, such as ${example}`);
+  }
+  const present = classNames.flatMap((name, label) =>
+    folders.includes(name) ? [{ label, folder: path.join(root, name) }] : [],
+  );
+  return { classNames, present, files };
 }
 
 /** The names in a folder, sorted by code unit as Python and C sort; without hidden ones; links are followed. */

@@ -1,6 +1,8 @@
 /** Images: data sets, decoding, transforms, batches; text: tokenizers. */
 export { BatchLoader } from './batch_loader.js';
 export type { BatchLoaderOptions, Collated, SkippedImage } from './batch_loader.js';
+export { ClipLoader, stackFrames } from './clip_loader.js';
+export type { ClipLoaderOptions, TrainingClips } from './clip_loader.js';
 export { clipViews, testFrames, trainingClip, trainingFrames } from './clips.js';
 export type { ClipCrop, ClipPreparation, ClipViews, FrameSampling } from './clips.js';
 export { CocoDataset, openCoco } from './coco_dataset.js';
@@ -11,6 +13,7 @@ export type { Dataset } from './dataset.js';
 export { DetectionLoader, SegmentationLoader } from './dense_loaders.js';
 export type { AnnotatedLoaderOptions, DetectionLoaderOptions, SegmentationLoaderOptions } from './dense_loaders.js';
 export { decodeImage, hasImageSuffix, ImageError, imageSuffixes } from './decode.js';
+export { hasVideoSuffix, videoSuffixes } from './ffmpeg.js';
 export { ImageFolder, listImages, openImageFolder } from './folder.js';
 export type { ImageFolderOptions, Splits, SplitsOf, SplitsOptions } from './folder.js';
 export { cropImage, flipHorizontal, flipVertical } from './geometry.js';
@@ -54,5 +57,7 @@ export { TextTokenizer } from './text_tokenizer.js';
 export type { EncodeOptions, TokenizedTexts } from './text_tokenizer.js';
 export { parseTransforms } from './transforms.js';
 export type { Transform, TransformInput, TransformKind, TransformOf } from './transforms.js';
+export { openVideo, openVideos, VideoFolder } from './video.js';
+export type { OpenVideosOptions, VideoFolderOptions } from './video.js';
 /** The steps as functions: `transforms.resize(32)`, `transforms.compose(...)`. */
 export * as transforms from './transforms.js';
