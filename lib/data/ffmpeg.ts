@@ -49,8 +49,7 @@ export async function countFrames(file: string): Promise<number> {
  * @throws SampleError for a file that cannot be decoded or has fewer frames; Error without ffmpeg
  */
 export async function decodeFrames(file: string, numbers: readonly number[]): Promise<Image[]> {
-  const chosen = numbers.map((n) => `eq(n,${String(n)})`).join('+');
-  const filter = ['-vf', `select='${chosen}',${NUMBERED}`, '-r', RATE, '-frames:v', String(numbers.length)];
+  const filter = ['-vf', `select='${oneOf(numbers)}',${NUMBERED}`, '-r', RATE, '-frames:v', String(numbers.length)];
   const output = await run(file, [...filter, '-f', 'image2pipe', '-c:v', 'ppm', '-pix_fmt', 'rgb24', 'pipe:1']);
   const frames: Image[] = [];
   for (let at = 0; at < output.length;) {
@@ -65,6 +64,13 @@ export async function decodeFrames(file: string, numbers: readonly number[]): Pr
     );
   }
   return frames;
+}
+
+/** An expression of ffmpeg's for "n is one of these"; nested in halves, since ffmpeg bounds how deep expressions may be. */
+function oneOf(numbers: readonly number[]): string {
+  if (numbers.length <= 1) return `eq(n,${String(numbers[0] ?? -1)})`;
+  const half = numbers.length >> 1;
+  return `(${oneOf(numbers.slice(0, half))}+${oneOf(numbers.slice(half))})`;
 }
 
 /** A picture of the kind "P6", 8 bits per channel, that begins at a place. */
