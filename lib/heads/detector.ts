@@ -9,24 +9,30 @@ import {
   type DetectionInputOptions,
   type DetectionTarget,
 } from './detection_input.js';
-import { PyramidBackbone, type PyramidBackboneOptions } from './pyramid.js';
+import { PyramidBackbone, type PyramidBackboneOptions, PyramidSource } from './pyramid.js';
 
 export interface DetectorOptions {
-  /** The network that the pyramid reads; make a backbone of the registry a trunk first (`toTrunk`). */
-  readonly body: FeatureSource;
+  /**
+   * The network that the pyramid reads; make a backbone of the registry a trunk first (`toTrunk`). Or a network with a
+   * pyramid of its own, for which `pyramid` says nothing.
+   */
+  readonly body: FeatureSource | PyramidSource;
   readonly pyramid?: PyramidBackboneOptions;
   readonly input?: DetectionInputOptions;
 }
 
 /** Images of any size to boxes. `losses` trains it, `detect` uses it; both set the mode of nothing: call `train` and `eval`. */
 export abstract class Detector extends DenseModel {
-  protected readonly backbonePath = 'backbone.body';
-  readonly backbone: PyramidBackbone;
+  protected readonly backbonePath: string;
+  readonly backbone: PyramidSource;
+  /** What the labels of the targets begin with. */
+  protected readonly firstLabel: number = 0;
   protected readonly input: DetectionInput;
 
   constructor({ body, pyramid, input }: DetectorOptions) {
     super();
-    this.backbone = new PyramidBackbone(body, pyramid);
+    this.backbone = body instanceof PyramidSource ? body : new PyramidBackbone(body, pyramid);
+    this.backbonePath = `backbone.${this.backbone.bodyPath}`;
     this.input = new DetectionInput(input);
   }
 
@@ -46,12 +52,27 @@ export abstract class Detector extends DenseModel {
     if (targets.length !== list.length || targets.length === 0) {
       throw new RangeError(`losses: ${list.length} images and ${targets.length} targets; give one for each image`);
     }
-    return this.batchLosses(this.input.prepare(list, targets), ctx);
+    const batch = this.input.prepare(list, targets);
+    const losses = this.batchLosses(batch, ctx);
+    const fromZero = batch.targets.map(({ boxes, labels }) => ({ boxes, labels: labels.sub(this.firstLabel) }));
+    return { ...losses, ...this.backbone.auxiliaryLosses({ ...batch, targets: fromZero }, ctx) };
   }
 
   /** What is found in each image, by falling score, in its own pixels. Everything stays on the device. */
   detect(images: Tensor | readonly Tensor[], ctx: Context = new Context()): Detection[] {
     return this.batchDetections(this.input.prepare(imageList(images)), ctx);
+  }
+
+  override isUntouchable(name: string): boolean {
+    return name.startsWith('backbone.') && this.backbone.isUntouchable(name.slice('backbone.'.length));
+  }
+
+  override isInClassifier(name: string): boolean {
+    return super.isInClassifier(name) && !this.isUntouchable(name);
+  }
+
+  override convertStateDict(state: ReadonlyMap<string, Tensor>): Map<string, Tensor> {
+    return this.backbone.convertStateDict(super.convertStateDict(state));
   }
 
   /** `losses` of prepared images. */

@@ -37,7 +37,7 @@ export interface SegmentOptions extends ProbabilityOptions {
 
 /** See `EncoderDecoderOptions`. Names are mmseg's: `backbone.`, `neck.`, `decode_head.`, `auxiliary_head.` or `auxiliary_head.{i}.`. */
 export class EncoderDecoder extends DenseModel {
-  readonly name = 'encoder_decoder';
+  readonly name: string = 'encoder_decoder';
   protected readonly backbonePath = 'backbone';
   readonly backbone: FeatureSource;
   readonly neck: Neck | null;
@@ -66,7 +66,16 @@ export class EncoderDecoder extends DenseModel {
   /** Logits [B, K, H, W] at the size of the images [B, 3, H, W], run whole. */
   forward(images: Tensor, ctx: Context): Tensor {
     const { decode_head: head } = this;
-    return resize(head.segment(this.features(images, ctx), ctx), sizeOf(images), head.alignCorners);
+    return resize(this.#segment(head, this.features(images, ctx), ctx), sizeOf(images), head.alignCorners);
+  }
+
+  /** What a head gets: the maps, unless a model has more to give. */
+  protected levelsFor(_head: SegmentationHead, levels: readonly Tensor[], _ctx: Context): readonly Tensor[] {
+    return levels;
+  }
+
+  #segment(head: SegmentationHead, levels: readonly Tensor[], ctx: Context): Tensor {
+    return head.segment(this.levelsFor(head, levels, ctx), ctx);
   }
 
   /**
@@ -82,7 +91,7 @@ export class EncoderDecoder extends DenseModel {
     const targets = labels.ndim === 4 ? labels.squeeze(1) : labels;
     const { ignoreIndex, average } = this;
     const entries = this.#heads().map(([name, head]) => {
-      const logits = resize(head.segment(levels, ctx), sizeOf(targets), head.alignCorners);
+      const logits = resize(this.#segment(head, levels, ctx), sizeOf(targets), head.alignCorners);
       const loss = pixelCrossEntropy(logits, targets, { ignoreIndex, average }).mul(head.lossWeight);
       return { name: `${name}.loss_seg`, loss, logits };
     });
@@ -108,7 +117,7 @@ export class EncoderDecoder extends DenseModel {
     const { alignCorners } = this.decode_head;
     return slideInference(images, { ...windows, alignCorners }, (window) => {
       const own = ctx.fork();
-      return this.decode_head.segment(this.features(window, own), own);
+      return this.#segment(this.decode_head, this.features(window, own), own);
     });
   }
 

@@ -30,6 +30,7 @@ export interface FasterRcnnOptions extends DetectorOptions, RoiHeadsOptions {
  * `loss_objectness` and `loss_rpn_box_reg`; labels are 1 to K - 1, for 0 is the background.
  */
 export class FasterRcnn extends Detector {
+  protected override readonly firstLabel = 1;
   readonly name = 'faster_rcnn';
   override readonly keyMap: KeyMap = [
     ...OLD_PYRAMID_NAMES,
@@ -41,9 +42,8 @@ export class FasterRcnn extends Detector {
 
   constructor(options: FasterRcnnOptions) {
     super(options);
-    const { body: _body, pyramid, input: _input, anchors, rpn, pooledLevels, ...heads } = options;
-    const { levelNames } = this.backbone.fpn;
-    const channels = pyramid?.outChannels ?? 256;
+    const { body: _body, pyramid: _pyramid, input: _input, anchors, rpn, pooledLevels, ...heads } = options;
+    const { levelNames, outChannels: channels } = this.backbone;
     const generator = anchors ?? new AnchorGenerator(levelNames.map((_, i) => [32 * 2 ** i]));
     this.rpn = new RegionProposals(channels, generator, rpn);
     this.roi_heads = new RoiHeads(channels, heads);

@@ -41,7 +41,7 @@ export { createDetector, listDetectors } from './detectors.js';
 export type { CreateDetectorOptions } from './detectors.js';
 export { FasterRcnn } from './faster_rcnn.js';
 export type { FasterRcnnOptions } from './faster_rcnn.js';
-export { FeaturePyramid, PyramidBackbone } from './pyramid.js';
+export { FeaturePyramid, PyramidBackbone, PyramidSource } from './pyramid.js';
 export type { ConvNormChoice, PyramidBackboneOptions, PyramidExtra, PyramidOptions } from './pyramid.js';
 export {
   createDetectionModel,

@@ -13,6 +13,7 @@ import {
 } from '../nn/index.js';
 import type { Tensor } from '../tensor/index.js';
 import type { FeatureSource } from './dense_model.js';
+import type { DetectionBatch } from './detection_input.js';
 import { type Neck, requireLevels } from './fpn.js';
 
 /** The norm after a convolution: none, BatchNorm, or GroupNorm with so many groups. */
@@ -130,15 +131,52 @@ export class FeaturePyramid extends Module implements Neck {
   }
 }
 
+/** Images to the levels of a pyramid: what detectors stand on. */
+export abstract class PyramidSource extends Module {
+  /** The network that adapters are set into. */
+  abstract readonly body: FeatureSource;
+  /** Where it is. */
+  abstract readonly bodyPath: string;
+  /** Names of the levels: those that the body has are numbers. */
+  abstract readonly levelNames: readonly string[];
+  /** Width of the levels. */
+  abstract readonly outChannels: number;
+
+  /** Images [B, 3, H, W] to the levels of the pyramid, finest first. */
+  abstract maps(images: Tensor, ctx?: Context): Tensor[];
+
+  /** Losses of its own, by name, after `maps` of the batch's images with the same context; labels are 0 to K - 1. */
+  auxiliaryLosses(_batch: DetectionBatch, _ctx: Context): Readonly<Record<string, Tensor>> {
+    return {};
+  }
+
+  /** Whether a name in it belongs to a part that is neither head nor adapted. */
+  isUntouchable(_name: string): boolean {
+    return false;
+  }
+
+  /** The detector's state dict from further formats to its own names. */
+  convertStateDict(state: ReadonlyMap<string, Tensor>): Map<string, Tensor> {
+    return new Map(state);
+  }
+
+  /** @throws TypeError always: it has many outputs; call `maps` */
+  forward(): Tensor {
+    throw new TypeError(`${this.constructor.name} has many outputs: call maps(images, ctx)`);
+  }
+}
+
 export interface PyramidBackboneOptions extends Omit<PyramidOptions, 'inChannels'> {
   /** Which of the body's levels enter the pyramid, finest first. Default: the four coarsest. */
   readonly levels?: readonly number[];
 }
 
 /** A network and the pyramid over some of its levels: `body.`, `fpn.`. */
-export class PyramidBackbone extends Module {
+export class PyramidBackbone extends PyramidSource {
   readonly body: FeatureSource;
+  readonly bodyPath = 'body';
   readonly fpn: FeaturePyramid;
+  readonly outChannels: number;
   readonly #levels: readonly number[];
 
   /** @throws RangeError for a level that the body does not have */
@@ -153,20 +191,19 @@ export class PyramidBackbone extends Module {
     });
     this.body = body;
     this.fpn = new FeaturePyramid({ ...rest, inChannels });
+    this.outChannels = rest.outChannels ?? 256;
     this.#levels = levels;
   }
 
-  /** Images [B, 3, H, W] to the levels of the pyramid, finest first. */
+  get levelNames(): readonly string[] {
+    return this.fpn.levelNames;
+  }
+
   maps(images: Tensor, ctx: Context = new Context()): Tensor[] {
     const all = this.body.forwardIntermediates(images, ctx);
     return this.fpn.fuse(
       this.#levels.map((index) => all[index] as Tensor),
       ctx,
     );
-  }
-
-  /** @throws TypeError always: it has many outputs; call `maps` */
-  forward(): Tensor {
-    throw new TypeError('PyramidBackbone has many outputs: call maps(images, ctx)');
   }
 }

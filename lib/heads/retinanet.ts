@@ -127,8 +127,8 @@ export class RetinaNet extends Detector {
 
   constructor(options: RetinaNetOptions) {
     super({ ...options, pyramid: { extra: 'p6p7_from_output', ...options.pyramid } });
-    const { body: _body, pyramid, input: _input, anchors, headNorm = 'none', numClasses, ...rest } = options;
-    this.#anchors = anchors ?? new AnchorGenerator(this.backbone.fpn.levelNames.map((_, i) => octave(32 * 2 ** i)));
+    const { body: _body, pyramid: _pyramid, input: _input, anchors, headNorm = 'none', numClasses, ...rest } = options;
+    this.#anchors = anchors ?? new AnchorGenerator(this.backbone.levelNames.map((_, i) => octave(32 * 2 ** i)));
     this.#o = {
       boxLoss: 'l1',
       foregroundIou: 0.5,
@@ -141,7 +141,7 @@ export class RetinaNet extends Detector {
       detectionsPerImage: 300,
       ...rest,
     };
-    this.head = new RetinaNetHead(pyramid?.outChannels ?? 256, this.#anchors.perCell, numClasses, headNorm);
+    this.head = new RetinaNetHead(this.backbone.outChannels, this.#anchors.perCell, numClasses, headNorm);
   }
 
   #levels(batch: DetectionBatch, ctx: Context) {

@@ -5,10 +5,9 @@
  * is claimed.
  */
 import { z } from 'zod';
-import { applyKeyMap } from '../checkpoint/index.js';
 import { resize, sizeOf } from '../heads/conv_module.js';
 import { DenseModel, FpnHead } from '../heads/index.js';
-import { type Backbone, type ClipTextTransformer, openaiTextTransformer, parseOptions } from '../models/index.js';
+import { type Backbone, type ClipTextTransformer, parseOptions } from '../models/index.js';
 import {
   Context,
   Conv2d,
@@ -25,6 +24,7 @@ import {
 } from '../nn/index.js';
 import { empty, type Tensor } from '../tensor/index.js';
 import { encodeWithContexts } from './context_text.js';
+import { fromOfficial } from './dense_clip_names.js';
 
 /** The tasks: semantic segmentation, drivable area, detection. */
 export const LV_TASKS = ['sem', 'driv', 'det'] as const;
@@ -334,15 +334,7 @@ export class LvAdapter extends DenseModel {
 
   /** From files whose text tower has OpenAI's names, as DenseCLIP's have; the image tower's are those of its family. */
   override convertStateDict(state: ReadonlyMap<string, Tensor>): Map<string, Tensor> {
-    const part = (prefix: string): Map<string, Tensor> =>
-      new Map(
-        [...state].filter(([name]) => name.startsWith(prefix)).map(([name, t]) => [name.slice(prefix.length), t]),
-      );
-    const out = new Map([...state].filter(([name]) => !/^(backbone|text_encoder)\./.test(name)));
-    for (const [name, t] of this.backbone.convertStateDict(part('backbone.'))) out.set(`backbone.${name}`, t);
-    for (const [name, t] of applyKeyMap(openaiTextTransformer, part('text_encoder.')).tensors)
-      out.set(`text_encoder.${name}`, t);
-    return out;
+    return fromOfficial(state, this.backbone);
   }
 
   /** @throws TypeError always: the number of classes goes by the task; build a new model */

@@ -115,6 +115,15 @@ test('says what does not fit', () => {
   expect(() => model.losses(model.outputs(images), {})).toThrow(/labels for at least one/);
 });
 
+test('loads what it saves', () => {
+  const [model, other] = [build(), build()];
+  noGrad(() => {
+    for (const p of other.parameters()) p.add_(1);
+  });
+  loadState(other, model.stateDict());
+  for (const [name, t] of other.namedState()) expect(t.equal(model.stateDict().get(name) as Tensor), name).toBe(true);
+});
+
 test('BDD100K has 19, 3 and 10 classes', () => {
   expect(Object.values(BDD100K_CLASSES).map((list) => list.length)).toEqual([19, 3, 10]);
 });

@@ -187,7 +187,7 @@ function partOf({ source, config }: GoldenCase): string {
 const VOCABULARY = 'bpe_simple_vocab_16e6.txt.gz';
 
 /** OpenAI's vocabulary, which is not part of this repository: beside the cases, or beside the repository. */
-function vocabulary(folder: string): ClipTokenizer {
+export function vocabulary(folder: string): ClipTokenizer {
   const beside = fileURLToPath(new URL('../../../../shared/data/clip', import.meta.url));
   const places = [
     process.env['CLIP_VOCABULARY'],

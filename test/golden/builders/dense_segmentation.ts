@@ -95,6 +95,13 @@ const EXTRA: Readonly<Record<string, 'pool' | 'on_input' | 'on_lateral' | 'on_ou
   on_output: 'on_output',
 };
 
+/** mmseg's `add_extra_convs` of a pyramid. */
+export function extraLevels(value: unknown): 'pool' | 'on_input' | 'on_lateral' | 'on_output' {
+  const extra = EXTRA[String(value)];
+  if (!extra) throw new UnknownCase('the neck adds its extra levels in a way that nobody knows');
+  return extra;
+}
+
 function neckOf(config: Config): Fpn | null {
   if (!config.has('neck')) return null;
   config
@@ -103,8 +110,7 @@ function neckOf(config: Config): Fpn | null {
     .expect('neck_act', null)
     .expect('neck_relu_before_extra_convs', false)
     .expect('neck_end_level', -1);
-  const extra = EXTRA[String(config.get<unknown>('neck_add_extra_convs', false))];
-  if (!extra) throw new UnknownCase('the neck adds its extra levels in a way that nobody knows');
+  const extra = extraLevels(config.get<unknown>('neck_add_extra_convs', false));
   return new Fpn({
     inChannels: config.get('neck_in_channels'),
     outChannels: config.get('neck_out_channels'),

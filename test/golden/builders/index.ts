@@ -4,6 +4,7 @@ import { clip } from './clip.js';
 import { convAdapter } from './conv_adapter.js';
 import { convnext } from './convnext.js';
 import { convpass } from './convpass.js';
+import { denseClip } from './dense_clip.js';
 import { denseHeads } from './dense_heads.js';
 import { fact } from './fact.js';
 import { ghostnet } from './ghostnet.js';
@@ -33,6 +34,7 @@ const all: readonly Builder[] = [
   kadaptation,
   petlBaselines,
   convpass,
+  denseClip,
   denseHeads,
   fact,
   vpt,

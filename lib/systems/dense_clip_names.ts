@@ -1,0 +1,76 @@
+/**
+ * Names of DenseCLIP's checkpoints, and of CLIP's archives, to ours. Ours are the official ones but for the transformers,
+ * whose blocks have timm's names.
+ */
+import { applyKeyMap, invertKeyMap, type KeyMap } from '../checkpoint/index.js';
+import { clipFormat, openaiText, openaiViT, toClipNames } from '../models/clip_names.js';
+import type { Host } from '../models/index.js';
+import type { Tensor } from '../tensor/index.js';
+import { type DenseClipEncoder, DenseClipViT } from './dense_clip_encoders.js';
+
+const BACKBONE = 'backbone.';
+const TEXT = 'text_encoder.';
+
+type State = ReadonlyMap<string, Tensor>;
+
+/** Official names to ours. Invertible. */
+export function denseClipKeyMap(encoder: DenseClipEncoder): KeyMap {
+  const visual = encoder instanceof DenseClipViT ? openaiViT(BACKBONE, BACKBONE) : [];
+  return [...visual, ...openaiText(TEXT, TEXT)];
+}
+
+/** A state dict in our names under the official ones. */
+export function toOfficial(encoder: DenseClipEncoder, state: State): Map<string, Tensor> {
+  return applyKeyMap(invertKeyMap(denseClipKeyMap(encoder)), state).tensors;
+}
+
+/** Tensors whose names begin with `prefix`, without it. */
+export function below(prefix: string, state: Iterable<readonly [string, Tensor]>): Map<string, Tensor> {
+  const inside = [...state].filter(([name]) => name.startsWith(prefix));
+  return new Map(inside.map(([name, tensor]) => [name.slice(prefix.length), tensor]));
+}
+
+/** The same names, each after `prefix`. */
+export function under(prefix: string, state: State): [string, Tensor][] {
+  return Array.from(state, ([name, tensor]) => [prefix + name, tensor]);
+}
+
+/** A text tower in OpenAI's names or ours, to ours. */
+export function textTower(state: State): Map<string, Tensor> {
+  return state.has('text_projection') ? applyKeyMap(openaiText('', ''), state).tensors : new Map(state);
+}
+
+/** Whether a state dict is that of a whole CLIP, in any published format or our own names. */
+export function isClip(state: State): boolean {
+  return (
+    (clipFormat(state.keys()) !== null || state.has('visual.proj.weight')) &&
+    ![...state.keys()].some((name) => name.startsWith(BACKBONE))
+  );
+}
+
+/**
+ * The towers of a whole CLIP as parts of a DenseCLIP: positions of images resampled to the encoder's grid, those of texts
+ * cut off at the context's length.
+ */
+export function towersOf(clip: State, encoder: DenseClipEncoder, contextLength: number): Map<string, Tensor> {
+  const own = toClipNames(clip, encoder instanceof DenseClipViT ? 'vit' : 'resnet');
+  const text = below('text.', own);
+  const positions = text.get('positional_embedding');
+  if (positions && (positions.shape[0] ?? 0) > contextLength) {
+    text.set('positional_embedding', positions.narrow(0, 0, contextLength));
+  }
+  return new Map([...under(BACKBONE, encoder.convertStateDict(below('visual.', own))), ...under(TEXT, text)]);
+}
+
+/**
+ * A state dict in the official names, or in ours, to ours: of a model with an image tower `backbone` and a text tower
+ * `text_encoder`. Positions of images fit the image tower afterwards.
+ */
+export function fromOfficial(state: State, encoder: Pick<Host, 'convertStateDict'>): Map<string, Tensor> {
+  const rest = [...state].filter(([name]) => !name.startsWith(BACKBONE) && !name.startsWith(TEXT));
+  return new Map([
+    ...rest,
+    ...under(BACKBONE, encoder.convertStateDict(below(BACKBONE, state))),
+    ...under(TEXT, textTower(below(TEXT, state))),
+  ]);
+}
