@@ -20,12 +20,15 @@ namespace torchgraft {
 namespace {
 
 // Steps of LibTorch's own trust their caller: with shapes, dtypes or sizes that do not fit, many read and write outside
-// of their memory or divide by zero. By name they are those that begin with an underscore and the backward steps; the
-// public operators that use them check first and remain. These few of them check as well.
+// of their memory or divide by zero. Their names tell them apart: an underscore or one of kInnerPrefixes in front, or
+// `_backward`. The public operators that use them check first and remain. These few of them check as well.
 constexpr std::string_view kChecked[] = {
     "_foreach_add", "_foreach_mul", "_log_softmax", "_softmax", "_upsample_bicubic2d_aa", "_upsample_bilinear2d_aa",
     "_version",
 };
+
+// One library's or one step's part of a public operator: `batch_norm_update_stats`, `native_group_norm`, `mkldnn_...`.
+constexpr std::string_view kInnerPrefixes[] = {"_", "batch_norm_", "cudnn_", "miopen_", "mkldnn_", "native_"};
 
 // These take weights packed by operators that cannot be called from here.
 constexpr std::string_view kPacked[] = {
@@ -48,12 +51,13 @@ void refuse(const Overload& overload, const torch::jit::Stack&) {
 }
 
 bool is_inner_step(std::string_view name) {
-  if (name.substr(0, kNamespace.size()) != kNamespace) return false;
+  if (!name.starts_with(kNamespace)) return false;
   name.remove_prefix(kNamespace.size());
   if (std::ranges::find(kPacked, name) != std::end(kPacked)) return true;
   if (std::ranges::find(kChecked, name) != std::end(kChecked)) return false;
-  const bool operator_method = name.substr(0, 2) == "__";  // __and__, __lshift__: public
-  return (name.substr(0, 1) == "_" && !operator_method) || name.find("_backward") != std::string_view::npos;
+  if (name.starts_with("__")) return false;  // __and__, __lshift__: public
+  return name.find("_backward") != std::string_view::npos ||
+         std::ranges::any_of(kInnerPrefixes, [&](std::string_view prefix) { return name.starts_with(prefix); });
 }
 
 const c10::IValue* argument(const Overload& overload, const torch::jit::Stack& stack, std::string_view name) {
@@ -76,6 +80,9 @@ void noise_fits(const Overload& overload, const torch::jit::Stack& stack) {
   if (!self->toTensor().sizes().equals(noise->toTensor().sizes()) ||
       self->toTensor().scalar_type() != noise->toTensor().scalar_type()) {
     throw ArgumentError(overload.name + ": noise must have the shape and the dtype of the tensor");
+  }
+  if (!noise->toTensor().is_non_overlapping_and_dense()) {
+    throw ArgumentError(overload.name + ": noise is written to and must have memory for each of its elements");
   }
   const c10::IValue* out = argument(overload, stack, "out");
   if (out && out->isTensor() && !out->toTensor().sizes().equals(self->toTensor().sizes())) {
@@ -113,8 +120,17 @@ void range_fits(const Overload& overload, const torch::jit::Stack& stack) {
   const c10::IValue* end = argument(overload, stack, "end");
   const c10::IValue* step = argument(overload, stack, "step");
   if (!start || !end || !start->isScalar() || !end->isScalar()) return;
-  const double size = (number(*end) - number(*start)) / (step && step->isScalar() ? number(*step) : 1);
+  const double stride = step && step->isScalar() ? number(*step) : 1;
+  const double size = (number(*end) - number(*start)) / stride;
   if (!(std::abs(size) < 9007199254740992.0)) throw OutOfRange(overload.name + ": the range has too many elements");
+  // In integers a step below 1 is 0, by which the kernel divides.
+  const c10::IValue* out = argument(overload, stack, "out");
+  const c10::IValue* dtype = argument(overload, stack, "dtype");
+  const bool integral = out && out->isTensor()
+                            ? c10::isIntegralType(out->toTensor().scalar_type(), true)
+                            : dtype && dtype->isInt() && c10::isIntegralType(dtype->toScalarType(), true);
+  if (integral && std::abs(stride) < 1)
+    throw OutOfRange(overload.name + ": a range of integers needs a step of 1 or more");
 }
 
 // It takes the count on trust.
@@ -127,6 +143,21 @@ void count_fits(const Overload& overload, const torch::jit::Stack& stack) {
     throw OutOfRange(overload.name + ": numel must be the number of elements of input");
   }
   if (bins->toInt() < 1 || bins->toInt() > 100000) throw OutOfRange(overload.name + ": n_bins must be 1 to 100000");
+}
+
+// One bin for each number from 0 to the largest: an index read as a count fills the memory, for minutes.
+void bins_fit(const Overload& overload, const torch::jit::Stack& stack) {
+  constexpr int64_t most = int64_t{1} << 28;
+  const c10::IValue* self = argument(overload, stack, "self");
+  const c10::IValue* least = argument(overload, stack, "minlength");
+  if (least && least->isInt() && least->toInt() > most) {
+    throw OutOfRange(overload.name + ": minlength must be at most 2^28");
+  }
+  if (!self || !self->isTensor()) return;
+  const at::Tensor& counted = self->toTensor();
+  const bool integral = c10::isIntegralType(counted.scalar_type(), false);
+  if (!integral || !counted.is_cpu() || counted.layout() != at::kStrided || counted.numel() == 0) return;
+  if (counted.max().item<int64_t>() > most) throw OutOfRange(overload.name + ": the numbers must be at most 2^28");
 }
 
 // The kernels loop from 0 to the degree for every element.
@@ -156,6 +187,7 @@ std::unordered_map<std::string, Guard> make_guards() {
     }
   }
   guards.emplace("aten::range", range_fits);
+  guards.emplace("aten::bincount", bins_fit);
   guards.emplace("aten::random", bounds_fit);
   guards.emplace("aten::random_", bounds_fit);
   guards.emplace("aten::choose_qparams_optimized", count_fits);
