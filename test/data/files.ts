@@ -2,7 +2,7 @@
 import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import path from 'node:path';
-import sharp from 'sharp';
+import sharp, { type PngOptions } from 'sharp';
 import { afterAll } from 'vitest';
 import type { Image } from '../../lib/data/index.js';
 
@@ -37,7 +37,7 @@ export function plain(
 }
 
 /** The bytes of a PNG: gray for one channel, else RGB. */
-export async function png(image: Image, options: sharp.PngOptions = {}): Promise<Uint8Array> {
+export async function png(image: Image, options: PngOptions = {}): Promise<Uint8Array> {
   const { data, height, width, channels } = image;
   const raw = sharp(data, { raw: { height, width, channels: channels as 1 | 3 } });
   return raw
