@@ -134,7 +134,10 @@ export function clipKeyMap(format: ClipFormat, visual: VisualKind): KeyMap {
 
 /** Which of the formats these names are; null for our own, a single tower, or something else. */
 export function clipFormat(names: Iterable<string>): ClipFormat | null {
-  for (const name of names) {
+  const all = [...names];
+  // The image tower with a residual network has the same names in both, the text tower never has.
+  if (all.some((name) => name.startsWith('text.'))) return null;
+  for (const name of all) {
     if (/^(vision_model|text_model)\.|^(visual|text)_projection\.weight$/.test(name)) return 'transformers';
     if (/^visual\.(conv1|transformer|class_embedding)|^transformer\.resblocks\.|^text_projection$/.test(name)) {
       return 'openai';

@@ -2,7 +2,7 @@
 import { z } from 'zod';
 import { type ClipTextTransformer, type ClipTokenizer, parseOptions } from '../models/index.js';
 import { Context, functional, init, Parameter } from '../nn/index.js';
-import { aten, empty, full, isGradEnabled, noGrad, type Tensor } from '../tensor/index.js';
+import { aten, empty, full, isGradEnabled, keep, noGrad, type Tensor } from '../tensor/index.js';
 import { encodeWithContexts } from './context_text.js';
 import { ContextDecoder, contextDecoderOptions } from './dense_clip_context.js';
 import type { DenseEmbedding } from './dense_clip_pool.js';
@@ -98,7 +98,7 @@ export class LanguageGuide {
         `DenseCLIP: tokens must be [${numClasses}, ${textTokens}], got [${tokens.shape.join(', ')}]`,
       );
     }
-    this.#tokens = tokens;
+    this.#tokens = keep(tokens);
     this.#names = names;
     this.#remembered = null;
     return this;
@@ -120,7 +120,7 @@ export class LanguageGuide {
    */
   remember(): this {
     this.#remembered = null;
-    const text = noGrad(() => this.encodeClasses());
+    const text = keep(noGrad(() => this.encodeClasses()));
     this.#remembered = { text, version: this.contexts._version };
     return this;
   }

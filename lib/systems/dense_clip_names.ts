@@ -3,7 +3,7 @@
  * whose blocks have timm's names.
  */
 import { applyKeyMap, invertKeyMap, type KeyMap } from '../checkpoint/index.js';
-import { clipFormat, openaiText, openaiViT, toClipNames } from '../models/clip_names.js';
+import { openaiText, openaiViT, toClipNames } from '../models/clip_names.js';
 import type { Host } from '../models/index.js';
 import type { Tensor } from '../tensor/index.js';
 import { type DenseClipEncoder, DenseClipViT } from './dense_clip_encoders.js';
@@ -42,9 +42,9 @@ export function textTower(state: State): Map<string, Tensor> {
 
 /** Whether a state dict is that of a whole CLIP, in any published format or our own names. */
 export function isClip(state: State): boolean {
+  const names = [...state.keys()];
   return (
-    (clipFormat(state.keys()) !== null || state.has('visual.proj.weight')) &&
-    ![...state.keys()].some((name) => name.startsWith(BACKBONE))
+    names.some((name) => /^(visual|vision_model)\./.test(name)) && !names.some((name) => name.startsWith(BACKBONE))
   );
 }
 

@@ -83,6 +83,8 @@ const segmentation = common.extend({
 const detection = common.extend({
   /** `retinanet` has labels from 0, `faster_rcnn` from 1. */
   head: z.enum(['retinanet', 'faster_rcnn']).default('retinanet'),
+  /** Width of the two linear layers of a `faster_rcnn`. */
+  boxWidth: z.int().positive().default(1024),
   /** How images are resized; colors are CLIP's. */
   input: z.custom<Omit<DetectionInputOptions, 'mean' | 'std'>>().optional(),
   /** Factor of the scores' loss. */
@@ -204,7 +206,7 @@ export function createDenseClipDetector(
     const input = { ...CLIP_COLORS, ...o.input };
     const made = isRetina
       ? new RetinaNet({ body, input, numClasses: classes.length })
-      : new FasterRcnn({ body, input, numClasses: classes.length + 1 });
+      : new FasterRcnn({ body, input, numClasses: classes.length + 1, boxHead: { kind: 'mlp', width: o.boxWidth } });
     return made as Detector as DenseClipDetector;
   });
 }

@@ -1,3 +1,4 @@
+export { ADE20K_CLASSES, COCO_CLASSES } from './class_names.js';
 export { encodeWithContexts } from './context_text.js';
 export { DenseClip, SCORE_MAP, TEXT_EMBEDDINGS, type DenseClipOptions, type ScoreLossOptions } from './dense_clip.js';
 export { ContextDecoder, type ContextDecoderOptions } from './dense_clip_context.js';

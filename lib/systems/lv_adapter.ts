@@ -22,7 +22,7 @@ import {
   pixelCrossEntropy,
   topDown,
 } from '../nn/index.js';
-import { empty, type Tensor } from '../tensor/index.js';
+import { empty, keep, type Tensor } from '../tensor/index.js';
 import { encodeWithContexts } from './context_text.js';
 import { fromOfficial } from './dense_clip_names.js';
 
@@ -271,7 +271,7 @@ export class LvAdapter extends DenseModel {
           `${this.name}: task '${task}' has ${expected} classes, and the tokens are [${ids.shape.join(', ')}]`,
         );
       }
-      this.#tokens.set(task, ids);
+      this.#tokens.set(task, keep(ids));
     }
     return this;
   }

@@ -64,6 +64,12 @@ describe('formats', () => {
     expect(() => a.officialState('transformers')).toThrow(/openai/);
   });
 
+  test('its own names are told from those of OpenAI, which are partly the same', () => {
+    const [a, b] = [withResNet(), withResNet()];
+    loadState(b, a.stateDict());
+    expect(b.encodeText(ids()).equal(a.encodeText(ids()))).toBe(true);
+  });
+
   test.each([
     ['a whole archive of OpenAI', (clip: Clip) => clip.officialState('openai')],
     ['a whole CLIPModel of transformers', (clip: Clip) => clip.officialState('transformers')],

@@ -183,12 +183,11 @@ function makeOverlays(
   for (const [path, module] of model.namedModules()) {
     if (model.isUntouchable(path)) continue;
     const prefix = path === '' ? '' : `${path}.`;
-    const inClassifier = model.isInClassifier(path);
     const own = new Set<unknown>(Object.values(module));
     for (const [leaf, parameter] of module.namedParameters()) {
       if (!own.has(parameter)) continue;
       const name = prefix + leaf;
-      const wanted = inClassifier ? head === 'train' : trains?.({ name, parameter, module }) === true;
+      const wanted = model.isInClassifier(name) ? head === 'train' : trains?.({ name, parameter, module }) === true;
       if (wanted) overlays.push({ name, target: parameter, trains: true, value: keep(parameter.detach().clone()) });
     }
     if (!(module instanceof BatchNorm2d)) continue;

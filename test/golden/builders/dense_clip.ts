@@ -1,6 +1,5 @@
 /** DenseCLIP: its parts alone, and whole, for segmentation and as the body of a detector. */
-import type {
-  DenseModel} from '../../../lib/heads/index.js';
+import type { DenseModel } from '../../../lib/heads/index.js';
 import {
   type DetectionTarget,
   type EncoderDecoderOptions,
