@@ -148,7 +148,7 @@ export class Adapter implements Resident {
 
   // ---- whether it is active -------------------------------------------------------------------------------------
 
-  /** Makes this the only active adapter. */
+  /** Makes this the only active adapter; merged ones stay, as part of the weights. */
   activate(): this {
     this.#mustLive();
     this.#host.activate([this]);
@@ -170,7 +170,7 @@ export class Adapter implements Resident {
     return this;
   }
 
-  /** Takes the adapter out of the model for good; the model is what it was, bit for bit. */
+  /** Takes the adapter out of the model for good; the model is what it was, bit for bit. @throws Error as `unmerge` */
   remove(): void {
     this.#mustLive();
     if (this.isMerged) this.unmerge();
@@ -264,12 +264,18 @@ export class Adapter implements Resident {
     if (!this.isActive) throw new Error(`adapter '${this.name}' is not active; call activate() before merge()`);
     const { record, report } = mergeAdapter(this, options);
     this.#merge = record;
+    this.#host.noteMerged(this);
     return report;
   }
 
-  /** Undoes `merge`: the backbone's weights are what they were, bit for bit, and the grafts compute again. */
+  /**
+   * Undoes `merge`: the backbone's weights are what they were, bit for bit, and the grafts compute again.
+   *
+   * @throws Error when another adapter was merged after this one: the latest is the first to leave
+   */
   unmerge(): this {
     if (!this.#merge) throw new Error(`adapter '${this.name}' is not merged`);
+    this.#host.noteUnmerged(this);
     unmergeAdapter(this, this.#merge);
     this.#merge = null;
     return this;

@@ -2,9 +2,8 @@
  * How a graft's output is combined with what the backbone computes: the "composition" column of the unified view's
  * table (He et al., ICLR 2022, arXiv 2110.04366, table 1), as data.
  */
-import { aten, type Tensor } from '../../tensor/index.js';
 import { type Context, Conv2d, Linear, type Module, Parameter, scaleShift, type Site } from '../../nn/index.js';
-import { full, ones } from '../../tensor/index.js';
+import { aten, full, ones, type Tensor } from '../../tensor/index.js';
 
 /** Factor of a graft's output: a number, a learned scalar, or one learned factor per channel (both start at 1). */
 export type Scale = number | 'learned' | 'learned_per_channel';
@@ -57,10 +56,12 @@ export interface AffineForm extends Module {
   factorAndSummand(ctx?: Context): { factor: Tensor | null; summand: Tensor | null };
 }
 
+/** Whether a form states an increment of its layer's weight. */
 export function isDeltaForm(form: Module): form is DeltaForm {
   return 'delta' in form && typeof form.delta === 'function';
 }
 
+/** Whether a form states a map per channel. */
 export function isAffineForm(form: Module): form is AffineForm {
   return 'factorAndSummand' in form && typeof form.factorAndSummand === 'function';
 }
@@ -233,8 +234,9 @@ export function misfit(composition: Composition, form: Module, site: Site): stri
     }
   }
   if (composition.kind === 'affine' && !isAffineForm(form)) return `${form.constructor.name} is not an affine map`;
-  if (composition.kind === 'sequential' && site.slice && !composition.residual) return null;
-  if (composition.kind === 'replace' && site.slice) return 'a slice cannot be replaced by itself';
-  if (composition.kind === 'before' && site.slice) return 'all slices of a layer share its input';
+  if (composition.kind === 'replace' && site.slice)
+    return 'a slice cannot be replaced by itself; choose the whole layer';
+  if (composition.kind === 'before' && site.slice)
+    return 'all slices of a layer share its input; choose the whole layer';
   return null;
 }

@@ -153,7 +153,7 @@ function newGraft(
   shared: readonly Module[] = [],
 ): Graft {
   const scale = scaleParameter(composition, site);
-  return { adapter, site, rule, composition, form, scale, shared, strength: 1, active: false, merged: false };
+  return { adapter, site, rule, composition, form, scale, shared, strength: 1, place: null, merged: false };
 }
 
 function buildHead(

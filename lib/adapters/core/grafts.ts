@@ -17,8 +17,11 @@ export interface Graft extends Part {
   readonly shared: readonly Module[];
   /** Factor of the graft's effect; see `Adapter.strength`. */
   strength: number;
-  /** Whether it takes part in forward passes. Changed only by the host, which then calls `refresh`. */
-  active: boolean;
+  /**
+   * Place of its adapter among the active ones, which is the order in which grafts compute; null while it is not active.
+   * Changed only by the host, which then calls `refresh`.
+   */
+  place: number | null;
   /** Whether merging has folded it into the site's weights: it stays known but computes nothing. */
   merged: boolean;
 }
@@ -44,9 +47,15 @@ export class Grafts implements GraftSet {
     this.refresh();
   }
 
-  /** Takes notice of changed `active` and `merged` flags. */
+  /** The grafts that compute now, in their order. */
+  get active(): readonly Graft[] {
+    return this.#active;
+  }
+
+  /** Takes notice of changed `place` and `merged` fields. */
   refresh(): void {
-    this.#active = this.#all.filter((graft) => graft.active && !graft.merged);
+    const computing = this.#all.filter(({ place, merged }) => place !== null && !merged);
+    this.#active = computing.sort((a, b) => (a.place ?? 0) - (b.place ?? 0));
   }
 
   apply(module: Module, x: Tensor, ctx: Context): Tensor {

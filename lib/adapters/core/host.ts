@@ -29,6 +29,7 @@ const hosts = new WeakMap<Module, AdapterHost>();
 export class AdapterHost<A extends Resident = Resident> implements MixedHost {
   readonly #adapters = new Map<string, A>();
   #active: readonly A[] = [];
+  readonly #merged: A[] = [];
   /** The backbone's own values of overlaid tensors, and which adapter's value stands there now. */
   readonly #originals = new Map<Parameter | Buffer, Tensor>();
   readonly #occupied = new Map<Parameter | Buffer, Overlay>();
@@ -86,14 +87,42 @@ export class AdapterHost<A extends Resident = Resident> implements MixedHost {
   }
 
   /**
-   * Makes exactly these adapters active. Where several have their own value of a running statistic, the last that moved
-   * it wins; two that train the same parameter cannot be active together.
+   * Makes exactly these adapters active, to compute in this order; merged ones, which are part of the weights, stay active
+   * before them. Where several have their own value of a running statistic, the last that moved it wins; two that train
+   * the same parameter cannot be active together.
    */
   activate(adapters: readonly A[]): void {
-    this.#checkConflicts(adapters);
+    const merged = this.#active.filter((adapter) => adapter.isMerged && !adapters.includes(adapter));
+    const wanted = [...merged, ...adapters];
+    this.#checkConflicts(wanted);
     for (const adapter of this.#active) this.#leave(adapter);
-    this.#active = adapters;
-    for (const adapter of adapters) this.#enter(adapter);
+    this.#active = wanted;
+    wanted.forEach((adapter, place) => this.#enter(adapter, place));
+  }
+
+  /** The merged adapters, the latest last. */
+  get merged(): readonly A[] {
+    return this.#merged;
+  }
+
+  /** Takes note that an adapter has been folded into the weights. */
+  noteMerged(adapter: A): void {
+    this.#merged.push(adapter);
+  }
+
+  /**
+   * Takes note that an adapter is about to be taken out of the weights.
+   *
+   * @throws Error when another has been folded into them since, whose weights would be lost, or when two heads would then
+   *   be active
+   */
+  noteUnmerged(adapter: A): void {
+    const last = this.#merged.at(-1);
+    if (last && last !== adapter) {
+      throw new Error(`adapter '${last.name}' was merged after '${adapter.name}'; call unmerge() on that one first`);
+    }
+    requireOneHead(this.#active.filter((other) => !other.isMerged || other === adapter));
+    this.#merged.pop();
   }
 
   #checkConflicts(adapters: readonly A[]): void {
@@ -110,16 +139,11 @@ export class AdapterHost<A extends Resident = Resident> implements MixedHost {
         trained.set(overlay.target, adapter);
       }
     }
-    const heads = adapters.filter((a) => a.grafts.some((g) => g.composition.kind === 'replace'));
-    if (heads.length > 1) {
-      throw new RangeError(
-        `adapters ${heads.map((a) => `'${a.name}'`).join(' and ')} each bring a head; one of them can be active at a time`,
-      );
-    }
+    requireOneHead(adapters.filter(({ isMerged }) => !isMerged));
   }
 
-  #enter(adapter: A): void {
-    setActive(adapter.grafts, true);
+  #enter(adapter: A, place: number): void {
+    setPlace(adapter.grafts, place);
     for (const overlay of adapter.overlays) {
       const { target } = overlay;
       const held = this.#originals.get(target);
@@ -133,7 +157,7 @@ export class AdapterHost<A extends Resident = Resident> implements MixedHost {
   }
 
   #leave(adapter: A): void {
-    setActive(adapter.grafts, false);
+    setPlace(adapter.grafts, null);
     for (const overlay of adapter.overlays) {
       const { target } = overlay;
       if (this.#occupied.get(target) !== overlay) continue;
@@ -196,7 +220,16 @@ export class AdapterHost<A extends Resident = Resident> implements MixedHost {
   }
 }
 
-function setActive(grafts: readonly Graft[], active: boolean): void {
-  for (const graft of grafts) graft.active = active;
+/** @throws RangeError when more than one of the adapters brings a head */
+function requireOneHead(adapters: readonly Resident[]): void {
+  const heads = adapters.filter(({ grafts }) => grafts.some(({ composition }) => composition.kind === 'replace'));
+  if (heads.length < 2) return;
+  throw new RangeError(
+    `adapters ${heads.map(({ name }) => `'${name}'`).join(' and ')} each bring a head; one of them can be active at a time`,
+  );
+}
+
+function setPlace(grafts: readonly Graft[], place: number | null): void {
+  for (const graft of grafts) graft.place = place;
   for (const graft of grafts) if (graft.site.module.grafts instanceof Grafts) graft.site.module.grafts.refresh();
 }

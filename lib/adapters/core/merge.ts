@@ -2,20 +2,11 @@
  * Folding an adapter into frozen weights. One place for all methods: a method states its increment or its affine map,
  * and the arithmetic here is float64 whatever the dtype of the model.
  */
-import {
-  BatchNorm2d,
-  type Buffer,
-  Conv2d,
-  GroupNorm,
-  LayerNorm,
-  Linear,
-  type Module,
-  modulePath,
-  Parameter,
-} from '../../nn/index.js';
+import { type Buffer, Linear, type Module, modulePath, Parameter } from '../../nn/index.js';
 import { keep, noGrad, scope, type Tensor, zeros } from '../../tensor/index.js';
 import type { Adapter } from './adapter.js';
 import { affineOf, isAffineForm, isDeltaForm } from './compose.js';
+import { type Affine, foldsForward, isAffineLayer, obstacles } from './foldable.js';
 import { Grafts, type Graft } from './grafts.js';
 import { Head } from './head.js';
 
@@ -46,45 +37,6 @@ export interface MergeRecord {
   readonly classifier: Module | null;
 }
 
-/** A layer that is y = (weight ...) + bias per output channel. */
-type Affine = Linear | Conv2d | BatchNorm2d | LayerNorm | GroupNorm;
-
-function isAffineLayer(module: Module): module is Affine {
-  return [Linear, Conv2d, BatchNorm2d, LayerNorm, GroupNorm].some((kind) => module instanceof kind);
-}
-
-/** Why a graft cannot be folded into its site, or null when it can. */
-export function obstacle(graft: Graft, adapter: Adapter): string | null {
-  const { composition, form, site } = graft;
-  const layer = site.module;
-  const name = layer.constructor.name;
-  switch (composition.kind) {
-    case 'replace':
-      return form instanceof Head ? form.obstacle : 'it replaces a computation';
-    case 'delta':
-      return isDeltaForm(form) ? null : 'it states no weight increment';
-    case 'affine':
-      if (!isAffineForm(form)) return 'it states no affine map';
-      if (foldsForward(graft)) return readerOf(adapter) ? null : 'there is no classifier to fold it into';
-      if (!isAffineLayer(layer)) return `what precedes it is a ${name}, not an affine layer`;
-      return layer.weight ? null : `the ${name} before it has no weights`;
-    default:
-      return `a ${composition.kind} ${form.constructor.name} is not a change of weights`;
-  }
-}
-
-/** Whether a graft folds into the classifier, which alone reads the mean of the site's features, for want of a layer before it. */
-function foldsForward({ composition, form, site }: Graft): boolean {
-  const isMap = composition.kind === 'affine' && isAffineForm(form) && !site.slice;
-  return isMap && site.reader === 'classifier' && !isAffineLayer(site.module);
-}
-
-/** The linear layer that is, or will be, the model's classifier. */
-function readerOf({ headModule, model }: Adapter): Linear | null {
-  const classifier = headModule?.linear ?? (model.classifier === null ? null : model.getModule(model.classifier));
-  return classifier instanceof Linear ? classifier : null;
-}
-
 /** Weight and bias of one layer while they are being changed, in float64. */
 interface Draft {
   readonly module: Affine;
@@ -95,10 +47,8 @@ interface Draft {
 
 /** See `Adapter.merge`. */
 export function mergeAdapter(adapter: Adapter, options: MergeOptions): { record: MergeRecord; report: MergeReport } {
-  const problems = adapter.grafts.flatMap((graft) => {
-    const reason = obstacle(graft, adapter);
-    return reason === null ? [] : [{ graft, site: graft.site.path, reason }];
-  });
+  const reasons = obstacles(adapter);
+  const problems = Array.from(reasons, ([{ site }, reason]) => ({ site: site.path, reason }));
   if (problems.length > 0 && options.partial !== true) {
     const [first] = problems;
     throw new RangeError(
@@ -107,8 +57,7 @@ export function mergeAdapter(adapter: Adapter, options: MergeOptions): { record:
         '. Keep it as an adapter folder, or pass partial: true to fold what can be folded.',
     );
   }
-  const kept = new Set(problems.map(({ graft }) => graft));
-  const grafts = adapter.grafts.filter((graft) => !kept.has(graft));
+  const grafts = adapter.grafts.filter((graft) => !reasons.has(graft));
   const before = options.probe ? probeOutput(adapter, options.probe) : null;
 
   const drafts = noGrad(() => scope(() => foldAll(grafts)));
@@ -133,7 +82,7 @@ export function mergeAdapter(adapter: Adapter, options: MergeOptions): { record:
       target: `the model ${adapter.model.name} itself, in place`,
       merged,
       biasesCreated,
-      leftover: problems.map(({ site, reason }) => ({ site, reason })),
+      leftover: problems,
       outputChange: before && after ? outputChange(before, after) : null,
     },
   };
