@@ -67,6 +67,7 @@ export {
   type NoahSpace,
   type RandomSource,
 } from './noah_search.js';
+export * from './peft/index.js';
 export { proTuning, PromptBlock, type PromptBlockOptions } from './pro_tuning.js';
 export { adaptersOf, findMethod, graft, listMethods, loadAdapter, methodInfo, type MethodInfo } from './registry.js';
 export { PromptMatcher, SEGMENTATION_LABELS, spm, type PromptMatcherOptions } from './spm.js';

@@ -6,7 +6,7 @@ import { z } from 'zod';
 import { Linear, type Site } from '../nn/index.js';
 import { type BackboneParameter, defineMethod, delta, type Method, parallel, type SiteQuery } from './core/index.js';
 import { type FactorShape, factorShapes, KroneckerBypass, KroneckerLinear, lokrForm } from './krona_forms.js';
-import { siteQuery } from './lora.js';
+import { alsoAt, siteQuery } from './lora.js';
 
 const PAPER = 'Edalati et al., KronA: Parameter Efficient Tuning with Kronecker Adapter, 2022, arXiv 2212.10650';
 
@@ -115,6 +115,9 @@ export const kronaBRes = defineMethod({
   ...bypass,
 });
 
+/** q and v of every attention, and every spatial convolution of the blocks. */
+const LOKR_SITES = [{ role: ['q', 'v'] }, { role: 'conv', inBlock: true, minKernel: 2 }];
+
 /**
  * W -> W + (α / r) (w1 ⊗ w2) on linear layers and convolutions; each factor may be a product of rank r itself. Starts as
  * the backbone, merges exactly.
@@ -136,19 +139,17 @@ export const lokr = defineMethod({
     effectiveConv: z.boolean().default(false),
     /** Which layers. Default: q and v of attention, and convolutions of the blocks with a kernel above 1x1. */
     at,
+    /** Further layers, which those of `at` must not meet, with ranks and scales of their own. */
+    also: z.array(alsoAt).readonly().optional(),
   }),
-  rules: ({ rank, alpha = rank, at: where, ...rest }) => [
-    {
+  rules: ({ rank, alpha = rank, at: where = LOKR_SITES, also = [], ...rest }) =>
+    [{ at: where, rank, alpha }, ...also].map((layers) => ({
       id: 'lokr',
-      at: (where as SiteQuery | SiteQuery[] | undefined) ?? [
-        { role: ['q', 'v'] },
-        { role: 'conv', inBlock: true, minKernel: 2 },
-      ],
-      compose: delta(alpha / rank),
+      at: layers.at as SiteQuery | SiteQuery[],
+      compose: delta(layers.alpha / layers.rank),
       form: ({ module, slice, out }: Site) =>
-        lokrForm(module, slice?.length ?? out, slice !== undefined, { rank, ...rest }),
-    },
-  ],
+        lokrForm(module, slice?.length ?? out, slice !== undefined, { ...rest, rank: layers.rank }),
+    })),
   learningRate: LEARNING_RATE,
   officialName: ({ path, leaf }) => `${path}.lokr_${leaf}.default`,
 });

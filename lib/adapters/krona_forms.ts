@@ -240,7 +240,7 @@ export class LokrConv extends Lokr {
     const pieces = x.reshape([batch * inM, inN, height, width]);
     const met = aten.conv2d(pieces, w2, null, stride, padding, dilation, 1);
     const [, , h = 0, w = 0] = met.shape;
-    return w1.matmul(met.view([batch, inM, outK * h * w])).view([batch, outL * outK, h, w]);
+    return w1.matmul(met.reshape([batch, inM, outK * h * w])).view([batch, outL * outK, h, w]);
   }
 }
 

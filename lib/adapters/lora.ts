@@ -170,6 +170,13 @@ export const siteQuery = z.strictObject({
   except: words.optional(),
 });
 
+/** Layers with a rank and a scale of their own. */
+export const alsoAt = z.strictObject({
+  at: z.union([siteQuery, z.array(siteQuery).min(1)]),
+  rank: z.int().positive(),
+  alpha: z.number(),
+});
+
 /** Low-rank adaptation. Starts as the backbone, merges exactly, costs nothing once merged. */
 export const lora = defineMethod({
   id: 'lora',
@@ -187,15 +194,16 @@ export const lora = defineMethod({
     bits: z.union([z.literal(QUANTIZED_BITS), z.literal(32)]).default(32),
     /** Which layers. Default: q and v of attention, and convolutions of the blocks with a kernel above 1x1. */
     at: z.union([siteQuery, z.array(siteQuery).min(1)]).optional(),
+    /** Further layers, which those of `at` must not meet, with ranks and scales of their own. */
+    also: z.array(alsoAt).readonly().optional(),
   }),
-  rules: ({ rank, alpha = rank, dropout, dropoutAt, init: start, bits, at }) => [
-    {
+  rules: ({ rank, alpha = rank, dropout, dropoutAt, init: start, bits, at, also = [] }) =>
+    [{ at: at ?? DEFAULT_SITES, rank, alpha }, ...also].map((layers) => ({
       id: 'lora',
-      at: (at as SiteQuery | SiteQuery[] | undefined) ?? DEFAULT_SITES,
-      compose: delta(alpha / rank),
-      form: (site) => started(loraForm(site, { rank, dropout, dropoutAt, bits }), start),
-    },
-  ],
+      at: layers.at as SiteQuery | SiteQuery[],
+      compose: delta(layers.alpha / layers.rank),
+      form: (site) => started(loraForm(site, { rank: layers.rank, dropout, dropoutAt, bits }), start),
+    })),
   learningRate: 0.01,
   // PETL-ViT's files: `blocks.0.attn.lora_q.adapter_down.weight`.
   officialName: ({ path, site, leaf }) =>

@@ -177,8 +177,19 @@ export function importState(model: Host, state: ReadonlyMap<string, Tensor>): Ma
   if (!found) return model.convertStateDict(state);
   // Buffers of indices, which older releases wrote.
   const weights = [...state].filter(([name]) => !name.endsWith('relative_position_index'));
-  const inMemory = found.modules && names.some((name) => /\.(q_proj|o_proj)\./.test(name));
-  return model.convertStateDict(applyKeyMap(inMemory ? found.modules : found.map, weights).tensors);
+  const isInMemory = found.modules && names.some((name) => /\.(q_proj|o_proj)\./.test(name));
+  return model.convertStateDict(applyKeyMap(isInMemory ? found.modules : found.map, weights).tensors);
+}
+
+/** Some tensors of a model, named as another library's modules in memory, in our names; see `layerPieces`. */
+export function fromModuleNames(
+  model: Host,
+  format: NameFormat,
+  state: ReadonlyMap<string, Tensor>,
+): Map<string, Tensor> {
+  if (format === 'own') return new Map(state);
+  const { modules, map } = formatOf(model, format);
+  return applyKeyMap(modules ?? map, state).tensors;
 }
 
 /** Some consecutive outputs of a layer of ours, and the layer that they are in another library's model. */

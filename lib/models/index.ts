@@ -29,7 +29,7 @@ export {
 export { EfficientNetV2 } from './efficientnet_v2.js';
 export type { EfficientNetV2Options } from './efficientnet_v2.js';
 export type { Family } from './family.js';
-export { exportState, importState, layerPieces, NAME_FORMATS, nameFormats } from './formats.js';
+export { exportState, fromModuleNames, importState, layerPieces, NAME_FORMATS, nameFormats } from './formats.js';
 export type { LayerPiece, NameFormat } from './formats.js';
 export { Host } from './host.js';
 export { GGhostRegNet } from './g_ghost_regnet.js';

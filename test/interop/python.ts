@@ -2,7 +2,7 @@
 import { spawn } from 'node:child_process';
 import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
-import { join } from 'node:path';
+import { basename, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { afterAll } from 'vitest';
 import { obtainPython } from '../../scripts/interop/environment.mjs';
@@ -58,7 +58,7 @@ export async function runJobs<T>(
   folder: string,
   jobs: readonly object[],
 ): Promise<T[]> {
-  const file = join(folder, `${script}.json`);
+  const file = join(folder, `${basename(script)}.json`);
   writeFileSync(file, JSON.stringify(jobs));
   const text = await runPython(python, [`${script}.py`, '--jobs', file], [0, 1]);
   const lines = text.trim().split('\n');

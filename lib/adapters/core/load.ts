@@ -20,7 +20,7 @@ export function graftFolder(
   method: Method,
   options: LoadAdapterOptions = {},
 ): Adapter {
-  checkFingerprint(model, folder, options.fingerprint ?? 'error');
+  checkBackbone(model, folder.config.backbone, folder.path, options.fingerprint ?? 'error');
   const { name = 'default', activate = 'only' } = options;
   const settings = { name, head: folder.config.head as NonNullable<GraftOptions['head']>, activate: 'no' } as const;
   const adapter = graftMethod(model, method, folder.config.options, settings);
@@ -35,8 +35,13 @@ export function graftFolder(
   return adapter;
 }
 
-function checkFingerprint(model: Host, folder: AdapterFolder, mode: 'error' | 'warn' | 'ignore'): void {
-  const { backbone } = folder.config;
+/** Compares a model with the backbone that an adapter was trained beside. @throws Error when they differ, in mode `error` */
+export function checkBackbone(
+  model: Host,
+  backbone: { readonly name: string; readonly fingerprint: string },
+  path: string,
+  mode: 'error' | 'warn' | 'ignore',
+): void {
   if (mode === 'ignore') return;
   const found = ownFingerprint(model);
   if (backbone.name === model.name && backbone.fingerprint === found) return;
@@ -44,7 +49,7 @@ function checkFingerprint(model: Host, folder: AdapterFolder, mode: 'error' | 'w
     backbone.name === model.name
       ? `its weights are not those of this ${model.name} (another checkpoint, or none was loaded)`
       : `it was trained beside ${backbone.name}, and this is ${model.name}`;
-  const message = `the adapter in ${folder.path} belongs to another backbone: ${reason}`;
+  const message = `the adapter in ${path} belongs to another backbone: ${reason}`;
   if (mode === 'error')
     throw new Error(`${message}. Load the weights it was trained with, or pass fingerprint: 'warn'.`);
   warn('OTHER_BACKBONE', message);

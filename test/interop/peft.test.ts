@@ -1,0 +1,493 @@
+/** LoRA and LoKr adapters between torchgraft and the package peft, beside models of timm and transformers. */
+import { readFileSync, writeFileSync } from 'node:fs';
+import { join } from 'node:path';
+import { fileURLToPath } from 'node:url';
+import { beforeAll, describe, expect, test } from 'vitest';
+import { graft, loadPeft, readPeft, savePeft, type Adapter } from '../../lib/adapters/index.js';
+import { readSafetensors, writeSafetensors } from '../../lib/checkpoint/index.js';
+import {
+  createCustomModel,
+  createCustomTextModel,
+  exportState,
+  type Host,
+  loadState,
+  TextModel,
+} from '../../lib/models/index.js';
+import { init } from '../../lib/nn/index.js';
+import { manualSeed, noGrad, randint, randn, scope, type Tensor } from '../../lib/tensor/index.js';
+import { findEnvironment, runJobs, temporaryFolder } from './python.js';
+
+const TOLERANCE = 1e-5;
+const python = await findEnvironment();
+const folder = temporaryFolder();
+const jobsScript = fileURLToPath(new URL('peft_jobs', import.meta.url));
+
+// ---- models: ours, and as Python builds them ----------------------------------------------------------------------------
+
+interface Backbones {
+  readonly source: string;
+  readonly options: Readonly<Record<string, unknown>>;
+  readonly create: () => Host;
+  readonly names: 'timm' | 'transformers';
+}
+
+const vitOptions = { imgSize: 32, patchSize: 8, embedDim: 48, depth: 2, numHeads: 4, numClasses: 5 };
+const backbones = {
+  vit: {
+    source: 'timm:vit_tiny_patch16_224',
+    options: { img_size: 32, patch_size: 8, embed_dim: 48, depth: 2, num_heads: 4, num_classes: 5 },
+    create: () => createCustomModel('vit', vitOptions),
+    names: 'timm',
+  },
+  resnet: {
+    source: 'timm:resnet18',
+    options: { num_classes: 5 },
+    create: () => createCustomModel('resnet', { imgSize: 32, block: 'basic', layers: [2, 2, 2, 2], numClasses: 5 }),
+    names: 'timm',
+  },
+  convnext: {
+    source: 'timm:convnext_tiny',
+    options: { dims: [8, 16, 24, 32], depths: [1, 1, 1, 1], num_classes: 5 },
+    create: () =>
+      createCustomModel('convnext', { imgSize: 32, dims: [8, 16, 24, 32], depths: [1, 1, 1, 1], numClasses: 5 }),
+    names: 'timm',
+  },
+  hfVit: {
+    source: 'transformers:ViTForImageClassification',
+    options: {
+      ...{
+        image_size: 32,
+        patch_size: 8,
+        hidden_size: 48,
+        num_hidden_layers: 2,
+        num_attention_heads: 4,
+        num_labels: 5,
+      },
+      ...{ intermediate_size: 192, layer_norm_eps: 1e-6 },
+    },
+    create: () => createCustomModel('vit', vitOptions),
+    names: 'transformers',
+  },
+  t5: {
+    source: 'transformers:T5ForConditionalGeneration',
+    options: { vocab_size: 40, d_model: 32, d_kv: 8, d_ff: 64, num_layers: 2, num_heads: 4 },
+    create: () =>
+      createCustomTextModel('t5', { vocabulary: 40, dim: 32, headDim: 8, hidden: 64, depth: 2, numHeads: 4 }),
+    names: 'transformers',
+  },
+} as const satisfies Record<string, Backbones>;
+
+type BackboneId = keyof typeof backbones;
+
+/** Weights at which layers have their effect, the same at every call. */
+function build(id: BackboneId): Host {
+  manualSeed(21);
+  const model = backbones[id].create();
+  noGrad(() => {
+    for (const [name, tensor] of model.namedState()) {
+      if (name.endsWith('num_batches_tracked')) continue;
+      if (name.endsWith('running_var')) init.uniform_(tensor, 0.5, 1.5);
+      else init.normal_(tensor, tensor.ndim === 1 && /weight|gamma/.test(name) ? 1 : 0, 0.1);
+    }
+  });
+  return model.eval();
+}
+
+function inputsOf(model: Host): Map<string, Tensor> {
+  manualSeed(22);
+  if (model instanceof TextModel) {
+    return new Map([
+      ['input_ids', randint(2, 39, [2, 7])],
+      ['decoder_input_ids', randint(2, 39, [2, 5])],
+    ]);
+  }
+  return new Map([['x', randn([2, 3, 32, 32])]]);
+}
+
+function run(model: Host, inputs: ReadonlyMap<string, Tensor>): Tensor {
+  const [image] = inputs.values();
+  const get = (name: string): Tensor => inputs.get(name) as Tensor;
+  return noGrad(() =>
+    model instanceof TextModel
+      ? model.outputs({ inputIds: get('input_ids'), decoderInputIds: get('decoder_input_ids') }).logits
+      : model.run(image as Tensor),
+  );
+}
+
+const difference = (a: Tensor, b: Tensor): number =>
+  Number(a.sub(b).abs().max().item()) / Math.max(1, Number(b.abs().max().item()));
+
+/** The model's weights and inputs as files for Python, once each. */
+function filesOf(id: BackboneId): { weights: string; reference: string } {
+  const weights = join(folder, `${id}.safetensors`);
+  const reference = join(folder, `${id}_inputs.safetensors`);
+  const model = build(id);
+  writeSafetensors(weights, exportState(model, backbones[id].names), { format: 'pt' });
+  const isImage = backbones[id].source.startsWith('transformers') && !(model instanceof TextModel);
+  const name = (input: string): string => `input.${isImage ? 'pixel_values' : input}`;
+  writeSafetensors(
+    reference,
+    [...inputsOf(model)].map(([input, tensor]) => [name(input), tensor] as const),
+  );
+  return { weights, reference };
+}
+
+// ---- ours to peft -------------------------------------------------------------------------------------------------------
+
+interface Ours {
+  readonly id: string;
+  readonly backbone: BackboneId;
+  readonly method: 'lora' | 'lokr';
+  readonly options: Readonly<Record<string, unknown>>;
+  readonly head?: { classes: number; norm?: 'batch' } | 'train' | 'frozen';
+}
+
+const qkv = { name: 'qkv' };
+const ours: readonly Ours[] = [
+  {
+    id: 'LoRA on q and v of timm, a new head',
+    backbone: 'vit',
+    method: 'lora',
+    options: { rank: 3, alpha: 6 },
+    head: { classes: 5 },
+  },
+  {
+    id: 'LoRA on layers of several widths',
+    backbone: 'vit',
+    method: 'lora',
+    options: { rank: 4, at: { role: 'linear', inBlock: true } },
+    head: 'train',
+  },
+  {
+    id: 'LoRA with ranks of their own',
+    backbone: 'vit',
+    method: 'lora',
+    options: { rank: 2, at: qkv, also: [{ at: { name: 'fc1' }, rank: 5, alpha: 1 }] },
+    head: 'frozen',
+  },
+  {
+    id: 'LoRA, quantized, a head behind a norm',
+    backbone: 'vit',
+    method: 'lora',
+    options: { rank: 4, bits: 4, dropoutAt: 'rank' },
+    head: { classes: 5, norm: 'batch' },
+  },
+  {
+    id: 'LoRA on convolutions',
+    backbone: 'resnet',
+    method: 'lora',
+    options: { rank: 4, alpha: 2 },
+    head: { classes: 5 },
+  },
+  {
+    id: 'LoRA on depth-wise convolutions and linear layers',
+    backbone: 'convnext',
+    method: 'lora',
+    options: { rank: 2, at: [{ name: ['conv_dw', 'fc1'] }] },
+    head: 'train',
+  },
+  {
+    id: 'LoRA on q and v of transformers',
+    backbone: 'hfVit',
+    method: 'lora',
+    options: { rank: 3, alpha: 6 },
+    head: { classes: 5 },
+  },
+  {
+    id: 'LoRA on the whole projection, which is three layers there',
+    backbone: 'hfVit',
+    method: 'lora',
+    options: { rank: 3, at: qkv },
+    head: 'frozen',
+  },
+  { id: 'LoRA on T5', backbone: 't5', method: 'lora', options: { rank: 4 }, head: 'frozen' },
+  {
+    id: 'LoKr on whole projections',
+    backbone: 'vit',
+    method: 'lokr',
+    options: { rank: 2, alpha: 3, at: { name: ['qkv', 'fc1'] } },
+    head: { classes: 5 },
+  },
+  {
+    id: 'LoKr, both factors split',
+    backbone: 'vit',
+    method: 'lokr',
+    options: { rank: 2, decomposeBoth: true, decomposeFactor: 8, at: qkv },
+    head: 'frozen',
+  },
+  {
+    id: 'LoKr on convolutions',
+    backbone: 'resnet',
+    method: 'lokr',
+    options: { rank: 3, at: { role: 'conv', inBlock: true } },
+    head: 'frozen',
+  },
+  {
+    id: 'LoKr on convolutions, a core of kernels',
+    backbone: 'resnet',
+    method: 'lokr',
+    options: { rank: 3, effectiveConv: true, at: { name: 'conv1', inBlock: true } },
+    head: 'frozen',
+  },
+  { id: 'LoKr on q and v of transformers', backbone: 'hfVit', method: 'lokr', options: { rank: 2 }, head: 'frozen' },
+];
+
+/** An adapter with random values. */
+function makeOurs({ backbone, method, options, head }: Ours): Adapter {
+  const model = build(backbone);
+  const adapter = graft(model, method, options, { head: head ?? 'frozen', seed: 4 });
+  noGrad(() => {
+    for (const [, parameter] of adapter.namedParameters()) init.normal_(parameter, 0, 0.1);
+    for (const [name, buffer] of adapter.namedBuffers())
+      if (name.endsWith('running_var')) init.uniform_(buffer, 0.5, 2);
+  });
+  model.eval();
+  return adapter;
+}
+
+// ---- peft to ours -------------------------------------------------------------------------------------------------------
+
+interface Theirs {
+  readonly id: string;
+  readonly backbone: BackboneId;
+  readonly make: Readonly<Record<string, unknown>>;
+}
+
+const theirs: readonly Theirs[] = [
+  {
+    id: 'LoRA, rank-stabilized, with the head',
+    backbone: 'vit',
+    make: {
+      type: 'LoraConfig',
+      r: 4,
+      lora_alpha: 7,
+      use_rslora: true,
+      target_modules: ['qkv', 'fc1'],
+      modules_to_save: ['head'],
+    },
+  },
+  {
+    id: 'LoRA with patterns',
+    backbone: 'vit',
+    make: {
+      type: 'LoraConfig',
+      r: 2,
+      lora_alpha: 2,
+      target_modules: '.*\\.(qkv|proj|fc2)',
+      rank_pattern: { 'blocks.0.attn.proj': 6, fc2: 3 },
+      alpha_pattern: { '^blocks.1.mlp.fc2': 5 },
+    },
+  },
+  {
+    id: 'LoRA on convolutions',
+    backbone: 'resnet',
+    make: {
+      type: 'LoraConfig',
+      r: 4,
+      lora_alpha: 4,
+      target_modules: ['conv2', 'downsample.0'],
+      modules_to_save: ['fc'],
+    },
+  },
+  {
+    id: 'LoRA on transformers',
+    backbone: 'hfVit',
+    make: {
+      type: 'LoraConfig',
+      r: 4,
+      lora_alpha: 4,
+      target_modules: ['q_proj', 'v_proj', 'fc1'],
+      modules_to_save: ['classifier'],
+    },
+  },
+  {
+    id: 'LoRA on T5',
+    backbone: 't5',
+    make: { type: 'LoraConfig', r: 2, lora_alpha: 4, target_modules: ['q', 'v', 'wi'] },
+  },
+  {
+    id: 'LoKr',
+    backbone: 'vit',
+    make: {
+      type: 'LoKrConfig',
+      r: 2,
+      alpha: 4,
+      decompose_both: true,
+      target_modules: ['qkv', 'fc1', 'fc2'],
+      modules_to_save: ['head'],
+    },
+  },
+  {
+    id: 'LoKr on convolutions',
+    backbone: 'resnet',
+    make: {
+      type: 'LoKrConfig',
+      r: 2,
+      alpha: 4,
+      use_effective_conv2d: true,
+      decompose_factor: 4,
+      target_modules: ['conv1', 'conv2'],
+    },
+  },
+];
+
+const measured = new Map<string, number>();
+
+describe.skipIf(python.command === null)(`adapters of peft${python.reason}`, () => {
+  beforeAll(async () => {
+    const ids = Object.keys(backbones) as BackboneId[];
+    const files = new Map(ids.map((id) => [id, scope(() => filesOf(id))]));
+    const job = (id: BackboneId): object => ({
+      source: backbones[id].source,
+      options: backbones[id].options,
+      ...files.get(id),
+    });
+    const at = (name: string): string => join(folder, name);
+    const outputOf = (name: string): Tensor => readSafetensors(at(name)).tensors.get('logits') as Tensor;
+
+    // Ours, saved for peft, and loaded again here.
+    const expected = ours.map((subject, i) => {
+      const adapter = makeOurs(subject);
+      const logits = run(adapter.model, inputsOf(adapter.model));
+      savePeft(adapter, at(`ours_${i}`), { classNames: ['a', 'b'], names: backbones[subject.backbone].names });
+      const again = build(subject.backbone);
+      loadPeft(again, at(`ours_${i}`));
+      again.eval();
+      measured.set(`${subject.id}: again`, difference(run(again, inputsOf(again)), logits));
+      return logits;
+    });
+    const loads = ours.map(({ backbone }, i) => ({
+      ...job(backbone),
+      adapter: at(`ours_${i}`),
+      out: at(`ours_${i}.safetensors`),
+    }));
+    const makes = theirs.map(({ backbone, make }, i) => ({
+      ...job(backbone),
+      make,
+      save: at(`theirs_${i}`),
+      out: at(`theirs_${i}.safetensors`),
+    }));
+    const changes = await runJobs<{ change: number }>(python, jobsScript, folder, [...loads, ...makes]);
+    ours.forEach(({ id }, i) => {
+      measured.set(`${id}: change`, changes[i]?.change ?? 0);
+      measured.set(`${id}: peft`, difference(outputOf(`ours_${i}.safetensors`), expected[i] as Tensor));
+    });
+
+    // Theirs, loaded here, saved again and loaded by peft.
+    const back = theirs.map(({ id, backbone }, i) => {
+      const model = build(backbone);
+      const adapter = loadPeft(model, at(`theirs_${i}`));
+      model.eval();
+      measured.set(`${id}: change`, changes[ours.length + i]?.change ?? 0);
+      measured.set(`${id}: here`, difference(run(model, inputsOf(model)), outputOf(`theirs_${i}.safetensors`)));
+      savePeft(adapter, at(`back_${i}`), { names: backbones[backbone].names });
+      adapter.save(at(`own_${i}`));
+      return { ...job(backbone), adapter: at(`back_${i}`), out: at(`back_${i}.safetensors`) };
+    });
+    await runJobs(python, jobsScript, folder, back);
+    theirs.forEach(({ id }, i) =>
+      measured.set(`${id}: back`, difference(outputOf(`back_${i}.safetensors`), outputOf(`theirs_${i}.safetensors`))),
+    );
+  }, 300_000);
+
+  test.each(ours)('ours to peft: $id', ({ id }) => {
+    expect(measured.get(`${id}: change`)).toBeGreaterThan(1e-3);
+    expect(measured.get(`${id}: peft`)).toBeLessThan(TOLERANCE);
+    expect(measured.get(`${id}: again`)).toBeLessThan(TOLERANCE);
+  });
+
+  test.each(theirs)('peft to ours and back: $id', ({ id }) => {
+    expect(measured.get(`${id}: change`)).toBeGreaterThan(1e-3);
+    expect(measured.get(`${id}: here`)).toBeLessThan(TOLERANCE);
+    expect(measured.get(`${id}: back`)).toBeLessThan(1e-6);
+  });
+});
+
+describe('what peft has no place for, and what is not read', () => {
+  const save = (subject: Omit<Ours, 'id'>): (() => void) => {
+    const adapter = makeOurs({ id: '', ...subject });
+    return () => savePeft(adapter, join(folder, 'refused'));
+  };
+
+  test('refused when saving', () => {
+    const adaptformer = graft(build('vit'), 'adaptformer', {}, { head: 'frozen' });
+    expect(() => savePeft(adaptformer, join(folder, 'refused'))).toThrow(/no method like 'adaptformer'; lora and lokr/);
+    expect(save({ backbone: 'vit', method: 'lokr', options: { rank: 2 } })).toThrow(
+      /blocks\.0\.attn\.qkv\[q\].*one Kronecker product for the whole layer blocks\.0\.attn\.qkv/,
+    );
+    expect(save({ backbone: 'convnext', method: 'lokr', options: { rank: 2, at: { name: 'conv_dw' } } })).toThrow(
+      /convolution in groups/,
+    );
+    const t5 = makeOurs({ id: '', backbone: 't5', method: 'lora', options: { rank: 2 } });
+    expect(() => savePeft(t5, join(folder, 'refused'), { names: 'timm' })).toThrow(/no names of the format 'timm'/);
+  });
+
+  /** A good folder with some settings of its config exchanged. */
+  function changed(settings: Record<string, unknown>): string {
+    const path = join(folder, 'changed');
+    savePeft(makeOurs({ id: '', backbone: 'vit', method: 'lora', options: { rank: 2, at: qkv } }), path);
+    const file = join(path, 'adapter_config.json');
+    const config = JSON.parse(readFileSync(file, 'utf8')) as object;
+    writeFileSync(file, JSON.stringify({ ...config, ...settings }));
+    return path;
+  }
+
+  const refusals: readonly [Record<string, unknown>, RegExp][] = [
+    [{ use_dora: true }, /use_dora: .*DoRA.* are not read; train with use_dora=False/],
+    [{ peft_type: 'IA3' }, /peft_type "IA3" is not read; LORA and LOKR are/],
+    [{ bias: 'all' }, /bias: 'all'.*train with bias='none'/],
+    [{ lora_bias: true }, /lora_bias: biases/],
+    [{ fan_in_fan_out: true }, /fan_in_fan_out/],
+    [{ init_lora_weights: 'pissa' }, /init_lora_weights: "pissa" changes the backbone/],
+    [{ something_new: 3 }, /something_new: 3 is not understood/],
+    [{ r: 0 }, /r: /],
+    [{ r: 3 }, /has rank 2, and adapter_config\.json says 3/],
+    [{ rank_pattern: { '(': 2 } }, /"\(" of adapter_config\.json is no regular expression/],
+  ];
+  test.each(refusals)('%j', (settings, message) => {
+    const model = build('vit');
+    expect(() => loadPeft(model, changed(settings))).toThrow(message);
+    expect(model.grafts).toBeUndefined();
+  });
+
+  test('another model, other weights, other tensors', () => {
+    const path = changed({});
+    expect(() => loadPeft(build('resnet'), path)).toThrow(/it was trained beside vit, and this is resnet/);
+    expect(() => loadPeft(build('resnet'), path, { fingerprint: 'ignore' })).toThrow(
+      /for another model than resnet: it adapts 'blocks\.0\.attn\.qkv'.*names of own, timm, official, transformers were tried/,
+    );
+    const other = build('vit');
+    noGrad(() => other.getModule('blocks.0.attn.qkv').parameters()[0]?.add_(1));
+    expect(() => loadPeft(other, path)).toThrow(/its weights are not those of this vit/);
+    expect(loadPeft(other, path, { fingerprint: 'ignore', activate: 'no' }).isActive).toBe(false);
+    const { tensors } = readSafetensors(join(path, 'adapter_model.safetensors'));
+    const write = (extra: readonly [string, Tensor][]): string => {
+      writeSafetensors(join(path, 'adapter_model.safetensors'), [...tensors, ...extra]);
+      return path;
+    };
+    const one = randn([3]);
+    const prefix = 'base_model.model.';
+    expect(() => readPeft(write([['x', one]]))).toThrow(/'x' does not begin with base_model\.model\./);
+    expect(() => readPeft(write([[`${prefix}a.lora_embedding_A`, one]]))).toThrow(/adapts an embedding/);
+    expect(() => readPeft(write([[`${prefix}a.lora_magnitude_vector`, one]]))).toThrow(
+      /is no factor that is understood/,
+    );
+    expect(() => loadPeft(build('vit'), write([[`${prefix}norm.weight`, randn([48])]]))).toThrow(
+      /holds the whole module of 'norm\.weight'; .*only the classifier \('head'\)/,
+    );
+  });
+
+  test('an adapter of ours is still what it was after saving, and loads into a model in memory', () => {
+    const adapter = makeOurs({ id: '', backbone: 'vit', method: 'lora', options: { rank: 2 }, head: { classes: 5 } });
+    const before = run(adapter.model, inputsOf(adapter.model));
+    savePeft(adapter, join(folder, 'kept'), { classNames: ['a', 'b', 'c', 'd', 'e'] });
+    expect(run(adapter.model, inputsOf(adapter.model)).equal(before)).toBe(true);
+    const model = build('vit');
+    loadState(model, build('vit').stateDict());
+    const { remarks } = readPeft(join(folder, 'kept'));
+    expect(remarks?.classNames).toEqual(['a', 'b', 'c', 'd', 'e']);
+    loadPeft(model, join(folder, 'kept'), { name: 'again' });
+    model.eval();
+    expect(difference(run(model, inputsOf(model)), before)).toBeLessThan(1e-6);
+  });
+});
