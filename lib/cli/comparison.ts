@@ -8,7 +8,7 @@ import { createModel, loadWeights, type Backbone, type ModelOptions } from '../m
 import { manualSeed } from '../tensor/index.js';
 import { evaluate, htmlReport, Trainer, type Evaluation, type FitResult, type TrainListener } from '../train/index.js';
 import { UsageError } from './output.js';
-import { samplePredictions } from './run.js';
+import { samplePredictions } from './kits/classify.js';
 
 const SIDE = 32;
 const BATCH = 32;

@@ -1,39 +1,52 @@
-/** `torchgraft evaluate`: accuracy, per class and as a confusion matrix. */
+/** `torchgraft evaluate`: how good a trained adapter is, over all and per class. */
 import { Command, Option } from 'commander';
-import type { Evaluation } from '../train/index.js';
 import { addComputeOptions, integer, real, type ComputeOptions } from './arguments.js';
-import { openClassifier, prepareCompute } from './classifier.js';
 import { openLabeled } from './dataset.js';
-import { count, note, printResult, table } from './output.js';
+import { withKit } from './kits/kit.js';
+import { note, printResult } from './output.js';
+import { addScoringOptions, withScoring, type ScoringFlags } from './task_spec.js';
+import { openTrained, prepareCompute } from './trained.js';
 
-interface EvaluateFlags extends ComputeOptions {
+interface EvaluateFlags extends ComputeOptions, ScoringFlags {
   readonly weights?: string;
   readonly data: string;
   readonly split?: string;
   readonly valFraction: number;
   readonly splitSeed: number;
-  readonly batchSize: number;
+  readonly batchSize?: number;
   readonly skipBroken?: boolean;
   readonly json?: boolean;
 }
 
+/** Images at a time where nothing else is said; dense tasks hold maps for each. */
+const BATCH = { classify: 64, segment: 8, detect: 4, video: 8 } as const;
+
 export function evaluateCommand(): Command {
   const command = new Command('evaluate')
-    .summary('accuracy, per class, confusion matrix')
+    .summary('accuracy, mean IoU or average precision, per class')
     .description(
-      'Score an adapter folder, or a merged checkpoint, on labeled images: accuracy, per class, confusion matrix.',
+      'Score an adapter folder, or a merged checkpoint, on labeled images: accuracy, per class, confusion matrix; for ' +
+        'segmentation IoU, for detection average precision, for videos top-1 and top-5.',
     )
     .argument('<target>', "adapter folder, or a file written by 'torchgraft merge'")
     .option('--weights <file>', "the backbone's weights (not for merged checkpoints)")
-    .requiredOption('--data <dir>', 'folder with a folder per class; with --split, as given to finetune')
+    .requiredOption(
+      '--data <dir>',
+      'folder with a folder per class (segment: with images/ and masks/; detect: a COCO JSON file); with --split, as given to finetune',
+    )
     .addOption(
       new Option('--split <part>', 'score one part of the data given to finetune').choices(['train', 'val', 'test']),
     )
     .addOption(new Option('--val-fraction <share>', 'as given to finetune').argParser(real(0, 1)).default(0.2))
     .addOption(new Option('--split-seed <n>', 'as given to finetune').argParser(integer(0)).default(0))
-    .addOption(new Option('--batch-size <n>', 'images at a time').argParser(integer(1)).default(64))
+    .addOption(
+      new Option('--batch-size <n>', 'samples at a time (default: 64; segment, video 8; detect 4)').argParser(
+        integer(1),
+      ),
+    )
     .option('--skip-broken', 'leave out images that cannot be decoded')
     .option('--json', 'print JSON');
+  addScoringOptions(command);
   return addComputeOptions(command)
     .addHelpText(
       'after',
@@ -41,6 +54,7 @@ export function evaluateCommand(): Command {
 Examples:
   $ torchgraft evaluate runs/signs/adapter --weights resnet20.th --data photos/val
   $ torchgraft evaluate runs/signs/adapter --weights resnet20.th --data photos --split val --json
+  $ torchgraft evaluate runs/roads/adapter --weights resnet50.pth --data roads --split val --windows 512,384
   $ torchgraft evaluate merged.safetensors --data photos/test`,
     )
     .action(runEvaluate);
@@ -48,79 +62,27 @@ Examples:
 
 async function runEvaluate(target: string, flags: EvaluateFlags): Promise<void> {
   const device = await prepareCompute(flags);
-  const { DataLoader } = await import('../data/index.js');
   const { evaluate } = await import('../train/index.js');
-  const { model, classNames, transforms } = await openClassifier(target, flags.weights, device);
-  const dataset = await openLabeled(flags.data, {
-    classNames,
-    ...(flags.split === undefined ? {} : { split: flags.split }),
-    valFraction: flags.valFraction,
-    seed: flags.splitSeed,
+  const trained = await openTrained(target, flags.weights, device);
+  const { model, classNames, transforms } = trained;
+  const spec = withScoring(trained.spec, flags);
+  const { answer, skipped } = await withKit(spec.kind, async (kit) => {
+    const dataset = await openLabeled(kit, flags.data, {
+      classNames,
+      ...(flags.split === undefined ? {} : { split: flags.split }),
+      valFraction: flags.valFraction,
+      seed: flags.splitSeed,
+    });
+    const loader = await kit.loader(dataset, {
+      ...{ spec, transforms, isTraining: false, seed: 0, cacheBytes: 0 },
+      batchSize: flags.batchSize ?? BATCH[spec.kind],
+      skipBroken: flags.skipBroken === true,
+    });
+    const task = await kit.task(spec, classNames.length, {});
+    const score = await evaluate(model, loader, { task });
+    return { answer: await kit.describe(score, classNames, spec), skipped: loader.skipped };
   });
-  const loader = new DataLoader({
-    dataset,
-    batchSize: flags.batchSize,
-    transform: transforms,
-    cacheBytes: 0,
-    skipBroken: flags.skipBroken === true,
-  });
-  const result = await evaluate(model, loader);
-  if (loader.skipped.length > 0)
-    note(`left out ${loader.skipped.length} broken images: ${loader.skipped.map((s) => s.path).join(', ')}`);
-  const perClass = await classScores(result, classNames);
-  const { accuracy, loss, samples, correct, confusion } = result;
-  const data = {
-    target,
-    accuracy,
-    loss,
-    samples,
-    correct,
-    skipped: loader.skipped.length,
-    perClass,
-    classNames,
-    confusion,
-  };
-  printResult(flags.json, data, () => describe(result, perClass, classNames));
-}
-
-interface ClassScore {
-  readonly name: string;
-  readonly samples: number;
-  readonly recall: number | null;
-  readonly precision: number | null;
-}
-
-/** Recall and precision of each class; null where there is nothing to divide by. */
-async function classScores({ confusion }: Evaluation, classNames: readonly string[]): Promise<ClassScore[]> {
-  const { perClassAccuracy } = await import('../metrics/index.js');
-  const recall = perClassAccuracy(confusion);
-  const precision = perClassAccuracy(confusion.map((_, p) => confusion.map((row) => row[p]!)));
-  return classNames.map((name, c) => {
-    const samples = confusion[c]!.reduce((a, b) => a + b, 0);
-    return { name, samples, recall: recall[c] ?? null, precision: precision[c] ?? null };
-  });
-}
-
-/** Confusion matrices wider than this are only in the JSON. */
-const WIDEST = 20;
-
-function describe(
-  { accuracy, loss, samples, correct, confusion }: Evaluation,
-  perClass: readonly ClassScore[],
-  classNames: readonly string[],
-): string {
-  const share = (value: number | null): string => (value === null ? '' : `${(100 * value).toFixed(1)} %`);
-  const lines = [
-    `accuracy ${(100 * accuracy).toFixed(2)} % (${count(correct)} of ${count(samples)})   loss ${loss.toFixed(4)}`,
-    '',
-    table(
-      ['class', 'images', 'recall', 'precision'],
-      perClass.map((c) => [c.name, `${c.samples}`, share(c.recall), share(c.precision)]),
-    ),
-  ];
-  if (classNames.length <= WIDEST) {
-    const rows = confusion.map((row, t) => [classNames[t]!, ...row.map((n) => (n === 0 ? '' : `${n}`))]);
-    lines.push('', 'Confusion matrix (rows: true class, columns: predicted):', '', table(['', ...classNames], rows));
-  }
-  return lines.join('\n');
+  if (skipped.length > 0)
+    note(`left out ${skipped.length} broken images: ${skipped.map(({ path }) => path).join(', ')}`);
+  printResult(flags.json, { target, ...answer.data, skipped: skipped.length }, answer.text);
 }

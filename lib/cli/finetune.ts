@@ -1,10 +1,11 @@
-/** `torchgraft finetune`: train a method on images. */
+/** `torchgraft finetune`: train a method on images or videos. */
 import { Command, Option } from 'commander';
 import { existsSync, mkdirSync, readdirSync, writeFileSync } from 'node:fs';
 import { addComputeOptions, collect, integer, real } from './arguments.js';
-import { DATA_HELP } from './dataset.js';
+import { TASK_DATA_HELP } from './dataset.js';
 import { count, note, printResult, UsageError } from './output.js';
 import { addPreprocessOptions } from './preprocess.js';
+import { addTaskOptions } from './task_spec.js';
 import {
   mustAgree,
   readSettings,
@@ -16,18 +17,22 @@ import {
 
 export function finetuneCommand(): Command {
   const command = new Command('finetune')
-    .description('Train a method on images, beside a frozen pretrained backbone.')
+    .description(
+      'Train a method beside a frozen pretrained backbone: to classify images, to segment them, to detect objects in them, or to classify videos.',
+    )
     .argument('[model]', "a backbone, see 'torchgraft models' (with --resume: taken from the run)")
     .requiredOption('--out <dir>', 'receives the adapter folder, the state of the run, log and report')
     .option('--weights <file>', "the backbone's pretrained weights: safetensors or PyTorch")
     .option('--no-weights', 'start from random weights')
-    .option('--data <dir>', DATA_HELP)
+    .option('--data <dir>', TASK_DATA_HELP)
     .addOption(
       new Option('--val-fraction <share>', 'held back for validation where data has no val/')
         .argParser(real(0, 1))
         .default(0.2),
     )
-    .addOption(new Option('--split-seed <n>', 'seed of that split').argParser(integer(0)).default(0))
+    .addOption(new Option('--split-seed <n>', 'seed of that split').argParser(integer(0)).default(0));
+  addTaskOptions(command);
+  command
     .optionsGroup('Method:')
     .option('--method <id>', "see 'torchgraft methods'", 'conv_adapter')
     .option('--set <key=value>', 'an option of the method (repeatable)', collect)
@@ -85,6 +90,10 @@ Examples:
   $ torchgraft finetune cifar_resnet20 --weights resnet20.th --data photos --out runs/b \\
       --method lora --set rank=4 --resize whole --image-size 32 --crop-padding 4 --no-flip
 
+  Semantic segmentation with a UPerNet head, and detection with Faster R-CNN, of your own images:
+  $ torchgraft finetune resnet50 --weights resnet50.pth --task segment --method spm --data roads --out runs/roads
+  $ torchgraft finetune resnet50 --weights resnet50.pth --task detect --head faster_rcnn --data coco --out runs/boxes
+
   Interrupted by Ctrl-C or a power cut? The same weights as without, bit for bit:
   $ torchgraft finetune --resume --out runs/b
 
@@ -112,7 +121,7 @@ async function runFinetune(model: string | undefined, flags: FinetuneFlags, comm
   printResult(flags.json, result, () =>
     [
       `${result.method} on ${result.model}: ${count(result.trainable)} of ${count(result.total)} parameters trained (${result.percent.toFixed(2)} %)`,
-      `validation accuracy ${(100 * result.accuracy).toFixed(2)} % (${result.keep} epoch, ${result.keptEpoch} of ${result.epochs})`,
+      `validation ${result.score} ${(100 * result.accuracy).toFixed(2)} % (${result.keep} epoch, ${result.keptEpoch} of ${result.epochs})`,
       ...(result.skipped > 0 ? [`${result.skipped} broken images were left out`] : []),
       `adapter folder  ${result.adapter}`,
       `report          ${result.report}`,

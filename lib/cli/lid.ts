@@ -97,7 +97,7 @@ async function runLid(name: string, flags: LidFlags): Promise<void> {
   if (data === undefined) throw new UsageError('--data is missing: a folder of images, or shapes:TASK');
   if (weights === undefined)
     throw new UsageError("--weights is missing: the backbone's checkpoint; --no-weights takes random weights");
-  const { prepareCompute, openBackbone } = await import('./classifier.js');
+  const { prepareCompute, openBackbone } = await import('./trained.js');
   const { openTrainingData } = await import('./dataset.js');
   const { DataLoader } = await import('../data/index.js');
   const { modelInfo } = await import('../models/index.js');

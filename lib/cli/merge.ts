@@ -2,7 +2,7 @@
 import { Command } from 'commander';
 import type { Adapter, MergeReport } from '../adapters/index.js';
 import { addComputeOptions, type ComputeOptions } from './arguments.js';
-import { inputSize, openClassifier, prepareCompute, writeMerged } from './classifier.js';
+import { inputSize, openTrained, prepareCompute, writeMerged } from './trained.js';
 import { printResult, UsageError } from './output.js';
 
 interface MergeFlags extends ComputeOptions {
@@ -31,8 +31,10 @@ export function mergeCommand(): Command {
     )
     .action(async (folder: string, flags: MergeFlags) => {
       const device = await prepareCompute(flags);
-      const classifier = await openClassifier(folder, flags.weights, device);
-      const { adapter } = classifier;
+      const classifier = await openTrained(folder, flags.weights, device);
+      const { adapter, spec } = classifier;
+      if (spec.kind !== 'classify')
+        throw new UsageError(`merge writes classifiers; the adapter in ${folder} was trained to ${spec.kind}`);
       if (adapter === null) throw new UsageError(`${folder} is a merged checkpoint already`);
       const report = await merge(
         adapter,

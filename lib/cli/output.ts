@@ -5,14 +5,21 @@ export class UsageError extends Error {
   override readonly name = 'UsageError';
 }
 
-/** Runs `fn`; a TypeError or RangeError, which is how the library reports wrong names and options, becomes a UsageError. */
+/**
+ * Runs `fn`; a TypeError or RangeError, which is how the library reports wrong names and options, becomes a UsageError, also
+ * where `fn` returns a promise.
+ */
 export function asUsage<T>(fn: () => T): T {
-  try {
-    return fn();
-  } catch (error) {
+  const explain = (error: unknown): never => {
     if (error instanceof TypeError || error instanceof RangeError)
       throw new UsageError(error.message, { cause: error });
     throw error;
+  };
+  try {
+    const result = fn();
+    return result instanceof Promise ? (result.catch(explain) as T) : result;
+  } catch (error) {
+    return explain(error);
   }
 }
 

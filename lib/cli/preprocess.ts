@@ -67,12 +67,10 @@ export function buildTransforms(
   config: Preprocessing,
   flags: PreprocessFlags,
 ): { train: TransformInput[]; evaluate: TransformInput[] } {
-  const height = flags.imageSize ?? config.inputSize[1];
-  const width = flags.imageSize ?? config.inputSize[2];
+  const { height, width, interpolation } = inputOf(config, flags);
   const isSmall = Math.min(height, width) < SMALL;
   const size: [number, number] = [height, width];
-  const interpolation = flags.interpolation ?? config.interpolation;
-  const isWhole = (flags.resize ?? (isSmall ? 'whole' : 'short')) === 'whole';
+  const isWhole = isWholeInput(config, flags);
   const minScale = flags.minScale ?? (isSmall || flags.cropPadding !== undefined || isWhole ? 0 : 0.35);
   const padding = flags.cropPadding ?? (isSmall && minScale === 0 ? Math.round(Math.min(height, width) / 8) : 0);
 
@@ -87,20 +85,41 @@ export function buildTransforms(
     minScale > 0
       ? [{ kind: 'randomResizedCrop', size, scale: [minScale, 1], interpolation }]
       : [...fit, ...(padding > 0 ? [{ kind: 'randomCrop', size, padding } as const] : [])];
-  const jitter = flags.colorJitter ?? 0;
-  const toNetwork: TransformInput[] = [
-    { kind: 'toFloat' },
-    { kind: 'normalize', mean: [...config.mean], std: [...config.std] },
-  ];
+  const last = networkSteps(config);
   return {
-    train: [
-      ...vary,
-      ...(flags.flip ? [{ kind: 'horizontalFlip' } as const] : []),
-      ...(jitter > 0
-        ? [{ kind: 'colorJitter', brightness: jitter, contrast: jitter, saturation: jitter } as const]
-        : []),
-      ...toNetwork,
-    ],
-    evaluate: [...fit, ...toNetwork],
+    train: [...vary, ...flipSteps(flags), ...colorSteps(flags), ...last],
+    evaluate: [...fit, ...last],
   };
 }
+
+/** Size of the network's input and how images come to it. */
+export function inputOf(
+  config: Preprocessing,
+  flags: PreprocessFlags,
+): { height: number; width: number; interpolation: 'bilinear' | 'bicubic' } {
+  return {
+    height: flags.imageSize ?? config.inputSize[1],
+    width: flags.imageSize ?? config.inputSize[2],
+    interpolation: flags.interpolation ?? config.interpolation,
+  };
+}
+
+/** Whether images are squeezed to the network's input, instead of keeping their proportions. */
+export function isWholeInput(config: Preprocessing, flags: PreprocessFlags): boolean {
+  const { height, width } = inputOf(config, flags);
+  return (flags.resize ?? (Math.min(height, width) < SMALL ? 'whole' : 'short')) === 'whole';
+}
+
+/** Training: mirrored at random, unless that is not wanted. */
+export const flipSteps = ({ flip }: PreprocessFlags): TransformInput[] => (flip ? [{ kind: 'horizontalFlip' }] : []);
+
+/** Training: colors that vary, if that is wanted. */
+export function colorSteps({ colorJitter: jitter = 0 }: PreprocessFlags): TransformInput[] {
+  return jitter > 0 ? [{ kind: 'colorJitter', brightness: jitter, contrast: jitter, saturation: jitter }] : [];
+}
+
+/** The last steps, which are done on batches. */
+export const networkSteps = ({ mean, std }: Preprocessing): TransformInput[] => [
+  { kind: 'toFloat' },
+  { kind: 'normalize', mean: [...mean], std: [...std] },
+];

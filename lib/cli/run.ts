@@ -1,28 +1,31 @@
 /** One training run with everything it leaves behind: adapter folder, report, result. */
 import { mkdirSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
-import { graft, saveAdapter, type Adapter } from '../adapters/index.js';
+import { findMethod, graft, saveAdapter, type Adapter } from '../adapters/index.js';
 import { writeSafetensors } from '../checkpoint/index.js';
-import { DataLoader, type Dataset } from '../data/index.js';
+import type { SplitsOf } from '../data/index.js';
 import type { Backbone } from '../models/index.js';
 import { manualSeed } from '../tensor/index.js';
 import {
   evaluate,
+  headline,
   htmlReport,
-  imageDataUri,
   Trainer,
-  type Evaluation,
   type FitResult,
-  type ReportSample,
+  type Report,
+  type Score,
+  type TaskBatch,
   type TrainListener,
 } from '../train/index.js';
-import { BACKBONE_FILE, openBackbone, prepareCompute } from './classifier.js';
-import { openTrainingData } from './dataset.js';
+import { withKit, type Loader, type TaskKit } from './kits/kit.js';
 import { asUsage } from './output.js';
 import type { RunSettings } from './settings.js';
+import { backboneOf, modelFor, readsMaps, type StoredTask } from './task_spec.js';
+import { BACKBONE_FILE, openBackbone, prepareCompute } from './trained.js';
 
 /** What `finetune --json` prints, and `result.json` holds. */
 export interface RunResult {
+  readonly task: RunSettings['task']['kind'];
   readonly model: string;
   readonly method: string;
   readonly options: Readonly<Record<string, unknown>>;
@@ -33,11 +36,16 @@ export interface RunResult {
   /** Which weights are in the adapter folder, and of which epoch. */
   readonly keep: 'best' | 'last';
   readonly keptEpoch: number;
-  /** Validation score of the weights in the adapter folder. */
+  /** What decides which epoch is best, and what the next three are: accuracy, mIoU, AP. */
+  readonly score: string;
+  /** Of the weights in the adapter folder, on the validation data. */
   readonly accuracy: number;
-  readonly loss: number;
   readonly bestAccuracy: number;
   readonly lastAccuracy: number;
+  /** All figures that the task has by name. */
+  readonly metrics?: Readonly<Record<string, number>>;
+  /** Null where the task does not measure it. */
+  readonly loss: number | null;
   readonly samples: number;
   /** Of this process. */
   readonly seconds: number;
@@ -53,36 +61,31 @@ interface RunOptions {
 }
 
 /** Trains as the settings say and writes everything into `out`; null if it was interrupted. */
-export async function trainRun(settings: RunSettings, out: string, o: RunOptions): Promise<RunResult | null> {
+export function trainRun(settings: RunSettings, out: string, o: RunOptions): Promise<RunResult | null> {
+  return withKit(settings.task.kind, (kit) => trainWith(kit, settings, out, o));
+}
+
+async function trainWith<
+  Source extends { readonly classNames: readonly string[] },
+  B extends TaskBatch,
+  S extends Score,
+>(kit: TaskKit<Source, B, S>, settings: RunSettings, out: string, o: RunOptions): Promise<RunResult | null> {
   const device = await prepareCompute(settings);
-  const { train, val, classNames } = await openTrainingData(settings.data, {
-    valFraction: settings.valFraction,
-    seed: settings.splitSeed,
-  });
-  manualSeed(settings.seed); // for backbones that start from random weights
-  const imageSize = settings.imageSize;
-  const model = await openBackbone(settings.model, settings.weights, {
-    classes: classNames.length,
-    ...(imageSize === null ? {} : { imageSize }),
-  });
-  model.to({ device });
-  const adapter = asUsage(() =>
-    graft(
-      model,
-      settings.method,
-      { ...settings.options },
-      { head: { classes: classNames.length }, seed: settings.seed },
-    ),
-  );
-  const loaders = makeLoaders(settings, train, val);
+  const parts = await kit.open(settings.data, { valFraction: settings.valFraction, seed: settings.splitSeed });
+  const { val, classNames } = parts;
+  manualSeed(settings.seed); // for backbones and heads that start from random weights
+  const { adapter, backbone } = await makeAdapter(settings, classNames.length, device);
+  const { model } = adapter;
+  const loaders = await makeLoaders(kit, settings, parts);
+  const task = await kit.task(settings.task, classNames.length, { labelSmoothing: settings.labelSmoothing });
   const trainer = new Trainer({
     model,
     adapter,
     ...loaders,
+    task,
     epochs: settings.epochs,
     optimizer: { kind: settings.optimizer, lr: settings.lr, weightDecay: settings.weightDecay },
     schedule: { kind: settings.schedule, warmupEpochs: settings.warmupEpochs },
-    loss: { labelSmoothing: settings.labelSmoothing },
     accumulate: settings.accumulate,
     clip: settings.clip,
     autocast: settings.amp ? 'bfloat16' : null,
@@ -98,51 +101,84 @@ export async function trainRun(settings: RunSettings, out: string, o: RunOptions
   const fit = await trainer.fit();
   if (fit.interrupted) return null;
   if (settings.keep === 'best') trainer.restoreBest();
-  const evaluation = await evaluate(model, loaders.val, { autocast: settings.amp ? 'bfloat16' : null });
+  const score = await evaluate(model, loaders.val, { task, autocast: settings.amp ? 'bfloat16' : null });
 
   const folder = join(out, 'adapter');
-  saveRunAdapter(folder, model, adapter, settings, classNames);
+  await saveRunAdapter(folder, adapter, backbone, settings, classNames);
   const skipped = new Set([...loaders.train.skipped, ...loaders.val.skipped].map((s) => s.path)).size;
-  const result = describeResult(settings, adapter, fit, evaluation, {
+  const result = describeResult(settings, adapter, fit, score, {
     skipped,
     adapter: folder,
     report: join(out, 'report.html'),
   });
-  writeFileSync(result.report, await reportOf(result, settings, fit, evaluation, val, classNames));
+  const shown = await kit.report(score, val, settings.method, settings.task);
+  writeFileSync(result.report, reportOf(result, settings, fit, shown));
   writeFileSync(join(out, 'result.json'), `${JSON.stringify(result, null, 2)}\n`);
   return result;
 }
 
-function makeLoaders(settings: RunSettings, train: Dataset, val: Dataset): { train: DataLoader; val: DataLoader } {
-  const { batchSize, seed, skipBroken, transforms } = settings;
-  const share = val.length / (train.length + val.length);
+/** The model of the task with the method set in, and the backbone inside. */
+async function makeAdapter(
+  settings: RunSettings,
+  classes: number,
+  device: Awaited<ReturnType<typeof prepareCompute>>,
+): Promise<{ adapter: Adapter; backbone: StoredTask['backbone'] }> {
+  const { task, imageSize, method, seed } = settings;
+  const own = await openBackbone(settings.model, settings.weights, {
+    ...{ classes, isTrunk: readsMaps(task), options: settings.modelOptions },
+    ...(imageSize === null ? {} : { imageSize }),
+  });
+  const { name, options: backboneOptions }: Backbone = own;
+  const model = (await modelFor(task, own, classes)).to({ device });
+  const hasClasses = task.kind === 'segment' && 'classes' in findMethod(method).options.shape;
+  const options = { ...(hasClasses && { classes }), ...settings.options };
+  const head = task.kind === 'classify' || task.kind === 'video' ? { classes } : 'train';
+  const adapter = asUsage(() => graft(model, method, options, { head, seed }));
+  return { adapter, backbone: { name, options: { ...backboneOptions } } };
+}
+
+async function makeLoaders<
+  Source extends { readonly classNames: readonly string[] },
+  B extends TaskBatch,
+  S extends Score,
+>(
+  kit: TaskKit<Source, B, S>,
+  settings: RunSettings,
+  { train, val }: SplitsOf<Source>,
+): Promise<{ train: Loader<B>; val: Loader<B> }> {
+  const { batchSize, seed, skipBroken, transforms, task: spec } = settings;
+  const [trainCount, valCount] = [train, val].map((part) => ('length' in part ? Number(part.length) : 1)) as [
+    number,
+    number,
+  ];
+  const share = valCount / (trainCount + valCount);
   const bytes = settings.cacheMegabytes * 2 ** 20;
-  const common = { batchSize, seed, skipBroken };
+  const common = { batchSize, seed, skipBroken, spec };
   return {
-    train: new DataLoader({
-      ...common,
-      dataset: train,
-      shuffle: true,
-      transform: transforms.train,
-      cacheBytes: bytes * (1 - share),
+    train: await kit.loader(train, {
+      ...{ ...common, isTraining: true, transforms: transforms.train, cacheBytes: bytes * (1 - share) },
     }),
-    val: new DataLoader({ ...common, dataset: val, transform: transforms.evaluate, cacheBytes: bytes * share }),
+    val: await kit.loader(val, {
+      ...{ ...common, isTraining: false, transforms: transforms.evaluate, cacheBytes: bytes * share },
+    }),
   };
 }
 
 /** Writes the adapter folder; random weights of the backbone go with it, as nobody else has them. */
-function saveRunAdapter(
+async function saveRunAdapter(
   folder: string,
-  model: Backbone,
   adapter: Adapter,
+  backbone: StoredTask['backbone'],
   settings: RunSettings,
   classNames: readonly string[],
-): void {
-  saveAdapter(adapter, folder, { classNames, preprocessing: settings.transforms.evaluate });
-  if (settings.weights !== null) return;
+): Promise<void> {
+  const { task: spec, transforms, weights } = settings;
+  const task: StoredTask | null = spec.kind === 'classify' ? null : { spec, backbone };
+  saveAdapter(adapter, folder, { classNames, preprocessing: transforms.evaluate, ...(task && { task }) });
+  if (weights !== null) return;
   mkdirSync(folder, { recursive: true });
   adapter.disable();
-  writeSafetensors(join(folder, BACKBONE_FILE), model.stateDict());
+  writeSafetensors(join(folder, BACKBONE_FILE), (await backboneOf(adapter.model)).stateDict());
   adapter.activate();
 }
 
@@ -150,14 +186,16 @@ function describeResult(
   settings: RunSettings,
   adapter: Adapter,
   fit: FitResult,
-  evaluation: Evaluation,
+  score: Score,
   rest: Pick<RunResult, 'skipped' | 'adapter' | 'report'>,
 ): RunResult {
   const { trainable, total, percent } = adapter.summary();
   const last = fit.history.at(-1)!;
   const best = fit.best!;
-  const { accuracy, loss, samples } = evaluation;
+  const { name, value } = headline(score);
+  const { loss, samples, metrics } = score;
   return {
+    task: settings.task.kind,
     model: settings.model,
     method: settings.method,
     options: adapter.options,
@@ -167,59 +205,37 @@ function describeResult(
     epochs: settings.epochs,
     keep: settings.keep,
     keptEpoch: settings.keep === 'best' ? best.epoch : last.epoch,
-    accuracy,
-    loss,
-    bestAccuracy: best.val?.accuracy ?? accuracy,
-    lastAccuracy: last.val?.accuracy ?? accuracy,
+    score: name === 'acc' ? 'accuracy' : name,
+    accuracy: value,
+    bestAccuracy: best.val === null ? value : headline(best.val).value,
+    lastAccuracy: last.val === null ? value : headline(last.val).value,
+    ...(metrics && { metrics }),
+    loss: Number.isNaN(loss) ? null : loss,
     samples,
     seconds: fit.seconds,
     ...rest,
   };
 }
 
-async function reportOf(
+function reportOf(
   result: RunResult,
   settings: RunSettings,
   fit: FitResult,
-  evaluation: Evaluation,
-  val: Dataset,
-  classNames: readonly string[],
-): Promise<string> {
-  const { model, method, trainable, total, accuracy, seconds } = result;
-  const { transforms, options, ...plain } = settings;
+  shown: Pick<Report, 'confusion' | 'samples' | 'classes'>,
+): string {
+  const { model, method, trainable, total, accuracy, seconds, samples, score } = result;
+  const { transforms, options, task, modelOptions, ...plain } = settings;
   return htmlReport({
     title: `${method} on ${model}`,
-    summary: `Trained for ${settings.epochs} epochs on ${settings.data}; scored on ${evaluation.samples} held-out images.`,
+    summary: `Trained for ${settings.epochs} epochs on ${settings.data}; scored on ${samples} held-out ${task.kind === 'video' ? 'videos' : 'images'}.`,
+    score,
     runs: [{ name: method, trainable, total, accuracy, seconds, history: fit.history }],
-    confusion: { of: method, classNames, matrix: evaluation.confusion },
-    samples: await samplePredictions(evaluation, val, classNames),
-    settings: { ...plain, options: JSON.stringify(options), transforms: JSON.stringify(transforms.train) },
+    ...shown,
+    settings: {
+      ...plain,
+      task: JSON.stringify(task),
+      modelOptions: JSON.stringify(modelOptions),
+      ...{ options: JSON.stringify(options), transforms: JSON.stringify(transforms.train) },
+    },
   });
-}
-
-/** Up to 24 images for a report: the most confident mistakes first, then right ones spread over the data. */
-export async function samplePredictions(
-  evaluation: Evaluation,
-  dataset: Dataset,
-  classNames: readonly string[],
-): Promise<ReportSample[]> {
-  const wanted = 24;
-  const wrong = evaluation.predictions
-    .filter((p) => p.label !== p.predicted)
-    .sort((a, b) => b.confidence - a.confidence)
-    .slice(0, wanted / 2);
-  const right = evaluation.predictions.filter((p) => p.label === p.predicted);
-  const spread = Math.min(right.length, wanted - wrong.length);
-  const chosen = [
-    ...wrong,
-    ...Array.from({ length: spread }, (_, i) => right[Math.floor((i * right.length) / spread)]!),
-  ];
-  return Promise.all(
-    chosen.map(async (p) => {
-      const { data, width, height } = await dataset.load(p.index);
-      if (!(data instanceof Uint8Array)) throw new TypeError('a report shows images of bytes only');
-      const image = await imageDataUri({ data, width, height });
-      return { image, label: classNames[p.label]!, predicted: classNames[p.predicted]!, confidence: p.confidence };
-    }),
-  );
 }

@@ -7,10 +7,12 @@ import { join, resolve } from 'node:path';
 import type { TransformInput } from '../data/index.js';
 import { parseSettings } from './arguments.js';
 import { asUsage, UsageError } from './output.js';
-import { buildTransforms, type PreprocessFlags } from './preprocess.js';
+import { withKit } from './kits/kit.js';
+import { inputOf, isWholeInput, type PreprocessFlags } from './preprocess.js';
+import { taskFromFlags, type TaskFlags, type TaskSpec } from './task_spec.js';
 
 /** What `finetune` was told, as commander parses it. */
-export interface FinetuneFlags extends PreprocessFlags {
+export interface FinetuneFlags extends PreprocessFlags, TaskFlags {
   readonly weights?: string | false;
   readonly data?: string;
   readonly valFraction: number;
@@ -45,8 +47,11 @@ export interface FinetuneFlags extends PreprocessFlags {
 
 /** Every decision of a run. */
 export interface RunSettings {
+  readonly task: TaskSpec;
   readonly model: string;
   readonly imageSize: number | null;
+  /** What the backbone is created with beyond its name and size. */
+  readonly modelOptions: Readonly<Record<string, unknown>>;
   /** Path of the backbone's weights; null: random ones. */
   readonly weights: string | null;
   readonly data: string;
@@ -83,7 +88,13 @@ export const settingsFile = (out: string): string => join(out, FILE);
 /** The settings of the run in `out`; null if there is none. */
 export function readSettings(out: string): RunSettings | null {
   const path = settingsFile(out);
-  return existsSync(path) ? (JSON.parse(readFileSync(path, 'utf8')) as RunSettings) : null;
+  if (!existsSync(path)) return null;
+  // Runs from before there were tasks are classifications.
+  return {
+    task: { kind: 'classify' },
+    modelOptions: {},
+    ...(JSON.parse(readFileSync(path, 'utf8')) as Partial<RunSettings>),
+  } as RunSettings;
 }
 
 /** Decides everything that the flags leave open. */
@@ -91,17 +102,27 @@ export async function resolveSettings(model: string, flags: FinetuneFlags): Prom
   const { findMethod, learningRate } = await import('../adapters/index.js');
   const { modelInfo } = await import('../models/index.js');
   const { getNumThreads } = await import('../tensor/index.js');
-  if (flags.data === undefined) throw new UsageError('--data is missing: a folder of images, or shapes:TASK');
+  const { data } = flags;
+  if (data === undefined) throw new UsageError('--data is missing: a folder of images, or shapes:TASK');
   if (flags.weights === undefined)
     throw new UsageError("--weights is missing: the backbone's checkpoint; --no-weights trains on random weights");
   const size = flags.imageSize;
   const info = asUsage(() => modelInfo(model, size === undefined ? {} : { imgSize: size }));
   const method = asUsage(() => findMethod(flags.method));
+  const { height } = inputOf(info.config, flags);
+  const kit = await withKit(flags.task, (own) => {
+    const isBuiltIn = own.isBuiltIn(data);
+    // The built-in videos tell left from right.
+    const flip = flags.flip && !(flags.task === 'video' && isBuiltIn);
+    return { isBuiltIn, transforms: own.transforms(info.config, { ...flags, flip }) };
+  });
   return {
+    task: taskFromFlags(flags, height, isWholeInput(info.config, flags)),
     model,
     imageSize: size ?? null,
+    modelOptions: readsAnySize(flags.task, info.options) ? { dynamicImgSize: true } : {},
     weights: flags.weights === false ? null : resolve(flags.weights),
-    data: flags.data.startsWith('shapes:') ? flags.data : resolve(flags.data),
+    data: kit.isBuiltIn ? data : resolve(data),
     valFraction: flags.valFraction,
     splitSeed: flags.splitSeed,
     method: flags.method,
@@ -125,9 +146,13 @@ export async function resolveSettings(model: string, flags: FinetuneFlags): Prom
     cacheMegabytes: flags.cache,
     threads: flags.threads ?? getNumThreads(),
     device: flags.device,
-    transforms: buildTransforms(info.config, flags),
+    transforms: kit.transforms,
   };
 }
+
+/** Maps of any size, where a transformer has to be told. */
+const readsAnySize = (task: TaskFlags['task'], options: Readonly<Record<string, unknown>>): boolean =>
+  (task === 'segment' || task === 'detect') && 'dynamicImgSize' in options;
 
 /** Refuses to go on with a run under other settings; those that do not change the result may differ. */
 export function mustAgree(saved: RunSettings, given: RunSettings, out: string): void {

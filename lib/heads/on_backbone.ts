@@ -117,7 +117,7 @@ export interface DetectionModelOptions {
    * `size`, so that small images have anchors for their objects.
    */
   readonly anchor?: number;
-  /** Width of Faster R-CNN's box head. Default 1024. */
+  /** Width of Faster R-CNN's box head. Default: 4 times that of the pyramid, 1024. */
   readonly boxWidth?: number;
 }
 
@@ -145,7 +145,7 @@ export function createDetectionModel(
   const { classes, size = 800, maxSize = Math.round((size * 5) / 3), channels: outChannels = 256 } = options;
   if (!Number.isInteger(classes) || classes < 1)
     throw new RangeError(`createDetectionModel: classes must be a positive whole number, got ${classes}`);
-  const { mean = backbone.config.mean, std = backbone.config.std, boxWidth = 1024 } = options;
+  const { mean = backbone.config.mean, std = backbone.config.std, boxWidth = 4 * outChannels } = options;
   const input = { minSize: size, maxSize, mean, std };
   const levels = pickLevels(backbone.featureLevels);
   const stride = backbone.featureLevels[levels[0] ?? 0]?.stride ?? 4;

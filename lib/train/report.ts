@@ -6,7 +6,7 @@ import type Sharp from 'sharp';
 import { requirePackage, packageVersion } from '../native/packages.js';
 import { escapeHtml, lineChart, scatterChart } from './charts.js';
 import { duration, percent } from './progress.js';
-import type { EpochRecord } from './events.js';
+import { headline, type EpochRecord, type Score } from './events.js';
 
 const sharp = (): typeof Sharp => requirePackage('sharp') as typeof Sharp;
 
@@ -15,7 +15,7 @@ export interface ReportRun {
   readonly name: string;
   readonly trainable: number;
   readonly total: number;
-  /** Final accuracy on held-out images, 0 to 1. */
+  /** Final score on held-out samples, 0 to 1: the accuracy, or what `Report.score` names. */
   readonly accuracy: number;
   readonly seconds: number;
   readonly history: readonly EpochRecord[];
@@ -36,6 +36,10 @@ export interface Report {
   /** One paragraph on what was done. */
   readonly summary: string;
   readonly runs: readonly ReportRun[];
+  /** What the score is, such as `mIoU`. Default `accuracy`. */
+  readonly score?: string;
+  /** Scores by class, as a table. */
+  readonly classes?: { readonly head: readonly string[]; readonly rows: readonly (readonly string[])[] };
   /** `matrix[t][p]`: images of class t taken for class p. */
   readonly confusion?: {
     readonly of: string;
@@ -49,11 +53,15 @@ export interface Report {
 
 /** The report as an HTML document. All text is escaped; images must be data URIs. Throws a TypeError if one is not. */
 export function htmlReport(report: Report): string {
+  const { score = 'accuracy' } = report;
   const sections = [
     `<p>${escapeHtml(report.summary)}</p>`,
-    section('Results', results(report.runs)),
-    report.runs.length > 1 ? section('Accuracy against trainable parameters', tradeOff(report.runs)) : '',
-    section('Curves', curves(report.runs)),
+    section('Results', results(report.runs, score)),
+    report.runs.length > 1
+      ? section(`${capital(score)} against trainable parameters`, tradeOff(report.runs, score))
+      : '',
+    section('Curves', curves(report.runs, score)),
+    report.classes === undefined ? '' : section('Classes', table(report.classes.head, report.classes.rows)),
     report.confusion === undefined
       ? ''
       : section(`Confusion matrix: ${report.confusion.of}`, confusion(report.confusion)),
@@ -109,9 +117,11 @@ function table(head: readonly string[], rows: readonly (readonly string[])[]): s
   return `<table><thead><tr>${cells('th', head)}</tr></thead><tbody>${body}</tbody></table>`;
 }
 
-function results(runs: readonly ReportRun[]): string {
+const capital = (text: string): string => text.charAt(0).toUpperCase() + text.slice(1);
+
+function results(runs: readonly ReportRun[], score: string): string {
   return table(
-    ['method', 'trainable', 'of all', 'accuracy', 'time'],
+    ['method', 'trainable', 'of all', score, 'time'],
     runs.map((r) => [
       r.name,
       r.trainable.toLocaleString('en-US'),
@@ -122,36 +132,45 @@ function results(runs: readonly ReportRun[]): string {
   );
 }
 
-function tradeOff(runs: readonly ReportRun[]): string {
+function tradeOff(runs: readonly ReportRun[], score: string): string {
   const points = runs.map((r) => ({ name: r.name, x: r.trainable, y: r.accuracy }));
   return scatterChart(points, {
-    title: 'accuracy',
+    title: score,
     xLabel: 'trainable parameters (logarithmic)',
-    yLabel: 'held-out accuracy',
+    yLabel: `held-out ${score}`,
     logX: true,
     formatY: (y) => percent(y, 0),
   });
 }
 
-function curves(runs: readonly ReportRun[]): string {
+function curves(runs: readonly ReportRun[], score: string): string {
   const single = runs.length === 1;
-  const over = (kind: 'train' | 'val', what: 'loss' | 'accuracy') =>
+  const over = (kind: 'train' | 'val', figure: (score: Score) => number) =>
     runs
       .map((r) => ({
         name: single ? kind : r.name,
-        points: r.history.flatMap((e): [number, number][] => (e[kind] === null ? [] : [[e.epoch, e[kind][what]]])),
+        points: r.history.flatMap((e): [number, number][] => {
+          const measured = e[kind] === null ? NaN : figure(e[kind]);
+          return Number.isNaN(measured) ? [] : [[e.epoch, measured]];
+        }),
       }))
       .filter((s) => s.points.length > 0);
   const axes = (title: string, yLabel: string) => ({ title, xLabel: 'epoch', yLabel });
   const share = { formatY: (y: number) => percent(y, 0) };
+  const loss = (s: Score): number => s.loss;
+  const main = (s: Score): number => headline(s).value;
+  const isPlain = score === 'accuracy';
   if (single)
     return (
-      lineChart([...over('train', 'loss'), ...over('val', 'loss')], axes('loss', 'cross-entropy')) +
-      lineChart([...over('train', 'accuracy'), ...over('val', 'accuracy')], { ...axes('accuracy', 'top-1'), ...share })
+      lineChart([...over('train', loss), ...over('val', loss)], axes('loss', isPlain ? 'cross-entropy' : 'loss')) +
+      lineChart([...(isPlain ? over('train', main) : []), ...over('val', main)], {
+        ...axes(score, isPlain ? 'top-1' : score),
+        ...share,
+      })
     );
   return (
-    lineChart(over('train', 'loss'), axes('training loss', 'cross-entropy')) +
-    lineChart(over('val', 'accuracy'), { ...axes('validation accuracy', 'top-1'), ...share })
+    lineChart(over('train', loss), axes('training loss', isPlain ? 'cross-entropy' : 'loss')) +
+    lineChart(over('val', main), { ...axes(`validation ${score}`, isPlain ? 'top-1' : score), ...share })
   );
 }
 

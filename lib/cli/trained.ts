@@ -1,24 +1,27 @@
 /**
- * What `evaluate`, `predict` and `merge` work on: a classifier rebuilt from an adapter folder and its backbone's weights,
- * or from one merged checkpoint.
+ * What `evaluate`, `predict` and `merge` work on: a model rebuilt from an adapter folder and its backbone's weights, or a
+ * classifier from one merged checkpoint.
  */
 import { existsSync, statSync } from 'node:fs';
 import { join } from 'node:path';
 import type { Adapter } from '../adapters/index.js';
 import type { TransformInput } from '../data/index.js';
-import type { Backbone, ModelOptions } from '../models/index.js';
+import type { Backbone, Host, ModelOptions } from '../models/index.js';
 import type { Device, Tensor } from '../tensor/index.js';
 import type { ComputeOptions } from './arguments.js';
 import { UsageError } from './output.js';
+import { modelFor, parseStoredTask, readsMaps, type TaskSpec } from './task_spec.js';
 
-/** A model that is ready to classify, with everything around it. */
-export interface Classifier {
-  readonly model: Backbone;
+/** A model that is ready to be used, with everything around it. */
+export interface Trained {
+  readonly model: Host;
   /** Null for a merged checkpoint. */
   readonly adapter: Adapter | null;
   readonly classNames: readonly string[];
   /** Preparation of images, ready for `Pipeline`. */
   readonly transforms: TransformInput[];
+  /** What it was trained for. */
+  readonly spec: TaskSpec;
 }
 
 /** What a merged checkpoint says about itself, under `torchgraft` in the header of the safetensors file. */
@@ -51,7 +54,13 @@ export async function prepareCompute(o: ComputeOptions): Promise<Device> {
 export async function openBackbone(
   name: string,
   weights: string | null,
-  o: { imageSize?: number | readonly [number, number]; classes: number; options?: ModelOptions },
+  o: {
+    readonly imageSize?: number | readonly [number, number];
+    readonly classes: number;
+    readonly options?: ModelOptions;
+    /** Without what only classification needs, as heads that read maps want it. */
+    readonly isTrunk?: boolean;
+  },
 ): Promise<Backbone> {
   const { createModel, loadWeights } = await import('../models/index.js');
   const imgSize = typeof o.imageSize === 'object' ? ([...o.imageSize] as [number, number]) : o.imageSize;
@@ -60,40 +69,48 @@ export async function openBackbone(
     numClasses: o.classes,
     ...(imgSize === undefined ? {} : { imgSize }),
   });
+  if (o.isTrunk === true) model.toTrunk();
   if (weights !== null) loadWeights(model, weights, { classifier: 'drop' });
   return model;
 }
 
 /** Opens an adapter folder (which needs the backbone's weights) or a merged checkpoint (which does not). */
-export async function openClassifier(target: string, weights: string | undefined, device: Device): Promise<Classifier> {
+export async function openTrained(target: string, weights: string | undefined, device: Device): Promise<Trained> {
   if (!existsSync(target)) throw new UsageError(`there is no adapter folder or merged checkpoint ${target}`);
-  const classifier = statSync(target).isDirectory()
+  const trained = statSync(target).isDirectory()
     ? await openAdapter(target, weights)
     : await openMerged(target, weights);
-  classifier.model.to({ device });
-  classifier.model.eval();
-  return classifier;
+  trained.model.to({ device });
+  trained.model.eval();
+  return trained;
 }
 
-async function openAdapter(folder: string, weights: string | undefined): Promise<Classifier> {
+async function openAdapter(folder: string, weights: string | undefined): Promise<Trained> {
   const { loadAdapter, readAdapterFolder } = await import('../adapters/index.js');
   const read = readAdapterFolder(folder);
   const { config, classNames } = read;
-  const { name, options = {} } = config.backbone;
+  const task = config.task === undefined ? null : parseStoredTask(config.task, folder);
+  const spec: TaskSpec = task?.spec ?? { kind: 'classify' };
+  const { name, options = {} } = task?.backbone ?? config.backbone;
   const inner = existsSync(join(folder, BACKBONE_FILE)) ? join(folder, BACKBONE_FILE) : undefined;
   const file = weights ?? inner;
   if (file === undefined)
     throw new UsageError(`the adapter in ${folder} sits on ${name}: give that backbone's weights with --weights FILE`);
   if (classNames === null) throw new Error(`the adapter in ${folder} was saved without class names`);
   const transforms = checkTransforms(read.preprocessing, folder);
-  const model = await openBackbone(name, file, { options, classes: classNames.length, ...inputSize(transforms) });
-  return { model, adapter: loadAdapter(model, read), classNames, transforms };
+  const classes = classNames.length;
+  const isTrunk = readsMaps(spec);
+  // The options of a task's backbone are complete; classifiers are rebuilt for the size of their images.
+  const size = task === null ? inputSize(transforms) : {};
+  const backbone = await openBackbone(name, file, { options, classes, isTrunk, ...size });
+  const model = await modelFor(spec, backbone, classes);
+  return { model, adapter: loadAdapter(model, read), classNames, transforms, spec };
 }
 
 /** The backbone of an adapter that was trained on random weights lies in the adapter folder. */
 export const BACKBONE_FILE = 'backbone.safetensors';
 
-async function openMerged(path: string, weights: string | undefined): Promise<Classifier> {
+async function openMerged(path: string, weights: string | undefined): Promise<Trained> {
   const { readSafetensors } = await import('../checkpoint/index.js');
   const { createModel } = await import('../models/index.js');
   if (weights !== undefined)
@@ -111,7 +128,7 @@ async function openMerged(path: string, weights: string | undefined): Promise<Cl
   });
   await addBiases(model, tensors);
   model.loadStateDict(tensors);
-  return { model, adapter: null, classNames, transforms };
+  return { model, adapter: null, classNames, transforms, spec: { kind: 'classify' } };
 }
 
 /** Merging may have given layers a bias that the published architecture lacks: they get the place for it. */
@@ -125,8 +142,8 @@ async function addBiases(model: Backbone, tensors: ReadonlyMap<string, Tensor>):
   }
 }
 
-/** Writes the merged model so that `openClassifier` can read it back. */
-export async function writeMerged(path: string, { model, classNames, transforms }: Classifier): Promise<void> {
+/** Writes the merged model so that `openTrained` can read it back. */
+export async function writeMerged(path: string, { model, classNames, transforms }: Trained): Promise<void> {
   const { writeSafetensors } = await import('../checkpoint/index.js');
   const header: MergedHeader = { model: model.name, options: model.options, classNames, transforms };
   writeSafetensors(path, model.stateDict(), { [MERGED_KEY]: JSON.stringify(header) });

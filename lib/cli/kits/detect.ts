@@ -1,0 +1,155 @@
+/** Detection on the command line. */
+import { existsSync, mkdirSync, statSync } from 'node:fs';
+import { dirname, join } from 'node:path';
+import type { DetectionSample, Image, SampleSource } from '../../data/index.js';
+import type { BoxBatch, DetectionEvaluation } from '../../train/index.js';
+import { isBuiltIn, openBuiltIn } from '../dataset.js';
+import { asUsage, table, UsageError } from '../output.js';
+import { overlayNames, writeBoxOverlay } from '../overlay.js';
+import { colorSteps, flipSteps } from '../preprocess.js';
+import type { SpecOf } from '../task_spec.js';
+import { share } from './classify.js';
+import { imagesOf, loadAll, loaderOptions, type TaskKit } from './kit.js';
+
+type Source = SampleSource<DetectionSample>;
+
+interface Found {
+  readonly class: string;
+  readonly score: number;
+  /** (x1, y1, x2, y2) in pixels of the image. */
+  readonly box: [number, number, number, number];
+}
+
+export const detectKit: TaskKit<Source, BoxBatch, DetectionEvaluation> = {
+  isBuiltIn,
+  async open(data, o) {
+    const { DetectionShapes, openCoco } = await import('../../data/index.js');
+    return openBuiltIn<Source>(data, (part) => new DetectionShapes(part)) ?? asUsage(() => openCoco(data, o));
+  },
+  async openWhole(data, classNames) {
+    const { CocoDataset } = await import('../../data/index.js');
+    if (!existsSync(data) || !statSync(data).isFile())
+      throw new UsageError(
+        `--data: expected a JSON file of COCO's form, got ${data}; with --split, the folder given to finetune`,
+      );
+    const beside = join(dirname(data), 'images');
+    const images = existsSync(beside) ? beside : dirname(data);
+    return asUsage(() => new CocoDataset({ annotations: data, images, classNames }));
+  },
+  // Detectors resize and normalize by themselves.
+  transforms: (_config, flags) => ({ train: [...flipSteps(flags), ...colorSteps(flags)], evaluate: [] }),
+  async loader(dataset, o) {
+    const { DetectionLoader } = await import('../../data/index.js');
+    const { firstLabel } = await import('../../heads/index.js');
+    const { head } = o.spec as SpecOf<'detect'>;
+    return new DetectionLoader({
+      ...loaderOptions(dataset, o),
+      transform: o.transforms,
+      firstLabel: firstLabel(head),
+    });
+  },
+  async task() {
+    const { detectTask } = await import('../../train/index.js');
+    return detectTask();
+  },
+  async describe({ coco, samples }, classNames, spec) {
+    const perClass = await precisions(coco, classNames, spec as SpecOf<'detect'>);
+    const known = (value: number): number | null => (value < 0 ? null : value);
+    const { AP, AP50, AP75, APs, APm, APl, AR } = coco;
+    const figures = {
+      AP,
+      AP50,
+      AP75,
+      APs,
+      APm,
+      APl,
+      ...Object.fromEntries(Object.entries(AR).map(([n, r]) => [`AR${n}`, r])),
+    };
+    return {
+      data: {
+        ...Object.fromEntries(Object.entries(figures).map(([name, value]) => [name, known(value)])),
+        ...{ samples, perClass, classNames },
+      },
+      text: () =>
+        [
+          Object.entries(figures)
+            .filter(([, value]) => value >= 0)
+            .map(([name, value]) => `${name} ${share(value)}`)
+            .join('   '),
+          '',
+          table(
+            ['class', 'AP'],
+            perClass.map((c) => [c.name, share(c.AP)]),
+          ),
+        ].join('\n'),
+    };
+  },
+  async report({ coco }, { classNames }, _of, spec) {
+    const perClass = await precisions(coco, classNames, spec as SpecOf<'detect'>);
+    return { classes: { head: ['class', 'AP'], rows: perClass.map((c) => [c.name, share(c.AP)]) } };
+  },
+  async predict({ model, classNames, spec }, targets, o) {
+    const { decodeImage, Pipeline } = await import('../../data/index.js');
+    const { Detector, firstLabel } = await import('../../heads/index.js');
+    const { noGrad, scope } = await import('../../tensor/index.js');
+    if (!(model instanceof Detector)) throw new TypeError('the model is no detector');
+    const first = firstLabel((spec as SpecOf<'detect'>).head);
+    const pipeline = new Pipeline([{ kind: 'toFloat' }]);
+    const detect = (image: Image): { boxes: number[][]; labels: number[]; scores: number[] } =>
+      scope(() =>
+        noGrad(() => {
+          const [found] = model.detect(pipeline.collate([image], { device: o.device }));
+          const { boxes, labels, scores } = found!;
+          return {
+            boxes: boxes.tolist() as number[][],
+            labels: labels.tolist() as number[],
+            scores: scores.tolist() as number[],
+          };
+        }),
+      );
+    const paths = await imagesOf(targets);
+    const names = overlayNames(paths);
+    mkdirSync(o.out, { recursive: true });
+    const answers: { path: string; overlay: string; objects: Found[] }[] = [];
+    for (const [i, path] of paths.entries()) {
+      for (const { value: image } of await loadAll([path], o.skipBroken, decodeImage)) {
+        const { boxes, labels, scores } = detect(image);
+        const places = [...scores.keys()].filter((k) => scores[k]! >= o.minScore);
+        const overlay = join(o.out, names[i]!);
+        const objects = places.map((k): Found => {
+          const label = labels[k]! - first;
+          const box = boxes[k]! as Found['box'];
+          return { class: classNames[label] ?? String(label), score: scores[k]!, box };
+        });
+        const labeled = objects.map(({ class: name, score, box }, k) => ({
+          ...{ box, label: labels[places[k]!]! - first, text: `${name} ${Math.round(100 * score)}%` },
+        }));
+        await writeBoxOverlay(overlay, image, labeled);
+        answers.push({ path, overlay, objects });
+      }
+    }
+    return {
+      data: answers,
+      text: () =>
+        table(
+          ['image', 'overlay', 'objects'],
+          answers.map((a) => [a.path, a.overlay, a.objects.map((b) => `${b.class} ${share(b.score)}`).join(', ')]),
+        ),
+    };
+  },
+};
+
+/** Average precision by class; null for a class of which nothing is annotated. */
+async function precisions(
+  { categoryIds, apPerCategory }: DetectionEvaluation['coco'],
+  classNames: readonly string[],
+  { head }: SpecOf<'detect'>,
+): Promise<{ name: string; AP: number | null }[]> {
+  const { firstLabel } = await import('../../heads/index.js');
+  const first = firstLabel(head);
+  return classNames.map((name, c) => {
+    const at = categoryIds.indexOf(c + first);
+    const AP = at < 0 ? -1 : apPerCategory[at]!;
+    return { name, AP: AP < 0 ? null : AP };
+  });
+}

@@ -1,0 +1,136 @@
+/** Segmentation on the command line. */
+import { mkdirSync } from 'node:fs';
+import { join } from 'node:path';
+import type { Image, SampleSource, SegmentationSample, TransformInput } from '../../data/index.js';
+import type { MaskBatch, SegmentationEvaluation } from '../../train/index.js';
+import { isBuiltIn, openBuiltIn } from '../dataset.js';
+import { asUsage, table } from '../output.js';
+import { overlayNames, writeMaskOverlay } from '../overlay.js';
+import { colorSteps, flipSteps, inputOf, isWholeInput, networkSteps } from '../preprocess.js';
+import type { SpecOf } from '../task_spec.js';
+import { share } from './classify.js';
+import { imagesOf, loadAll, loaderOptions, type TaskKit } from './kit.js';
+
+type Source = SampleSource<SegmentationSample>;
+
+export const segmentKit: TaskKit<Source, MaskBatch, SegmentationEvaluation> = {
+  isBuiltIn,
+  async open(data, o) {
+    const { openMasks, SegmentationShapes } = await import('../../data/index.js');
+    const builtIn = openBuiltIn<Source>(data, (part) => new SegmentationShapes(part));
+    return builtIn ?? (await asUsage(() => openMasks(data, o)));
+  },
+  async openWhole(data, classNames) {
+    const { MaskFolder } = await import('../../data/index.js');
+    return asUsage(() => new MaskFolder({ images: join(data, 'images'), masks: join(data, 'masks'), classNames }));
+  },
+  transforms(config, flags) {
+    const { height, width, interpolation } = inputOf(config, flags);
+    const size: [number, number] = [height, width];
+    const short = Math.min(height, width);
+    const isWhole = isWholeInput(config, flags);
+    const fit: TransformInput[] = isWhole
+      ? [{ kind: 'resize', size, interpolation }]
+      : [{ kind: 'resize', size: short, interpolation }];
+    const vary: TransformInput[] = isWhole
+      ? fit
+      : [
+          { kind: 'randomScale', size: [short, 4 * short], interpolation },
+          { kind: 'randomMaskCrop', size },
+          { kind: 'pad', size },
+        ];
+    const last = networkSteps(config);
+    return {
+      train: [...vary, ...flipSteps(flags), ...colorSteps(flags), ...last],
+      evaluate: [...fit, ...last],
+    };
+  },
+  async loader(dataset, o) {
+    const { SegmentationLoader } = await import('../../data/index.js');
+    return new SegmentationLoader({ ...loaderOptions(dataset, o), transform: o.transforms });
+  },
+  async task(spec, classes) {
+    const { segmentTask } = await import('../../train/index.js');
+    const { windows } = spec as SpecOf<'segment'>;
+    return segmentTask({ classes, ...(windows && { windows }) });
+  },
+  describe(score, classNames) {
+    const { segmentation, loss, samples, metrics = {} } = score;
+    const { iou, acc, dice, areas } = segmentation;
+    const number = (value: number | undefined): number | null =>
+      value === undefined || Number.isNaN(value) ? null : value;
+    const perClass = classNames.map((name, c) => ({
+      name,
+      pixels: areas.labeled[c] ?? 0,
+      iou: number(iou[c]),
+      accuracy: number(acc[c]),
+      dice: number(dice[c]),
+    }));
+    return Promise.resolve({
+      data: { ...metrics, mDice: segmentation.mDice, loss, samples, perClass, classNames },
+      text: () =>
+        [
+          `${Object.entries({ ...metrics, mDice: segmentation.mDice })
+            .map(([name, value]) => `${name} ${share(value)}`)
+            .join('   ')}   loss ${loss.toFixed(4)}`,
+          '',
+          table(
+            ['class', 'pixels', 'IoU', 'accuracy', 'Dice'],
+            perClass.map((c) => [c.name, `${c.pixels}`, share(c.iou), share(c.accuracy), share(c.dice)]),
+          ),
+        ].join('\n'),
+    });
+  },
+  report({ segmentation: { iou, acc } }, { classNames }) {
+    const rows = classNames.map((name, c) => [name, share(iou[c] ?? null), share(acc[c] ?? null)]);
+    return Promise.resolve({ classes: { head: ['class', 'IoU', 'accuracy'], rows } });
+  },
+  async predict({ model, classNames, transforms, spec }, targets, o) {
+    const { decodeImage, Pipeline } = await import('../../data/index.js');
+    const { noGrad, scope } = await import('../../tensor/index.js');
+    const { segmentationLogits } = await import('../../train/index.js');
+    const { functional } = await import('../../nn/index.js');
+    const { windows } = spec as SpecOf<'segment'>;
+    const pipeline = new Pipeline(transforms);
+    const paths = await imagesOf(targets);
+    const names = overlayNames(paths);
+    mkdirSync(o.out, { recursive: true });
+    const labelsOf = (image: Image): Uint8Array =>
+      scope(() =>
+        noGrad(() => {
+          const input = pipeline.collate([pipeline.apply(image)], { device: o.device });
+          const logits = segmentationLogits(model, input, windows ?? undefined).float();
+          const size = [image.height, image.width] as const;
+          return functional.interpolate(logits, { size }).argmax(1).to('uint8').data() as Uint8Array;
+        }),
+      );
+    const found: { path: string; overlay: string; classes: { class: string; share: number }[] }[] = [];
+    for (const [i, path] of paths.entries()) {
+      for (const { value: image } of await loadAll([path], o.skipBroken, decodeImage)) {
+        const labels = labelsOf(image);
+        const counts = new Map<number, number>();
+        for (const label of labels) counts.set(label, (counts.get(label) ?? 0) + 1);
+        const present = [...counts]
+          .sort((a, b) => b[1] - a[1])
+          .map(([label, n]) => ({ label, part: n / labels.length }));
+        const overlay = join(o.out, names[i]!);
+        const nameOf = (label: number): string => classNames[label] ?? String(label);
+        const legend = present.map(({ label, part }) => ({ label, text: `${nameOf(label)} ${share(part)}` }));
+        await writeMaskOverlay(overlay, image, labels, legend);
+        found.push({
+          path,
+          overlay,
+          classes: present.map(({ label, part }) => ({ class: nameOf(label), share: part })),
+        });
+      }
+    }
+    return {
+      data: found,
+      text: () =>
+        table(
+          ['image', 'overlay', 'classes'],
+          found.map((f) => [f.path, f.overlay, f.classes.map((c) => `${c.class} ${share(c.share)}`).join(', ')]),
+        ),
+    };
+  },
+};

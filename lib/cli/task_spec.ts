@@ -1,0 +1,215 @@
+/** What a run is for, as JSON: from the flags of `finetune` into `run.json` and the adapter folder, and back. */
+import { Option, type Command } from 'commander';
+import { z } from 'zod';
+import type { DetectionHeadName, SegmentationHeadName } from '../heads/index.js';
+import type { Backbone, Host } from '../models/index.js';
+import type { Module } from '../nn/index.js';
+import { integer } from './arguments.js';
+import { asUsage, UsageError } from './output.js';
+
+export const taskKinds = ['classify', 'segment', 'detect', 'video'] as const;
+export type TaskKind = (typeof taskKinds)[number];
+
+// The lists of lib/heads, which is not loaded for a help text.
+const SEGMENTATION_HEADS = [
+  'upernet',
+  'fpn',
+  'fcn',
+  'setr_pup',
+  'segmenter',
+] as const satisfies readonly SegmentationHeadName[];
+const DETECTION_HEADS = ['faster_rcnn', 'retinanet'] as const satisfies readonly DetectionHeadName[];
+
+const positive = z.int().positive();
+const specs = z.discriminatedUnion('kind', [
+  z.strictObject({ kind: z.literal('classify') }),
+  z.strictObject({
+    kind: z.literal('segment'),
+    head: z.enum(SEGMENTATION_HEADS),
+    channels: positive.optional(),
+    /** Windows for images larger than the network's input; null: images are run whole. */
+    windows: z.strictObject({ crop: positive, stride: positive }).nullable(),
+  }),
+  z.strictObject({
+    kind: z.literal('detect'),
+    head: z.enum(DETECTION_HEADS),
+    channels: positive.optional(),
+    /** The shorter side that images are resized to. */
+    size: positive,
+  }),
+  z.strictObject({
+    kind: z.literal('video'),
+    frames: positive,
+    stride: z.int().nonnegative(),
+    size: positive,
+    views: z.tuple([positive, z.union([z.literal(1), z.literal(3)])]),
+  }),
+]);
+
+export type TaskSpec = z.output<typeof specs>;
+export type SpecOf<K extends TaskKind> = Extract<TaskSpec, { kind: K }>;
+
+/** What the adapter folder of a task other than classification holds beside the adapter. */
+const stored = z.strictObject({
+  spec: specs,
+  /** The backbone inside the model: its name in the registry, and what it was created with. */
+  backbone: z.strictObject({ name: z.string(), options: z.record(z.string(), z.unknown()) }),
+});
+export type StoredTask = z.output<typeof stored>;
+
+/** @throws Error that names the folder if its task is malformed */
+export function parseStoredTask(value: unknown, folder: string): StoredTask {
+  const parsed = stored.safeParse(value);
+  if (parsed.success) return parsed.data;
+  const [issue] = parsed.error.issues;
+  throw new Error(`the adapter in ${folder} has a task that this version cannot read: ${issue?.message ?? ''}`);
+}
+
+/** The flags of a task, as commander parses them. */
+export interface TaskFlags {
+  readonly task: TaskKind;
+  readonly head?: string;
+  readonly headChannels?: number;
+  readonly frames?: number;
+  readonly frameStride?: number;
+  readonly views?: [number, 1 | 3];
+}
+
+/** What `evaluate` and `predict` may change of a task. */
+export interface ScoringFlags {
+  readonly windows?: { crop: number; stride: number } | false;
+  readonly views?: [number, 1 | 3];
+}
+
+/** `512,384` to windows of 512 pixels every 384. */
+function windows(text: string): { crop: number; stride: number } {
+  const match = /^([1-9]\d*),([1-9]\d*)$/.exec(text);
+  if (!match || Number(match[2]) > Number(match[1]))
+    throw new UsageError(`--windows: expected the side and the distance of windows, as 512,384, got '${text}'`);
+  return { crop: Number(match[1]), stride: Number(match[2]) };
+}
+
+/** Adds the flags to a command. */
+export function addScoringOptions(command: Command): Command {
+  return command
+    .addOption(new Option('--windows <side,distance>', 'segment: run images window by window').argParser(windows))
+    .option('--no-windows', 'segment: run images whole')
+    .addOption(viewsOption());
+}
+
+/** The task with what the flags change. @throws UsageError for a flag of another task */
+export function withScoring(spec: TaskSpec, flags: ScoringFlags): TaskSpec {
+  const { windows: given, views: seen } = flags;
+  // Commander gives `true` where --no-windows exists and neither is set.
+  const isGiven = given !== undefined && (given as unknown) !== true;
+  if (isGiven && spec.kind !== 'segment') throw new UsageError(`--windows does not belong to the task ${spec.kind}`);
+  if (seen && spec.kind !== 'video') throw new UsageError(`--views does not belong to the task ${spec.kind}`);
+  if (spec.kind === 'segment' && isGiven) return { ...spec, windows: given === false ? null : given };
+  if (spec.kind !== 'video' || !seen) return spec;
+  if (seen[0] > 1 && spec.stride === 0)
+    throw new UsageError('--views: several clips in time need frames at a distance, and these are taken one per part');
+  return { ...spec, views: seen };
+}
+
+/** `2x3` to two views in time and three in space. */
+function views(text: string): [number, 1 | 3] {
+  const match = /^([1-9]\d*)x([13])$/.exec(text);
+  if (!match) throw new UsageError(`--views: expected views in time x views in space (1 or 3), as 2x3, got '${text}'`);
+  return [Number(match[1]), Number(match[2]) as 1 | 3];
+}
+
+/** Adds the flags to a command. */
+export function addTaskOptions(command: Command): Command {
+  return command
+    .optionsGroup('Task:')
+    .addOption(
+      new Option('--task <kind>', 'what images (video: clips) are to become').choices(taskKinds).default('classify'),
+    )
+    .option('--head <name>', `segment: ${SEGMENTATION_HEADS.join(', ')}; detect: ${DETECTION_HEADS.join(', ')}`)
+    .addOption(
+      new Option('--head-channels <n>', "segment, detect: width of the head (default: the head's)").argParser(
+        integer(1),
+      ),
+    )
+    .addOption(new Option('--frames <n>', 'video: frames per clip (default: 8)').argParser(integer(1)))
+    .addOption(
+      new Option(
+        '--frame-stride <n>',
+        'video: distance of the frames; 0 takes one out of each equal part (default: 0)',
+      ).argParser(integer(0)),
+    )
+    .addOption(viewsOption());
+}
+
+const viewsOption = (): Option =>
+  new Option('--views <txs>', 'video: clips that a score averages over, in time x in space').argParser(views);
+
+const DEFAULT_FRAMES = 8;
+
+/**
+ * The task that the flags ask for.
+ *
+ * @param size side of the network's input
+ * @param isWhole whether images are squeezed to that size
+ * @throws UsageError for a flag of another task, or a head that there is not
+ */
+export function taskFromFlags(flags: TaskFlags, size: number, isWhole: boolean): TaskSpec {
+  const { task, head, headChannels, frames, frameStride, views: seen } = flags;
+  const given = { head, 'head-channels': headChannels, frames, 'frame-stride': frameStride, views: seen };
+  const own: Record<TaskKind, readonly string[]> = {
+    classify: [],
+    segment: ['head', 'head-channels'],
+    detect: ['head', 'head-channels'],
+    video: ['frames', 'frame-stride', 'views'],
+  };
+  const strange = Object.entries(given).find(([name, value]) => value !== undefined && !own[task].includes(name));
+  if (strange) throw new UsageError(`--${strange[0]} does not belong to --task ${task}`);
+  const channels = headChannels === undefined ? {} : { channels: headChannels };
+  switch (task) {
+    case 'classify':
+      return { kind: task };
+    case 'segment':
+      return {
+        ...{ kind: task, head: oneOf(head ?? 'upernet', SEGMENTATION_HEADS, task), ...channels },
+        windows: isWhole ? null : { crop: size, stride: Math.ceil((2 * size) / 3) },
+      };
+    case 'detect':
+      return { kind: task, head: oneOf(head ?? 'faster_rcnn', DETECTION_HEADS, task), ...channels, size };
+    case 'video': {
+      const [inTime, inSpace] = seen ?? [1, 1];
+      if (inTime > 1 && !frameStride)
+        throw new UsageError('--views: several clips in time need --frame-stride above 0, the distance of the frames');
+      return { kind: task, frames: frames ?? DEFAULT_FRAMES, stride: frameStride ?? 0, size, views: [inTime, inSpace] };
+    }
+  }
+}
+
+function oneOf<T extends string>(name: string, names: readonly T[], task: TaskKind): T {
+  const found = names.find((known) => known === name);
+  if (found === undefined)
+    throw new UsageError(`--head: for --task ${task} there are ${names.join(', ')}; '${name}' is none of them`);
+  return found;
+}
+
+/** Whether a model of the task reads maps, so that its backbone gives up what only classification needs. */
+export const readsMaps = (spec: TaskSpec): boolean =>
+  spec.kind === 'detect' || (spec.kind === 'segment' && spec.head !== 'segmenter');
+
+/** The model of a task: the backbone itself, or a fresh head around it. */
+export async function modelFor(spec: TaskSpec, backbone: Backbone, classes: number): Promise<Host> {
+  const { createDetectionModel, createSegmentationModel } = await import('../heads/index.js');
+  const width = 'channels' in spec && spec.channels !== undefined ? { channels: spec.channels } : {};
+  if (spec.kind === 'segment')
+    return asUsage(() => createSegmentationModel(spec.head, backbone, { classes, ...width }));
+  if (spec.kind === 'detect')
+    return asUsage(() => createDetectionModel(spec.head, backbone, { classes, size: spec.size, ...width }));
+  return backbone;
+}
+
+/** The backbone inside a model that `modelFor` has made. */
+export async function backboneOf(model: Host): Promise<Module> {
+  const { Detector, EncoderDecoder, Segmenter } = await import('../heads/index.js');
+  if (model instanceof EncoderDecoder) return model.backbone;
+  if (model instanceof Segmenter) return model.encoder;
+  return model instanceof Detector ? model.backbone.body : model;
+}
