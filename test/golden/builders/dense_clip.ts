@@ -205,7 +205,9 @@ interface Language {
 
 /** The keys that both forms share. */
 function language(config: Config, text: ClipTextTransformer | null): Language {
-  config.ignore('kind', 'type', 'clip_head', 'class_names').expect('context_feature', 'attention');
+  config
+    .ignore('kind', 'type', 'clip_head', 'class_names', 'pretrained', 'train_cfg')
+    .expect('context_feature', 'attention');
   const { contextLength, width, embedDim } = text?.options ?? {};
   if (text) config.expect('token_embed_dim', width).expect('text_dim', embedDim);
   const textTokens = config.get('text_tokens', config.get('context_length', 5));
