@@ -1,8 +1,8 @@
 /**
- * `npm run docs`: writes what is made from the code: docs/models.md, docs/methods.md and the tables of the README. With
+ * `npm run docs`: writes what is made from the code: docs/models.md, docs/methods.md and the table of the README. With
  * `--check` nothing is written; a page that is out of date ends the process with 1.
  */
-import { existsSync, readFileSync, writeFileSync } from 'node:fs';
+import { existsSync, readdirSync, readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { compatibility, listFamilies, listMethods, listModels, methodInfo, modelInfo } from '../../dist/index.js';
@@ -76,26 +76,77 @@ function methodsPage() {
   return `${['# Methods', made, intro.join('\n'), table(['method', 'what it does', ...examples], overview), ...sections].join('\n\n')}\n`;
 }
 
-/** The README with its tables made anew. */
+/**
+ * The systems of the README: name, folder of golden cases, where it is, and its paper where the code does not say it.
+ * @type {readonly (readonly [name: string, cases: string, where: string, paper?: string])[]}
+ */
+const systems = [
+  ['Conv-Adapter', 'conv_adapter', 'method conv_adapter'],
+  ['VPT', 'vpt', 'method vpt'],
+  ['SSF', 'ssf', 'method ssf'],
+  ['Convpass', 'convpass', 'method convpass'],
+  ['FacT', 'fact', 'method fact'],
+  ['KAdaptation', 'kadaptation', 'method kadaptation'],
+  ['KronA', 'krona', 'method krona'],
+  ['Unified view, MAM adapter', 'unified', 'method mam'],
+  ['Pro-tuning', 'pro_tuning', 'method pro_tuning'],
+  ['ST-Adapter', 'st_adapter', 'method st_adapter'],
+  ['SPM', 'spm', 'method spm'],
+  ['DenseCLIP', 'dense_clip', 'lib/systems/dense_clip.ts', 'Rao et al., DenseCLIP, CVPR 2022, arXiv 2112.01518'],
+  [
+    'LV-Adapter',
+    'lv_adapter',
+    'lib/systems/lv_adapter.ts',
+    'Liang et al., Effective Adaptation in Multi-Task Co-Training for Unified Autonomous Driving, NeurIPS 2022, arXiv 2209.08953',
+  ],
+  [
+    'Representation Separation',
+    'representation_separation',
+    'lib/systems/representation_separation.ts',
+    'Hong et al., Representation Separation for Semantic Segmentation with Vision Transformers, 2022, arXiv 2212.13764',
+  ],
+  ['ConvNeXt', 'convnext', 'family convnext'],
+  ['HorNet', 'hornet', 'family hornet'],
+  ['GhostNet', 'ghostnet', 'family ghostnet'],
+  ['RevCol', 'revcol', 'family revcol'],
+  ['InternImage', 'internimage', 'family internimage'],
+  ['HAT-Net', 'hatnet', 'family hatnet'],
+];
+
+/** Systems without public code, of whose papers no more than the abstract could be read: no figure of theirs is claimed. */
+const reconstructed = ['lv_adapter', 'representation_separation', 'spm'];
+
+/**
+ * What a system's golden cases were computed with.
+ * @param {string} folder
+ */
+function checked(folder) {
+  const cases = join(root, 'test', 'golden', 'cases', folder);
+  const all = readdirSync(cases, { withFileTypes: true })
+    .filter((entry) => entry.isDirectory())
+    .map((entry) => JSON.parse(readFileSync(join(cases, entry.name, 'case.json'), 'utf8')));
+  if (reconstructed.includes(folder)) return `our own reading of the abstract (${all.length})`;
+  const names = { official: 'the official code', library: 'other libraries', paper: "the paper's formulas" };
+  const parts = Object.entries(names).flatMap(([kind, name]) => {
+    const count = all.filter(({ source }) => source.kind === kind).length;
+    return count === 0 ? [] : [`${name} (${count})`];
+  });
+  return parts.join(', ');
+}
+
+/** The README with its table made anew. */
 function readmePage() {
   const text = readFileSync(join(root, 'README.md'), 'utf8');
   const [, before, after] = /^(.*<!-- tables:begin [^\n]*-->\n)(?:.*)(<!-- tables:end -->.*)$/s.exec(text) ?? [];
   if (before === undefined || after === undefined) throw new Error('README.md has lost the marks of its tables');
-  const methods = listMethods().map((id) => {
-    const { summary, paper } = methodInfo(id);
-    return [`[\`${id}\`](docs/methods.md#${id})`, summary, paper];
+  const rows = systems.map(([name, cases, where, paper]) => {
+    const [kind, id] = where.split(' ');
+    if (kind === 'method') return [name, `[\`${id}\`](docs/methods.md#${id})`, methodInfo(id).paper, checked(cases)];
+    if (kind !== 'family') return [name, `[\`${where}\`](${where})`, paper, checked(cases)];
+    const info = modelInfo(listModels(id)[0] ?? '');
+    return [name, `[\`${id}\`](docs/models.md#${id})`, info.paper, checked(cases)];
   });
-  const families = listFamilies().map((family) => {
-    const names = listModels(family);
-    const { paper } = modelInfo(names[0] ?? '');
-    const shown = names.length > 3 ? [names[0], names[1], `... (${names.length})`] : names;
-    return [`[${family}](docs/models.md#${family})`, shown.join(', '), paper];
-  });
-  const tables = [
-    table(['method', 'what it does', 'published in'], methods),
-    table(['family', 'backbones', 'published in'], families),
-  ];
-  return `${before}\n${tables.join('\n\n')}\n\n${after}`;
+  return `${before}\n${table(['system', 'where', 'published in', 'checked, cases'], rows)}\n\n${after}`;
 }
 
 const pages = { 'docs/models.md': modelsPage, 'docs/methods.md': methodsPage, 'README.md': readmePage };

@@ -28,6 +28,8 @@ export { Grafts, type Graft } from './grafts.js';
 export { Head, type HeadOptions } from './head.js';
 export { AdapterHost } from './host.js';
 export type { MergeOptions, MergeReport } from './merge.js';
+export { loadMerged, saveMerged } from './merged.js';
+export type { MergedInfo, MergedModel } from './merged.js';
 export {
   defineMethod,
   learningRate,
