@@ -7,6 +7,7 @@ import { balancedLabels, checkPictures } from './shapes_common.js';
 import { asymmetricShapes } from './shapes_forms.js';
 import { direction, drawLook, paintBackdrop, paintObject, withNoise, type Placement } from './shapes_paint.js';
 
+/** What `MovingShapes` can be told. */
 export interface MovingShapesOptions {
   /** How many videos. */
   readonly count: number;

@@ -131,6 +131,7 @@ function objectsOf(marked: readonly Marked[]): Objects {
 export class SegmentationShapes extends ShapeScenes<SegmentationSample> {
   readonly classNames = pixelClasses;
 
+  /** Paints the scene of this number. */
   load(index: number): SegmentationSample {
     const { image, mask } = this.draw(index);
     return { image, mask };
@@ -146,6 +147,7 @@ export class SegmentationShapes extends ShapeScenes<SegmentationSample> {
 export class DetectionShapes extends ShapeScenes<DetectionSample> {
   readonly classNames: readonly string[] = shapeNames;
 
+  /** Paints the scene of this number. */
   load(index: number): DetectionSample {
     const { image, objects } = this.draw(index);
     return { image, objects };

@@ -83,6 +83,7 @@ function emptyClip(folder: string): string {
   return `the video ${folder} is empty: the folder has no frames (images such as frame_000.jpg)`;
 }
 
+/** What `VideoFolder` can be told. */
 export interface VideoFolderOptions {
   /** The classes and their order; default: the sub-folders, sorted by name. A sub-folder that is not among them is an error. */
   readonly classNames?: readonly string[];

@@ -11,6 +11,7 @@ import {
 } from './detection_input.js';
 import { PyramidBackbone, type PyramidBackboneOptions, PyramidSource } from './pyramid.js';
 
+/** What all detectors can be told. */
 export interface DetectorOptions {
   /**
    * The network that the pyramid reads; make a backbone of the registry a trunk first (`toTrunk`). Or a network with a

@@ -7,6 +7,7 @@ import type { Neck } from './fpn.js';
 import type { SegmentationHead } from './segmentation_head.js';
 import { probabilities, type ProbabilityOptions, slideInference, type SlideOptions } from './sliding.js';
 
+/** What a segmentation model can be told. */
 export interface EncoderDecoderOptions {
   readonly backbone: FeatureSource;
   readonly neck?: Neck;

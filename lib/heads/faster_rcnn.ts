@@ -66,7 +66,7 @@ export class FasterRcnn extends Detector {
     return this.roi_heads.detect(batch, this.#pooledOf(maps), boxes, ctx);
   }
 
-  /** @param numClasses the background included */
+  /** A new box predictor in place of the old one; `numClasses` counts the background, too. */
   resetClassifier(numClasses: number): void {
     const { inFeatures } = this.roi_heads.box_predictor.cls_score;
     this.roi_heads.box_predictor = this.like(new BoxPredictor(inFeatures, numClasses));

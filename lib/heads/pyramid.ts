@@ -39,6 +39,7 @@ export type PyramidExtra =
   /** The same from the coarsest map of the backbone: RetinaNet v2. */
   | 'p6p7_from_input';
 
+/** What a detection pyramid can be told. */
 export interface PyramidOptions {
   /** Channels of each level that enters, finest first. */
   readonly inChannels: readonly number[];
@@ -166,6 +167,7 @@ export abstract class PyramidSource extends Module {
   }
 }
 
+/** What a backbone with a pyramid on it can be told. */
 export interface PyramidBackboneOptions extends Omit<PyramidOptions, 'inChannels'> {
   /** Which of the body's levels enter the pyramid, finest first. Default: the four coarsest. */
   readonly levels?: readonly number[];

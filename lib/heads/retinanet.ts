@@ -11,6 +11,7 @@ import { Detector, type DetectorOptions } from './detector.js';
 import { OLD_PYRAMID_NAMES } from './faster_rcnn.js';
 import type { ConvNormChoice } from './pyramid.js';
 
+/** What a RetinaNet can be told. */
 export interface RetinaNetOptions extends DetectorOptions {
   /** Columns of the scores, which are the labels themselves: there is no background. */
   readonly numClasses: number;

@@ -45,6 +45,7 @@ export class GnConvModule extends GnConv {
     this.#act = act;
   }
 
+  /** x [B, C, H, W] to the same shape. */
   override forward(x: Tensor, ctx: Context): Tensor {
     const y = super.forward(x, ctx);
     const normed = this.bn ? this.bn.run(y, ctx) : y;

@@ -24,6 +24,7 @@ abstract class Numbered extends Module implements Iterable<Module> {
     return this;
   }
 
+  /** The modules, in their order. */
   *[Symbol.iterator](): Generator<Module> {
     for (const [, module] of this.members) yield module;
   }
@@ -48,6 +49,7 @@ export class ModuleList<M extends Module = Module> extends Numbered {
     return super.push(module);
   }
 
+  /** The modules, in their order. */
   override *[Symbol.iterator](): Generator<M> {
     for (const [, module] of this.members) yield module as M;
   }
@@ -129,6 +131,7 @@ export class ModuleDict<M extends Module = Module> extends Module {
     return this.#members.keys();
   }
 
+  /** Names and modules, in their order. */
   [Symbol.iterator](): IterableIterator<[string, M]> {
     return this.#members.entries();
   }

@@ -42,8 +42,9 @@ export interface DenseClipOptions extends Omit<EncoderDecoderOptions, 'backbone'
   readonly windows?: SegmentOptions['windows'];
 }
 
-/** Names of what a pass leaves in the context's `aux`: the scores [B, K, h, w], not divided by τ, and t' [B, K, D]. */
+/** Name of the scores [B, K, h, w], not divided by τ, that a pass leaves in the context's `aux`. */
 export const SCORE_MAP = 'score_map';
+/** Name of t' [B, K, D], the classes' embeddings in the context of the image, that a pass leaves in the context's `aux`. */
 export const TEXT_EMBEDDINGS = 'text_embeddings';
 
 /** Index of the level that is as large as the map of the embeddings. */

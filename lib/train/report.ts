@@ -31,6 +31,7 @@ export interface ReportSample {
   readonly confidence: number;
 }
 
+/** What an HTML report shows. */
 export interface Report {
   readonly title: string;
   /** One paragraph on what was done. */

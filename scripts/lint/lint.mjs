@@ -1,5 +1,5 @@
 /**
- * `npm run lint`: ESLint, Prettier, clang-format and the type checks, all of them even if one fails.
+ * `npm run lint`: ESLint, Prettier, clang-format, the type checks and the API reference, all of them even if one fails.
  * `npm run format` (--fix): repairs what can be repaired.
  */
 import { spawn } from 'node:child_process';
@@ -43,12 +43,17 @@ function clangFormat() {
 function checks() {
   const typeScript = nodeCheck('types of lib and test', 'typescript', 'tsc', ['-p', 'tsconfig.check.json']);
   const scripts = nodeCheck('types of scripts', 'typescript', 'tsc', ['-p', 'tsconfig.scripts.json']);
+  const apiReference = {
+    name: 'API reference',
+    command: process.execPath,
+    args: [join(root, 'scripts', 'docs', 'api.mjs'), '--check'],
+  };
   const cache = ['--cache', '--cache-location', 'build/eslintcache', '--cache-strategy', 'content'];
   return [
     nodeCheck('eslint', 'eslint', 'eslint', [...cache, ...(fix ? ['--fix'] : []), '.']),
     nodeCheck('prettier', 'prettier', 'prettier', ['--log-level', 'warn', fix ? '--write' : '--check', '.']),
     clangFormat(),
-    ...(fix ? [] : [typeScript, scripts]),
+    ...(fix ? [] : [typeScript, scripts, apiReference]),
   ];
 }
 
