@@ -1,5 +1,5 @@
 /** Weights in files: safetensors, PyTorch, NumPy; finding the state dict in them; translating names. */
-export { writeAtomically } from './atomic.js';
+export { byteLength, writeAtomically } from './atomic.js';
 export type { Sink } from './atomic.js';
 export { CheckpointError } from './errors.js';
 export { applyKeyMap, invertKeyMap, isInvertible } from './keymap.js';
@@ -12,6 +12,7 @@ export { readTorchFile, writeTorchFile } from './pytorch.js';
 export type { ReadTorchOptions } from './pytorch.js';
 export { readSafetensors, SafetensorsFile, writeSafetensors } from './safetensors.js';
 export type { ReadSafetensorsOptions, SafetensorsContent } from './safetensors.js';
+export { readSharded, writeSharded } from './sharded.js';
 export { StateDict, stateDictOf } from './unwrap.js';
 export type { StateDictOptions, Wrapped } from './unwrap.js';
 export { PickledRecord } from './values.js';

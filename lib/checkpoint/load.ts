@@ -4,6 +4,7 @@ import { looksLikeNpy, parseNpz, readNpy } from './npy.js';
 import { findDataEntry, looksLikeZip, readTorchFile } from './pytorch.js';
 import { FileMap, type ByteRegion } from './region.js';
 import { looksLikeSafetensors, readSafetensors, toDevice } from './safetensors.js';
+import { INDEX_ENDING, readSharded } from './sharded.js';
 import type { PickleValue } from './values.js';
 import { ZipArchive } from './zip.js';
 
@@ -28,13 +29,17 @@ export interface ReadCheckpointOptions {
 
 /**
  * Reads a checkpoint file in any format: safetensors, PyTorch (zip or old container), NumPy. The format is recognized by
- * the content, not by the file's name.
+ * the content, not by the file's name; an index of shards by its ending, `.index.json`.
  *
  * @throws CheckpointError when no format is recognized, saying what the file looks like, or when the file is damaged
  * @example
  * const weights = stateDictOf(readCheckpoint('model.pth'));
  */
 export function readCheckpoint(path: string, options: ReadCheckpointOptions = {}): Checkpoint {
+  if (typeof path === 'string' && path.endsWith(INDEX_ENDING)) {
+    const { tensors, metadata } = readSharded(path, options);
+    return { path, format: 'safetensors', value: tensors, metadata };
+  }
   const format = recognize(path);
   const device = options.device ?? 'cpu';
   switch (format) {

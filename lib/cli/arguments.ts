@@ -76,6 +76,13 @@ export function existingFile(path: string, option: string): string {
   return path;
 }
 
+/** `--names`: whose names the tensors of a file get. */
+export function namesOption(): Option {
+  return new Option('--names <whose>', "names of the tensors: ours, timm's, the official repository's, transformers'")
+    .choices(['own', 'timm', 'official', 'transformers'])
+    .default('own');
+}
+
 /** Where and how fast to compute. */
 export interface ComputeOptions {
   readonly threads?: number;

@@ -6,6 +6,7 @@
 import { Command, CommanderError } from 'commander';
 import { packageVersion } from '../native/packages.js';
 import { buildCommand } from './build.js';
+import { convertCommand } from './convert.js';
 import { doctorCommand } from './doctor.js';
 import { evaluateCommand } from './evaluate.js';
 import { finetuneCommand } from './finetune.js';
@@ -46,6 +47,7 @@ A first session:
     evaluateCommand(),
     predictCommand(),
     mergeCommand(),
+    convertCommand(),
     lidCommand(),
     inspectCommand(),
     sitesCommand(),

@@ -1,13 +1,16 @@
 /** `torchgraft merge`: adapter folder and backbone to one checkpoint. */
-import { Command } from 'commander';
+import { Command, Option } from 'commander';
 import type { Adapter, MergeReport } from '../adapters/index.js';
-import { addComputeOptions, type ComputeOptions } from './arguments.js';
+import type { NameFormat } from '../models/index.js';
+import { addComputeOptions, namesOption, type ComputeOptions } from './arguments.js';
 import { inputSize, openTrained, prepareCompute, writeMerged } from './trained.js';
 import { printResult, UsageError } from './output.js';
 
 interface MergeFlags extends ComputeOptions {
   readonly weights?: string;
   readonly out: string;
+  readonly format: 'safetensors' | 'torch';
+  readonly names: NameFormat;
   readonly probe?: boolean;
   readonly json?: boolean;
 }
@@ -16,18 +19,24 @@ export function mergeCommand(): Command {
   const command = new Command('merge')
     .summary('adapter folder and backbone to one checkpoint')
     .description(
-      "Fold an adapter into its backbone's weights and write one safetensors checkpoint, which 'evaluate' and 'predict' read " +
+      "Fold an adapter into its backbone's weights and write one checkpoint; 'evaluate' and 'predict' read safetensors ones " +
         'without --weights. Only methods that change weights linearly can be merged exactly; the others are refused.',
     )
     .argument('<adapter>', 'adapter folder')
     .option('--weights <file>', "the backbone's weights")
     .requiredOption('--out <file>', 'the checkpoint to write')
+    .addOption(
+      new Option('--format <name>', 'safetensors, or torch for torch.load')
+        .choices(['safetensors', 'torch'])
+        .default('safetensors'),
+    )
+    .addOption(namesOption())
     .option('--probe', 'measure by how much the output for a random image changes')
     .option('--json', 'print JSON');
   return addComputeOptions(command)
     .addHelpText(
       'after',
-      '\nExamples:\n  $ torchgraft merge runs/signs/adapter --weights resnet20.th --out signs.safetensors --probe\n  $ torchgraft evaluate signs.safetensors --data photos/val',
+      '\nExamples:\n  $ torchgraft merge runs/signs/adapter --weights resnet20.th --out signs.safetensors --probe\n  $ torchgraft merge runs/signs/adapter --weights vit.safetensors --out signs.pt --format torch --names transformers\n  $ torchgraft evaluate signs.safetensors --data photos/val',
     )
     .action(async (folder: string, flags: MergeFlags) => {
       const device = await prepareCompute(flags);
@@ -41,7 +50,7 @@ export function mergeCommand(): Command {
         flags.probe === true,
         inputSize(classifier.transforms).imageSize ?? [224, 224],
       );
-      await writeMerged(flags.out, classifier);
+      await writeMerged(flags.out, classifier, { format: flags.format, names: flags.names });
       printResult(flags.json, { out: flags.out, ...report }, () => describe(flags.out, report));
     });
 }

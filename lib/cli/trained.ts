@@ -6,7 +6,7 @@ import { existsSync, statSync } from 'node:fs';
 import { join } from 'node:path';
 import type { Adapter } from '../adapters/index.js';
 import type { TransformInput } from '../data/index.js';
-import type { Backbone, Host, ModelOptions } from '../models/index.js';
+import type { Backbone, Host, ModelOptions, NameFormat } from '../models/index.js';
 import type { Device, Tensor } from '../tensor/index.js';
 import type { ComputeOptions } from './arguments.js';
 import { UsageError } from './output.js';
@@ -31,6 +31,8 @@ interface MergedHeader {
   readonly options?: ModelOptions;
   readonly classNames: readonly string[];
   readonly transforms: TransformInput[];
+  /** Whose names the tensors have. Absent: our own. */
+  readonly names?: NameFormat;
 }
 
 const MERGED_KEY = 'torchgraft';
@@ -112,20 +114,21 @@ export const BACKBONE_FILE = 'backbone.safetensors';
 
 async function openMerged(path: string, weights: string | undefined): Promise<Trained> {
   const { readSafetensors } = await import('../checkpoint/index.js');
-  const { createModel } = await import('../models/index.js');
+  const { createModel, importState } = await import('../models/index.js');
   if (weights !== undefined)
     throw new UsageError(`${path} is a merged checkpoint and holds its weights; leave out --weights`);
-  const { tensors, metadata } = readSafetensors(path);
+  const { tensors: written, metadata } = readSafetensors(path);
   const text = metadata[MERGED_KEY];
   if (text === undefined)
     throw new UsageError(`${path} is neither an adapter folder nor a checkpoint written by 'torchgraft merge'`);
-  const { model: name, options = {}, classNames, transforms } = JSON.parse(text) as MergedHeader;
+  const { model: name, options = {}, classNames, transforms, names = 'own' } = JSON.parse(text) as MergedHeader;
   const size = inputSize(transforms);
   const model = createModel(name, {
     ...options,
     numClasses: classNames.length,
     ...(size.imageSize ? { imgSize: size.imageSize } : {}),
   });
+  const tensors = names === 'own' ? written : importState(model, written);
   await addBiases(model, tensors);
   model.loadStateDict(tensors);
   return { model, adapter: null, classNames, transforms, spec: { kind: 'classify' } };
@@ -142,11 +145,22 @@ async function addBiases(model: Backbone, tensors: ReadonlyMap<string, Tensor>):
   }
 }
 
-/** Writes the merged model so that `openTrained` can read it back. */
-export async function writeMerged(path: string, { model, classNames, transforms }: Trained): Promise<void> {
-  const { writeSafetensors } = await import('../checkpoint/index.js');
-  const header: MergedHeader = { model: model.name, options: model.options, classNames, transforms };
-  writeSafetensors(path, model.stateDict(), { [MERGED_KEY]: JSON.stringify(header) });
+/**
+ * Writes the merged model, under the names of a format. `openTrained` reads safetensors back; PyTorch files are for
+ * Python.
+ */
+export async function writeMerged(
+  path: string,
+  { model, classNames, transforms }: Trained,
+  { format = 'safetensors', names = 'own' }: { format?: 'safetensors' | 'torch'; names?: NameFormat } = {},
+): Promise<void> {
+  const { writeSafetensors, writeTorchFile } = await import('../checkpoint/index.js');
+  const { exportState } = await import('../models/index.js');
+  const header: MergedHeader = { model: model.name, options: model.options, classNames, transforms, names };
+  const state = exportState(model, names);
+  const text = JSON.stringify(header);
+  if (format === 'torch') writeTorchFile(path, { state_dict: state, [MERGED_KEY]: text });
+  else writeSafetensors(path, state, { format: 'pt', [MERGED_KEY]: text });
 }
 
 function checkTransforms(value: unknown, folder: string): TransformInput[] {
