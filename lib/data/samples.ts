@@ -110,7 +110,7 @@ export interface AnyBatch {
   /** Place of each sample in the data set. */
   readonly indices: readonly number[];
   /** Frees the batch's tensors. */
-  dispose(): void;
+  readonly dispose: () => void;
 }
 
 /** A batch of images with a class each. */
