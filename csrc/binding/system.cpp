@@ -142,6 +142,11 @@ napi_value build_info(napi_env env, napi_callback_info) {
     set(env, result, "torch", from_string(env, word_after(config, "TORCH_VERSION=")));
     set(env, result, "compiledAgainst", from_string(env, TORCH_VERSION));
     set(env, result, "cuda", cuda.empty() ? null(env) : from_string(env, cuda));
+#ifdef TORCHGRAFT_WITH_CUDA
+    set(env, result, "cudaKernels", from_bool(env, true));
+#else
+    set(env, result, "cudaKernels", from_bool(env, false));
+#endif
     set(env, result, "cxx", from_string(env, at::get_cxx_flags()));
     set(env, result, "parallel", from_string(env, at::get_parallel_info()));
     return result;

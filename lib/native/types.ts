@@ -60,7 +60,14 @@ export type MappedFile = object;
 
 export interface NativeAddon {
   /** LibTorch the addon runs on, its build, and what it was compiled against. */
-  buildInfo(): { torch: string; compiledAgainst: string; cuda: string | null; cxx: string; parallel: string };
+  buildInfo(): {
+    torch: string;
+    compiledAgainst: string;
+    cuda: string | null;
+    cudaKernels: boolean;
+    cxx: string;
+    parallel: string;
+  };
   setup(classes: NativeClasses): void;
 
   // ---- operators ------------------------------------------------------------------------------------------------

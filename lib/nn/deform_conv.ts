@@ -1,8 +1,15 @@
 /** Deformable convolution v3. Wang et al., InternImage, CVPR 2023, arXiv 2211.05778, equation 2. */
-import { aten, arange, autocast, operator, type Tensor } from '../tensor/index.js';
+import { aten, arange, autocast, buildInfo, operator, type Tensor } from '../tensor/index.js';
 import { pair, type Size2 } from './site.js';
 
 const fused = operator('torchgraft::dcnv3');
+
+let compiled: boolean | undefined;
+
+/** Whether the fused operator also takes tensors on a GPU. */
+function cudaKernels(): boolean {
+  return (compiled ??= buildInfo().cudaKernels);
+}
 
 /** Geometry of `dcnv3`. */
 export interface Dcnv3Options {
@@ -96,7 +103,7 @@ export function dcnv3(x: Tensor, offset: Tensor, mask: Tensor, options: Dcnv3Opt
   // Half precision is too coarse for positions: as in the official kernels, sums are taken in float32.
   const dtype = x.dtype === 'float64' ? 'float64' : 'float32';
   const [input, moves, weights] = [x.to(dtype), offset.to(dtype), mask.to(dtype)];
-  if (x.device !== 'cpu') return composedDcnv3(input, moves, weights, geometry).to(x.dtype);
+  if (x.device !== 'cpu' && !cudaKernels()) return composedDcnv3(input, moves, weights, geometry).to(x.dtype);
   const sampled = fused(
     ...[
       input,

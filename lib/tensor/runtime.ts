@@ -34,11 +34,15 @@ export function synchronize(device: Device = 'cuda'): void {
   native.synchronize(assertDevice(device, 'synchronize'));
 }
 
-/** The LibTorch in use: its version, what the addon was compiled against, CUDA version or null, build details. */
+/**
+ * The LibTorch in use: its version, what the addon was compiled against, CUDA version or null, whether our own CUDA
+ * kernels were compiled, build details.
+ */
 export function buildInfo(): {
   torch: string;
   compiledAgainst: string;
   cuda: string | null;
+  cudaKernels: boolean;
   cxx: string;
   parallel: string;
 } {

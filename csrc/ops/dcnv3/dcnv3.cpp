@@ -4,7 +4,8 @@
 //   Y[n, y, x, g, c] = sum over p of M[n, y, x, g, p] * B(X[n, :, :, g, c]; position of p + s * O[n, y, x, g, p])
 //
 // Positions are in pixels and samples outside the image read 0; points run down the columns of the kernel. Dense
-// float32 and float64 tensors on the CPU; lib/nn composes the same of ATen operators for everything else.
+// float32 and float64 tensors, on a GPU where our CUDA kernels were compiled; lib/nn composes the same of ATen
+// operators for everything else.
 #include <ATen/ATen.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
@@ -17,6 +18,12 @@ namespace {
 
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
+
+#ifdef TORCHGRAFT_WITH_CUDA
+constexpr bool kHasCuda = true;
+#else
+constexpr bool kHasCuda = false;
+#endif
 
 int64_t output_size(int64_t in, int64_t kernel, int64_t stride, int64_t pad, int64_t dilation) {
   const int64_t room = in + 2 * pad - (dilation * (kernel - 1) + 1);
@@ -79,14 +86,36 @@ void check(const at::Tensor& x, const at::Tensor& offset, const at::Tensor& mask
   };
   expect(offset, 2 * points, "offset");
   expect(mask, points, "mask");
-  TORCH_CHECK(x.device().is_cpu() && (x.scalar_type() == at::kFloat || x.scalar_type() == at::kDouble),
-              "dcnv3: takes float32 or float64 tensors on the CPU, got ", x.scalar_type(), " on ", x.device());
+  TORCH_CHECK((x.device().is_cpu() || (kHasCuda && x.is_cuda())) &&
+                  (x.scalar_type() == at::kFloat || x.scalar_type() == at::kDouble),
+              "dcnv3: takes float32 or float64 tensors on ", kHasCuda ? "the CPU or a GPU" : "the CPU", ", got ",
+              x.scalar_type(), " on ", x.device());
 }
 
-at::Tensor forward_cpu(const at::Tensor& x, const at::Tensor& offset, const at::Tensor& mask, const Dcnv3Shape& s) {
+void run_forward(const at::Tensor& out, const at::Tensor& x, const at::Tensor& offset, const at::Tensor& mask,
+                 const Dcnv3Shape& s) {
+#ifdef TORCHGRAFT_WITH_CUDA
+  if (x.is_cuda()) return cuda::dcnv3_forward(out, x, offset, mask, s);
+#endif
+  TORCHGRAFT_CHOOSE_KERNEL(dcnv3_forward_kernel)(out, x, offset, mask, s);
+}
+
+void run_backward(const variable_list& gradients, const at::Tensor& grad, const variable_list& inputs,
+                  const Dcnv3Shape& s) {
+#ifdef TORCHGRAFT_WITH_CUDA
+  if (grad.is_cuda()) {
+    at::globalContext().alertNotDeterministic("torchgraft::dcnv3's gradient");  // atomic sums
+    return cuda::dcnv3_backward(gradients[0], gradients[1], gradients[2], grad, inputs[0], inputs[1], inputs[2], s);
+  }
+#endif
+  TORCHGRAFT_CHOOSE_KERNEL(dcnv3_backward_kernel)
+  (gradients[0], gradients[1], gradients[2], grad, inputs[0], inputs[1], inputs[2], s);
+}
+
+at::Tensor sampled(const at::Tensor& x, const at::Tensor& offset, const at::Tensor& mask, const Dcnv3Shape& s) {
   at::Tensor out = at::empty({s.batch, s.out_height, s.out_width, s.channels()}, x.options());
   if (out.numel() > 0) {
-    TORCHGRAFT_CHOOSE_KERNEL(dcnv3_forward_kernel)(out, x, offset, mask, s);
+    run_forward(out, x, offset, mask, s);
   }
   return out;
 }
@@ -103,7 +132,7 @@ struct Dcnv3 : torch::autograd::Function<Dcnv3> {
     ctx->saved_data["groups"] = o.groups;
     ctx->saved_data["offset_scale"] = o.offset_scale;
     ctx->saved_data["remove_center"] = o.remove_center;
-    return forward_cpu(x, offset, mask, shape_of(x, o));
+    return sampled(x, offset, mask, shape_of(x, o));
   }
 
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
@@ -122,8 +151,7 @@ struct Dcnv3 : torch::autograd::Function<Dcnv3> {
     if (ctx->needs_input_grad(1)) result[1] = at::zeros_like(saved[1]);
     if (ctx->needs_input_grad(2)) result[2] = at::zeros_like(saved[2]);
     if (grads[0].numel() > 0) {
-      TORCHGRAFT_CHOOSE_KERNEL(dcnv3_backward_kernel)
-      (result[0], result[1], result[2], grads[0].contiguous(), saved[0], saved[1], saved[2], shape);
+      run_backward(result, grads[0].contiguous(), saved, shape);
     }
     return result;
   }
@@ -137,7 +165,7 @@ at::Tensor dcnv3(const at::Tensor& x, const at::Tensor& offset, const at::Tensor
   const at::Tensor dense_x = x.contiguous();
   const at::Tensor dense_offset = offset.contiguous();
   const at::Tensor dense_mask = mask.contiguous();
-  if (!needs_graph({x, offset, mask})) return forward_cpu(dense_x, dense_offset, dense_mask, shape_of(x, o));
+  if (!needs_graph({x, offset, mask})) return sampled(dense_x, dense_offset, dense_mask, shape_of(x, o));
   return Dcnv3::apply(dense_x, dense_offset, dense_mask, o);
 }
 

@@ -17,8 +17,8 @@ struct Dcnv3Shape {
   double offset_scale;
   bool remove_center;
 
-  int64_t channels() const { return groups * depth; }
-  int64_t points() const { return kernel_height * kernel_width - (remove_center ? 1 : 0); }
+  constexpr int64_t channels() const { return groups * depth; }
+  constexpr int64_t points() const { return kernel_height * kernel_width - (remove_center ? 1 : 0); }
 };
 
 }  // namespace torchgraft
@@ -33,3 +33,14 @@ TORCHGRAFT_CPU_KERNEL(void, dcnv3_backward_kernel,
                       (const at::Tensor& grad_x, const at::Tensor& grad_offset, const at::Tensor& grad_mask,
                        const at::Tensor& grad, const at::Tensor& x, const at::Tensor& offset, const at::Tensor& mask,
                        const Dcnv3Shape& shape))
+
+#ifdef TORCHGRAFT_WITH_CUDA
+// The same two, on the GPU that holds the tensors.
+namespace torchgraft::cuda {
+void dcnv3_forward(const at::Tensor& out, const at::Tensor& x, const at::Tensor& offset, const at::Tensor& mask,
+                   const Dcnv3Shape& shape);
+void dcnv3_backward(const at::Tensor& grad_x, const at::Tensor& grad_offset, const at::Tensor& grad_mask,
+                    const at::Tensor& grad, const at::Tensor& x, const at::Tensor& offset, const at::Tensor& mask,
+                    const Dcnv3Shape& shape);
+}  // namespace torchgraft::cuda
+#endif

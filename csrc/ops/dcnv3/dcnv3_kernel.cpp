@@ -4,10 +4,10 @@
 #include <ATen/cpu/vec/vec.h>
 
 #include <algorithm>
-#include <cmath>
 #include <vector>
 
 #include "dcnv3.h"
+#include "geometry.h"
 
 // The channels of a group lie next to each other and share their sampling points: a point's position, corners and
 // weights are computed once, and every corner is then a product of vectors of channels.
@@ -16,48 +16,12 @@ namespace {
 
 using at::vec::Vectorized;
 
-// Where a point falls: its corners, as offsets of pixels, and their bilinear weights. Corners outside have none.
-template <typename T>
-struct Sample {
-  int64_t pixel[4];  // of (y0, x0), (y0, x0 + 1), (y0 + 1, x0), (y0 + 1, x0 + 1); -1 outside
-  T weight[4];
-  T across, down;  // fractions of x and y
-};
-
-// False, and nothing filled in, for a point that lies a pixel or more outside, or nowhere.
-template <typename T>
-bool locate(Sample<T>& sample, T y, T x, const Dcnv3Shape& s) {
-  if (!(y > T(-1) && x > T(-1) && y < T(s.in_height) && x < T(s.in_width))) {
-    return false;
-  }
-  const T floor_y = std::floor(y);
-  const T floor_x = std::floor(x);
-  const auto top = static_cast<int64_t>(floor_y);
-  const auto left = static_cast<int64_t>(floor_x);
-  sample.down = y - floor_y;
-  sample.across = x - floor_x;
-  const bool rows[2] = {top >= 0, top + 1 < s.in_height};
-  const bool columns[2] = {left >= 0, left + 1 < s.in_width};
-  const T vertical[2] = {T(1) - sample.down, sample.down};
-  const T horizontal[2] = {T(1) - sample.across, sample.across};
-  for (int64_t i = 0; i < 2; ++i) {
-    for (int64_t j = 0; j < 2; ++j) {
-      sample.pixel[2 * i + j] = rows[i] && columns[j] ? (top + i) * s.in_width + left + j : -1;
-      sample.weight[2 * i + j] = vertical[i] * horizontal[j];
-    }
-  }
-  return true;
-}
-
-// Positions of the points of an output pixel without their offsets: the regular grid, scaled around the kernel's
-// center.
+// Positions of the points of an output pixel without their offsets.
 template <typename T>
 struct Grid {
   std::vector<T> y, x;
 
   explicit Grid(const Dcnv3Shape& s) {
-    const int64_t center_x = s.dilation_width * (s.kernel_width - 1) / 2;
-    const int64_t center_y = s.dilation_height * (s.kernel_height - 1) / 2;
     const T scale = static_cast<T>(s.offset_scale);
     // Columns outside, rows inside: the order of the offsets.
     for (int64_t i = 0; i < s.kernel_width; ++i) {
@@ -65,8 +29,8 @@ struct Grid {
         if (s.remove_center && i == s.kernel_width / 2 && j == s.kernel_height / 2) {
           continue;
         }
-        x.push_back(static_cast<T>(center_x - s.pad_width) + scale * static_cast<T>(i * s.dilation_width - center_x));
-        y.push_back(static_cast<T>(center_y - s.pad_height) + scale * static_cast<T>(j * s.dilation_height - center_y));
+        x.push_back(grid_position(i, s.kernel_width, s.pad_width, s.dilation_width, scale));
+        y.push_back(grid_position(j, s.kernel_height, s.pad_height, s.dilation_height, scale));
       }
     }
   }
