@@ -268,7 +268,8 @@ function adapterForm(site: Site, scheme: keyof typeof SCHEMES, reduction: number
 /** Beside CLIP's attention pool, on its query: the official adapter also sees the other tokens, whose result nobody reads. */
 function poolAdapter(site: Site, reduction: number, start: Start | 'official'): LinearAdapter {
   const width = Math.floor(site.in / reduction);
-  if (width < 1) throw new RangeError(`a reduction of ${reduction} leaves none of ${site.in} channels`);
+  if (width < 1)
+    throw new RangeError(`a reduction of ${reduction} leaves none of ${site.in} channels; at most ${site.in}`);
   const adapter = new LinearAdapter(site.in, site.out, width);
   if (start === 'zero') {
     init.zeros_(adapter.fc2.weight);
@@ -313,8 +314,8 @@ function adapterPath({ path, block, activation, roles }: Site): string {
 /**
  * Conv-Adapter, its four schemes and the comparison methods of its code. On ConvNeXt the convolutions between the stages
  * have adapters too; on Swin they stand beside attention, on the whole map; on CLIP's residual network a linear one stands
- * beside the attention pool as well; on EfficientNet-V2 they stand beside whole blocks. 356,848 parameters on ResNet-50, 1,250,496 on
- * ConvNeXt-T, 2,361,536 on Swin-B for a reduction of 4, besides the norms that the variant trains.
+ * beside the attention pool as well; on EfficientNet-V2 they stand beside whole blocks. 356,848 parameters on ResNet-50,
+ * 1,250,496 on ConvNeXt-T, 2,361,536 on Swin-B for a reduction of 4, besides the norms that the variant trains.
  *
  * The published start does not make the adapted model equal to the backbone: nothing is zero at first. `init: 'zero'`
  * does; it is also what makes training stable when BatchNorm's statistics stay frozen (docs/adapters.md has figures).

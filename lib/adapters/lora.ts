@@ -135,14 +135,16 @@ export class LoraConv extends Module implements DeltaForm {
   }
 }
 
-function loraForm({ module, slice, path }: Site, options: LoraFormOptions): LoraLinear | LoraConv {
+function loraForm({ module, slice }: Site, options: LoraFormOptions): LoraLinear | LoraConv {
   if (module instanceof Linear) return new LoraLinear(module.inFeatures, slice?.length ?? module.outFeatures, options);
   if (options.bits !== undefined && options.bits !== 32) {
-    throw new RangeError(`only linear layers take quantized factors, and ${path} is a ${module.constructor.name}`);
+    throw new RangeError(
+      `only linear layers take quantized factors, and this is a ${module.constructor.name}; leave it out with the option at`,
+    );
   }
   if (module instanceof Conv2d && (!slice || module.groups === 1)) return new LoraConv(module, options, slice?.length);
   throw new RangeError(
-    `needs a linear layer or a convolution (a slice: one without groups), and ${path} is a ${module.constructor.name}`,
+    `needs a linear layer or a convolution (a slice: one without groups), and this is a ${module.constructor.name}`,
   );
 }
 

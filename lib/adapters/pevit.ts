@@ -28,10 +28,10 @@ export interface HeadAddition {
 }
 
 /** @throws RangeError for a projection that is more than a product of matrices at every token or pixel */
-export function checkPointwise({ path, module, kernel = [1, 1], stride = [1, 1], groups = 1 }: Site): void {
+export function checkPointwise({ module, kernel = [1, 1], stride = [1, 1], groups = 1 }: Site): void {
   if (Math.max(...kernel, ...stride, groups) === 1) return;
   throw new RangeError(
-    `needs a linear layer or a convolution of one pixel, and ${path} is a ${module.constructor.name} of kernel ` +
+    `needs a linear layer or a convolution of one pixel, and this is a ${module.constructor.name} of kernel ` +
       `${kernel.join(' x ')}, stride ${stride.join(' x ')}, ${groups} groups`,
   );
 }
@@ -46,7 +46,7 @@ export function headsAround(site: Site, { all }: Surroundings, part: 'q' | 'v'):
   const found = all.find(({ path, roles }) => roles.includes('heads') && path.startsWith(inside));
   if (found?.heads === undefined) {
     throw new RangeError(
-      `adds to the heads of an attention, and the model does not say how many there are around ${site.path}; ` +
+      `adds to the heads of an attention, and the model does not say how many there are here; ` +
         'a transformer with sites of the role heads would do',
     );
   }

@@ -83,6 +83,19 @@ function asHeads(rows: Tensor, heads: number): Tensor {
   return rows.view([length, heads, width / heads]).transpose(0, 1);
 }
 
+/** The rows of a pass [heads, l, width / heads]: a graft's `own` after dropout, or those of the shared MLP. */
+function rowsOf(
+  source: PrefixSource,
+  what: PrefixPart,
+  own: Parameter | null,
+  drop: Dropout,
+  heads: number,
+  ctx: Context,
+): Tensor {
+  if (source.kind === 'shared') return source.mlp.slot(source.layer, what, ctx);
+  return drop.run(asHeads(own as Parameter, heads), ctx);
+}
+
 /** P in front of keys or values [B, H, S, d]: [B, H, l + S, d]. `weight` [l, H d] unless the rows are shared. */
 export class PrefixConcat extends Module {
   readonly weight: Parameter | null;
@@ -95,11 +108,7 @@ export class PrefixConcat extends Module {
     const weight = source.kind === 'direct' ? freshRows(source.length, site.in) : null;
     this.weight = weight;
     this.drop = new Dropout(source.kind === 'direct' ? source.dropout : 0);
-    this.#rows = (ctx) => {
-      if (weight) return this.drop.run(asHeads(weight, heads), ctx);
-      if (source.kind === 'shared') return source.mlp.slot(source.layer, what, ctx);
-      throw new Error('unreachable: rows are own or shared');
-    };
+    this.#rows = (ctx) => rowsOf(source, what, weight, this.drop, heads, ctx);
   }
 
   forward(x: Tensor, ctx: Context): Tensor {
@@ -183,11 +192,7 @@ export class PrefixAttention extends Module {
   }
 
   #rows(what: PrefixPart, ctx: Context): Tensor {
-    const own = this[what];
-    const { source } = this.#options;
-    if (own) return this.drop.run(asHeads(own, this.#heads), ctx);
-    if (source.kind === 'shared') return source.mlp.slot(source.layer, what, ctx);
-    throw new Error('unreachable: rows are own or shared');
+    return rowsOf(this.#options.source, what, this[what], this.drop, this.#heads, ctx);
   }
 
   #queries(plain: Tensor, ctx: Context): Tensor {

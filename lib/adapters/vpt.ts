@@ -231,8 +231,9 @@ function belowRules(o: Options): Rule[] {
     const bound = promptBound(site.module.kernelSize, site.out);
     return new ChannelPrompt(imageSize(input, o, around), o.tokens, site.module, start, bound);
   };
-  const norm = ({ module, path }: Site): Module => {
-    if (!(module instanceof BatchNorm2d)) throw new RangeError(`${path} is no BatchNorm`);
+  const norm = ({ module }: Site): Module => {
+    if (!(module instanceof BatchNorm2d))
+      throw new RangeError(`needs a BatchNorm, and this is a ${module.constructor.name}`);
     const own = new BatchNorm2d(module.numFeatures, { eps: module.eps });
     // Tensor by tensor, which also goes on the meta device.
     const values = module.namedState();

@@ -168,3 +168,13 @@ describe('partial merging', () => {
     expect(run(model, x).equal(before)).toBe(true);
   });
 });
+
+test('one site takes one rule of an id, whose tensors have its name', () => {
+  const model = makeCnn();
+  const overlapping = { at: { role: 'conv', stage: 1 }, also: [{ at: { path: 'layer2.1.conv*' }, rank: 1, alpha: 1 }] };
+  expect(() => graft(model, 'lora', { rank: 2, ...overlapping })).toThrow(
+    /lora: two rules 'lora' mean layer2\.1\.conv1, and it takes one/,
+  );
+  const apart = { ...overlapping, at: { ...overlapping.at, except: 'layer2.1.conv*' } };
+  expect(graft(model, 'lora', { rank: 2, ...apart }).grafts.length).toBeGreaterThan(4);
+});

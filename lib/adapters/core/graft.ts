@@ -63,6 +63,7 @@ export function graftMethod<S extends z.ZodObject>(
     if (found.length === 0 && rule.optional !== true) throw nothingMatched(method.id, rule, model.name, sites);
     for (const site of found) wanted.push({ rule, site });
   }
+  requireOwnPlaces(method.id, wanted);
 
   const shared = new Map<string, Module>();
   // Build: forms, head and the adapter's own values of backbone tensors, nothing of which the model sees yet.
@@ -97,6 +98,20 @@ export function graftMethod<S extends z.ZodObject>(
     }
   }
   return adapter;
+}
+
+/** @throws RangeError when two rules of one id meet at a site: their tensors would have the same names */
+function requireOwnPlaces(method: string, wanted: readonly { readonly rule: Rule; readonly site: Site }[]): void {
+  const taken = new Set<string>();
+  for (const { rule, site } of wanted) {
+    const place = `${site.path}.${rule.id}`;
+    if (taken.has(place)) {
+      throw new RangeError(
+        `${method}: two rules '${rule.id}' mean ${site.path}, and it takes one; leave it out of one of them (except)`,
+      );
+    }
+    taken.add(place);
+  }
 }
 
 function seeded<T>(seed: number | undefined, make: () => T): T {
