@@ -5,7 +5,7 @@ import tseslint from 'typescript-eslint';
 import { importDirection } from './scripts/lint/import-direction.mjs';
 
 const typescript = ['lib/**/*.ts', 'test/**/*.ts', '*.ts'];
-const javascript = ['scripts/**/*.{mjs,cjs}', '*.js'];
+const javascript = ['scripts/**/*.{mjs,cjs}', 'examples/*.mjs', '*.js'];
 
 export default defineConfig(
   { ignores: ['build/', 'dist/', 'coverage/', 'runs/', 'prebuilds/', 'node_modules/', '**/*.generated.ts'] },
