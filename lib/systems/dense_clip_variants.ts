@@ -160,7 +160,13 @@ export function createDenseClip(model: string | DenseClipSizes, options: CreateD
     const scoreLevel = scoreLevelOf(backbone);
     const extra = (i: number): number => (language && i === scoreLevel ? classes.length : 0);
     const inChannels = backbone.featureLevels.map((level, i) => level.channels + extra(i));
-    const head = { inChannels: inChannels.map(() => channels), channels, dropout, numClasses: classes.length };
+    const head = {
+      numClasses: classes.length,
+      inChannels: inChannels.map(() => channels),
+      featureStrides: backbone.featureLevels.map((level) => level.stride),
+      channels,
+      dropout,
+    };
     const made = new DenseClip({
       ...languageOf(o),
       backbone,

@@ -146,6 +146,16 @@ describe('encoders', () => {
     expect(pass(model).logits.shape).toEqual([2, 3, 64, 32]);
   });
 
+  test('a residual network of other stages has scores at the stride of its last', () => {
+    const model = build({ ...resnet, visual: { layers: [1, 1], width: 8, outputDim: 6 } }).eval();
+    const { logits, scores } = pass(model);
+    expect([logits.shape, scores.shape]).toEqual([
+      [2, 3, 64, 32],
+      [2, 3, 8, 4],
+    ]);
+    expect(model.backbone.getModule('attnpool').parameters()[0]?.shape).toEqual([65, 64]);
+  });
+
   test('the class token enters twice', () => {
     const { backbone } = build(vit());
     if (!('cls_token' in backbone)) throw new Error('a transformer is expected');
