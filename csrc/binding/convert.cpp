@@ -2,217 +2,12 @@
 
 #include <ATen/core/Generator.h>
 #include <ATen/core/List.h>
-#include <ATen/core/jit_type.h>
 
-#include <array>
-#include <cctype>
 #include <cmath>
 
 #include "errors.h"
 
 namespace torchgraft {
-
-namespace {
-
-struct DTypeName {
-  const char* name;
-  at::ScalarType type;
-};
-
-constexpr std::array<DTypeName, 15> kDTypes{{
-    {"float32", at::kFloat},
-    {"float64", at::kDouble},
-    {"float16", at::kHalf},
-    {"bfloat16", at::kBFloat16},
-    {"int8", at::kChar},
-    {"int16", at::kShort},
-    {"int32", at::kInt},
-    {"int64", at::kLong},
-    {"uint8", at::kByte},
-    {"bool", at::kBool},
-    {"complex64", at::kComplexFloat},
-    {"complex128", at::kComplexDouble},
-    {"uint16", at::kUInt16},
-    {"uint32", at::kUInt32},
-    {"uint64", at::kUInt64},
-}};
-
-constexpr const char* kDTypeList =
-    "a dtype ('float32', 'float64', 'float16', 'bfloat16', 'int8', 'int16', 'int32', 'int64', 'uint8', 'bool', "
-    "'complex64', 'complex128')";
-
-std::optional<at::MemoryFormat> parse_memory_format(std::string_view name) {
-  if (name == "contiguous_format") return at::MemoryFormat::Contiguous;
-  if (name == "channels_last") return at::MemoryFormat::ChannelsLast;
-  if (name == "channels_last_3d") return at::MemoryFormat::ChannelsLast3d;
-  if (name == "preserve_format") return at::MemoryFormat::Preserve;
-  return std::nullopt;
-}
-
-std::optional<at::Layout> parse_layout(std::string_view name) {
-  if (name == "strided") return at::kStrided;
-  if (name == "sparse_coo") return at::kSparse;
-  if (name == "sparse_csr") return at::kSparseCsr;
-  if (name == "sparse_csc") return at::kSparseCsc;
-  if (name == "sparse_bsr") return at::kSparseBsr;
-  if (name == "sparse_bsc") return at::kSparseBsc;
-  if (name == "mkldnn") return at::kMkldnn;
-  return std::nullopt;
-}
-
-std::optional<at::Device> parse_device(const std::string& name) {
-  try {
-    return at::Device(name);
-  } catch (const std::exception&) {
-    return std::nullopt;
-  }
-}
-
-[[noreturn]] void refuse(napi_env env, napi_value value, const char* what, const std::string& expected) {
-  throw ArgumentError(std::string(what) + ": expected " + expected + ", given " + describe(env, value));
-}
-
-}  // namespace
-
-const char* dtype_name(at::ScalarType type) {
-  for (const DTypeName& entry : kDTypes) {
-    if (entry.type == type) return entry.name;
-  }
-  return c10::toString(type);
-}
-
-std::optional<at::ScalarType> parse_dtype(std::string_view name) {
-  for (const DTypeName& entry : kDTypes) {
-    if (name == entry.name) return entry.type;
-  }
-  return std::nullopt;
-}
-
-at::ScalarType dtype_arg(napi_env env, napi_value value, const char* what) {
-  if (type_of(env, value) == napi_string) {
-    if (const auto type = parse_dtype(to_string(env, value))) return *type;
-  }
-  refuse(env, value, what, kDTypeList);
-}
-
-at::Device device_arg(napi_env env, napi_value value, const char* what) {
-  if (type_of(env, value) == napi_string) {
-    if (const auto device = parse_device(to_string(env, value))) return *device;
-  }
-  refuse(env, value, what, "a device ('cpu', 'meta', 'cuda', 'cuda:0', ...)");
-}
-
-at::MemoryFormat memory_format_arg(napi_env env, napi_value value, const char* what) {
-  if (type_of(env, value) == napi_string) {
-    if (const auto format = parse_memory_format(to_string(env, value))) return *format;
-  }
-  refuse(env, value, what, "'contiguous_format', 'channels_last', 'channels_last_3d' or 'preserve_format'");
-}
-
-std::string camel_case(std::string_view snake) {
-  std::string result;
-  size_t i = 0;
-  while (i < snake.size() && snake[i] == '_') result += snake[i++];
-  size_t end = snake.size();
-  while (end > i && snake[end - 1] == '_') --end;
-  for (; i < end; ++i) {
-    if (snake[i] == '_' && i + 1 < end) {
-      result += static_cast<char>(std::toupper(static_cast<unsigned char>(snake[++i])));
-    } else {
-      result += snake[i];
-    }
-  }
-  return result + std::string(snake.substr(end));
-}
-
-namespace {
-
-// The kind of a type that is not optional.
-Kind kind_of(const c10::Type& type) {
-  switch (type.kind()) {
-    case c10::TypeKind::TensorType:
-      return Kind::Tensor;
-    case c10::TypeKind::NumberType:
-      return Kind::Scalar;
-    case c10::TypeKind::IntType:
-    case c10::TypeKind::SymIntType:
-      return Kind::Int;
-    case c10::TypeKind::FloatType:
-    case c10::TypeKind::SymFloatType:
-      return Kind::Float;
-    case c10::TypeKind::BoolType:
-    case c10::TypeKind::SymBoolType:
-      return Kind::Bool;
-    case c10::TypeKind::StringType:
-      return Kind::String;
-    case c10::TypeKind::ScalarTypeType:
-      return Kind::DType;
-    case c10::TypeKind::DeviceObjType:
-      return Kind::Device;
-    case c10::TypeKind::LayoutType:
-      return Kind::Layout;
-    case c10::TypeKind::MemoryFormatType:
-      return Kind::MemoryFormat;
-    case c10::TypeKind::GeneratorType:
-      return Kind::Generator;
-    default:
-      return Kind::Unsupported;
-  }
-}
-
-Kind list_kind_of(const c10::Type& element) {
-  if (element.kind() == c10::TypeKind::OptionalType) {
-    const auto inner = element.castRaw<c10::OptionalType>()->getElementType();
-    return inner->kind() == c10::TypeKind::TensorType ? Kind::OptionalTensorList : Kind::Unsupported;
-  }
-  switch (kind_of(element)) {
-    case Kind::Tensor:
-      return Kind::TensorList;
-    case Kind::Scalar:
-      return Kind::ScalarList;
-    case Kind::Int:
-      return Kind::IntList;
-    case Kind::Float:
-      return Kind::FloatList;
-    case Kind::Bool:
-      return Kind::BoolList;
-    case Kind::String:
-      return Kind::StringList;
-    default:
-      return Kind::Unsupported;
-  }
-}
-
-}  // namespace
-
-Parameter make_parameter(const c10::Argument& argument) {
-  Parameter parameter;
-  parameter.name = argument.name();
-  parameter.camel_name = camel_case(argument.name());
-  parameter.keyword_only = argument.kwarg_only();
-  parameter.output = argument.is_out();
-  parameter.default_value = argument.default_value();
-  // real_type keeps the schema's own words (ScalarType, SymInt) where type has the interpreter's int.
-  c10::TypePtr type = argument.real_type();
-  parameter.type_text = type->str();
-  if (type->kind() == c10::TypeKind::OptionalType) {
-    parameter.optional = true;
-    type = type->castRaw<c10::OptionalType>()->getElementType();
-  }
-  if (type->kind() == c10::TypeKind::ListType) {
-    parameter.kind = list_kind_of(*type->castRaw<c10::ListType>()->getElementType());
-    parameter.fixed_length = argument.N().value_or(0);
-    if (parameter.fixed_length > 0) {
-      const size_t bracket = parameter.type_text.rfind("[]");
-      if (bracket != std::string::npos) {
-        parameter.type_text.insert(bracket + 1, std::to_string(parameter.fixed_length));
-      }
-    }
-  } else {
-    parameter.kind = kind_of(*type);
-  }
-  return parameter;
-}
 
 Given inspect(Environment& environment, napi_value value) {
   Given given;
@@ -349,13 +144,13 @@ at::Scalar to_scalar(napi_env env, const Given& given, const std::string& what) 
     default:
       break;
   }
-  refuse(env, given.value, what.c_str(), "a number, bigint or boolean");
+  refuse_value(env, given.value, what.c_str(), "a number, bigint or boolean");
 }
 
 template <typename Element, typename Convert>
 c10::List<Element> to_list(napi_env env, const Given& given, const std::string& what, const char* expected,
                            Convert&& convert) {
-  if (!given.array) refuse(env, given.value, what.c_str(), expected);
+  if (!given.array) refuse_value(env, given.value, what.c_str(), expected);
   const uint32_t length = array_length(env, given.value);
   c10::List<Element> list;
   list.reserve(length);
@@ -368,8 +163,8 @@ c10::IValue to_int_list(napi_env env, const Parameter& parameter, const Given& g
     return c10::IValue(std::vector<int64_t>(parameter.fixed_length, int_arg(env, given.value, what.c_str())));
   }
   if (!given.array) {
-    refuse(env, given.value, what.c_str(),
-           parameter.fixed_length > 0 ? "an integer or an array of integers" : "an array of integers");
+    refuse_value(env, given.value, what.c_str(),
+                 parameter.fixed_length > 0 ? "an integer or an array of integers" : "an array of integers");
   }
   const uint32_t length = array_length(env, given.value);
   std::vector<int64_t> values(length);
@@ -378,10 +173,6 @@ c10::IValue to_int_list(napi_env env, const Parameter& parameter, const Given& g
   }
   return c10::IValue(std::move(values));
 }
-
-}  // namespace
-
-namespace {
 
 // The values of most calls, converted without preparing the text of an error; nothing when the value is another or
 // wrong.
@@ -438,7 +229,7 @@ c10::IValue to_ivalue(Environment& environment, const Parameter& parameter, cons
   const std::string what = label(op, parameter);
   switch (parameter.kind) {
     case Kind::Tensor:
-      refuse(env, given.value, what.c_str(), "a Tensor");
+      refuse_value(env, given.value, what.c_str(), "a Tensor");
     case Kind::TensorList:
       return to_list<at::Tensor>(env, given, what, "an array of Tensors",
                                  [&](napi_value value) { return environment.tensor(value, what.c_str()); });
@@ -453,7 +244,7 @@ c10::IValue to_ivalue(Environment& environment, const Parameter& parameter, cons
       return to_scalar(env, given, what);
     case Kind::ScalarList: {
       c10::impl::GenericList list(c10::NumberType::get());
-      if (!given.array) refuse(env, given.value, what.c_str(), "an array of numbers");
+      if (!given.array) refuse_value(env, given.value, what.c_str(), "an array of numbers");
       for (uint32_t i = 0; i < array_length(env, given.value); ++i) {
         list.push_back(to_scalar(env, inspect(environment, element(env, given.value, i)), what));
       }
@@ -495,7 +286,7 @@ c10::IValue to_ivalue(Environment& environment, const Parameter& parameter, cons
       return static_cast<int64_t>(memory_format_arg(env, given.value, what.c_str()));
     case Kind::Layout: {
       const auto layout = parse_layout(string_arg(env, given.value, what.c_str()));
-      if (!layout) refuse(env, given.value, what.c_str(), "a layout ('strided', 'sparse_coo', ...)");
+      if (!layout) refuse_value(env, given.value, what.c_str(), "a layout ('strided', 'sparse_coo', ...)");
       return static_cast<int64_t>(*layout);
     }
     case Kind::Generator: {
@@ -504,7 +295,7 @@ c10::IValue to_ivalue(Environment& environment, const Parameter& parameter, cons
       if (given.type != napi_external ||
           napi_check_object_type_tag(env, given.value, &kGeneratorTag, &ours) != napi_ok || !ours ||
           napi_get_value_external(env, given.value, &data) != napi_ok) {
-        refuse(env, given.value, what.c_str(), "a generator made by generator()");
+        refuse_value(env, given.value, what.c_str(), "a generator made by generator()");
       }
       return *static_cast<at::Generator*>(data);
     }

@@ -1,66 +1,16 @@
 // Conversion between JavaScript values and LibTorch's, driven by the types of an operator's schema.
 #pragma once
 
-#include <ATen/core/function_schema.h>
 #include <ATen/core/ivalue.h>
 
-#include <optional>
-#include <string>
-
 #include "environment.h"
+#include "names.h"
+#include "parameter.h"
 
 namespace torchgraft {
 
-// Names as the JavaScript side spells them: 'float32', 'channels_last', 'cuda:0', 'strided'.
-const char* dtype_name(at::ScalarType type);
-std::optional<at::ScalarType> parse_dtype(std::string_view name);
-at::ScalarType dtype_arg(napi_env env, napi_value value, const char* what);
-at::Device device_arg(napi_env env, napi_value value, const char* what);
-at::MemoryFormat memory_format_arg(napi_env env, napi_value value, const char* what);
-
 // Marks the native objects that `generator()` makes.
 inline constexpr napi_type_tag kGeneratorTag{0x9c1d5f0e6b7a4d21, 0x8a3e2f4c5d6b7a90};
-
-// What a schema's argument takes.
-enum class Kind : uint8_t {
-  Tensor,
-  TensorList,
-  OptionalTensorList,
-  Scalar,
-  ScalarList,
-  Int,
-  IntList,
-  Float,
-  FloatList,
-  Bool,
-  BoolList,
-  String,
-  StringList,
-  DType,
-  Device,
-  Layout,
-  MemoryFormat,
-  Generator,
-  Unsupported,
-};
-
-struct Parameter {
-  std::string name;        // as in the schema
-  std::string camel_name;  // as in JavaScript
-  std::string type_text;
-  Kind kind = Kind::Unsupported;
-  bool optional = false;
-  bool keyword_only = false;
-  bool output = false;
-  bool symbolic = false;     // SymInt: the interpreter's value is the same, kept for messages
-  int32_t fixed_length = 0;  // N of int[N], which also takes a single number
-  std::optional<c10::IValue> default_value;
-};
-
-Parameter make_parameter(const c10::Argument& argument);
-
-// snake_case to camelCase; leading and trailing underscores stay.
-std::string camel_case(std::string_view snake);
 
 // A caller's value with what is cheap to know about it.
 struct Given {

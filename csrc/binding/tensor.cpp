@@ -23,13 +23,19 @@ constexpr ArrayType kArrayTypes[] = {
     {napi_uint8_array, at::kByte},    {napi_uint16_array, at::kHalf},
 };
 
-// The typed array that holds elements of `dtype` as they are; 16-bit floats come as raw words, bools as bytes.
+// The typed array that holds elements of `dtype` as they are; 16-bit floats come as raw words, 8-bit
+// floats and bools as bytes.
 napi_typedarray_type array_type_of(at::ScalarType dtype) {
   switch (dtype) {
     case at::kBFloat16:
     case at::kUInt16:
       return napi_uint16_array;
     case at::kBool:
+    case at::ScalarType::Float8_e4m3fn:
+    case at::ScalarType::Float8_e5m2:
+    case at::ScalarType::Float8_e4m3fnuz:
+    case at::ScalarType::Float8_e5m2fnuz:
+    case at::ScalarType::Float8_e8m0fnu:
       return napi_uint8_array;
     case at::kComplexFloat:
       return napi_float32_array;
