@@ -46,22 +46,22 @@ export async function readMask(file: string, classes: number, options: MaskOptio
   const mask = await numbersOf(file);
   const table = classTable(classes, options);
   const data = new Uint8Array(mask.data.length);
-  for (let i = 0; i < data.length; i++) {
-    const number = mask.data[i] ?? 0;
-    const label = table[number] ?? UNKNOWN;
-    if (label === UNKNOWN) {
-      const place = `x ${String(i % mask.width)}, y ${String(Math.floor(i / mask.width))}`;
-      const first = options.reduceZeroLabel ? 1 : 0;
-      throw new SampleError(
-        file,
-        `the mask ${file} has the number ${String(number)} at ${place}, but the ${String(classes)} classes have the numbers ` +
-          `${String(first)} to ${String(classes - 1 + first)}, and ${String(options.ignoreIndex ?? IGNORE_INDEX)} does not count; ` +
-          'correct the mask, name more classes, or set ignoreIndex',
-      );
-    }
-    data[i] = label;
+  let unknown = -1;
+  // A plain loop: masks have millions of pixels, and this runs on the JavaScript thread.
+  for (let i = 0; i < data.length && unknown < 0; i++) {
+    const label = table[mask.data[i] ?? 0] ?? UNKNOWN;
+    if (label === UNKNOWN) unknown = i;
+    else data[i] = label;
   }
-  return { ...mask, data };
+  if (unknown < 0) return { ...mask, data };
+  const place = `x ${String(unknown % mask.width)}, y ${String(Math.floor(unknown / mask.width))}`;
+  const first = options.reduceZeroLabel ? 1 : 0;
+  throw new SampleError(
+    file,
+    `the mask ${file} has the number ${String(mask.data[unknown])} at ${place}, but the ${String(classes)} classes have the numbers ` +
+      `${String(first)} to ${String(classes - 1 + first)}, and ${String(options.ignoreIndex ?? IGNORE_INDEX)} does not count; ` +
+      'correct the mask, name more classes, or set ignoreIndex',
+  );
 }
 
 async function numbersOf(file: string): Promise<Image> {

@@ -55,7 +55,8 @@ export async function decodeNumbers(file: Uint8Array): Promise<Image> {
     for (let row = 0; row < height; row++) {
       const line = pass.subarray(row * (length + 1) + 1, (row + 1) * (length + 1));
       const to = (y + row * dy) * header.width + x;
-      for (let column = 0; column < width; column++) result[to + column * dx] = value(line, column, header.depth);
+      if (header.depth === 8 && dx === 1) result.set(line, to);
+      else for (let column = 0; column < width; column++) result[to + column * dx] = value(line, column, header.depth);
     }
   });
   return { data: result, width: header.width, height: header.height, channels: 1 };
@@ -123,26 +124,39 @@ function readHeader(content: Buffer): Header {
 function unfilter(rows: Buffer, length: number, step: number): void {
   for (let start = 0; start < rows.length; start += length + 1) {
     const filter = rows[start] ?? 0;
-    if (filter > 4) throw new Error(`its pixels are damaged: there is no filter ${String(filter)}`);
-    if (filter === 0) continue;
-    for (let i = 1; i <= length; i++) {
-      const left = i > step ? (rows[start + i - step] ?? 0) : 0;
-      const above = start > 0 ? (rows[start + i - length - 1] ?? 0) : 0;
-      const corner = start > 0 && i > step ? (rows[start + i - length - 1 - step] ?? 0) : 0;
-      rows[start + i] = (rows[start + i] ?? 0) + predicted(filter, left, above, corner);
-    }
+    const undo = UNDO[filter];
+    if (!undo) throw new Error(`its pixels are damaged: there is no filter ${String(filter)}`);
+    undo(
+      rows.subarray(start + 1, start + 1 + length),
+      start > 0 ? rows.subarray(start - length, start) : new Uint8Array(length),
+      step,
+    );
   }
 }
 
-function predicted(filter: number, left: number, above: number, corner: number): number {
-  if (filter === 1) return left;
-  if (filter === 2) return above;
-  if (filter === 3) return (left + above) >> 1;
-  const [toLeft, toAbove, toCorner] = [
-    Math.abs(above - corner),
-    Math.abs(left - corner),
-    Math.abs(left + above - 2 * corner),
-  ];
+/** By number: what each filter took away from a row is added again, from what is to the left and above. */
+const UNDO: readonly ((row: Uint8Array, above: Uint8Array, step: number) => void)[] = [
+  () => undefined,
+  (row, _above, step) => {
+    for (let i = step; i < row.length; i++) row[i] = (row[i] ?? 0) + (row[i - step] ?? 0);
+  },
+  (row, above) => {
+    for (let i = 0; i < row.length; i++) row[i] = (row[i] ?? 0) + (above[i] ?? 0);
+  },
+  (row, above, step) => {
+    for (let i = 0; i < row.length; i++) row[i] = (row[i] ?? 0) + (((row[i - step] ?? 0) + (above[i] ?? 0)) >> 1);
+  },
+  (row, above, step) => {
+    for (let i = 0; i < row.length; i++) {
+      row[i] = (row[i] ?? 0) + paeth(row[i - step] ?? 0, above[i] ?? 0, above[i - step] ?? 0);
+    }
+  },
+];
+
+/** Of the pixels to the left, above, and above to the left, the one closest to left + above - corner. */
+function paeth(left: number, above: number, corner: number): number {
+  const [toLeft, toAbove] = [Math.abs(above - corner), Math.abs(left - corner)];
+  const toCorner = Math.abs(left + above - 2 * corner);
   if (toLeft <= toAbove && toLeft <= toCorner) return left;
   return toAbove <= toCorner ? above : corner;
 }
