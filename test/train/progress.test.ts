@@ -21,11 +21,11 @@ const events: TrainEvent[] = [
   { type: 'end', step: 4, interrupted: false },
 ];
 
-function shown(isTTY: boolean): string {
+function shown(isTTY: boolean, told = events): string {
   const stream = Object.assign(new PassThrough(), { isTTY, columns: 100 });
   if (isTTY) Object.assign(stream, { cursorTo: () => true, moveCursor: () => true, clearLine: () => true });
   const listen = progress({ stream: stream as unknown as NodeJS.WriteStream, label: 'lora' });
-  for (const event of events) listen(event);
+  for (const event of told) listen(event);
   return String(stream.read() ?? '');
 }
 
@@ -33,6 +33,16 @@ describe('progress', () => {
   it('prints plain lines when the stream is not a terminal', () => {
     const text = shown(false);
     expect(text).toBe('lora  epoch 1/2  train loss 0.5000 acc 75.0%  val loss 0.5000 acc 50.0%  3.0s  best\n');
+  });
+
+  it('names the score of other tasks and leaves out what is not measured', () => {
+    const unmeasured = { loss: NaN, accuracy: NaN, samples: 4 };
+    const epoch = events.find((e) => e.type === 'epoch')!;
+    const detected: TrainEvent[] = [
+      events[0]!,
+      { ...epoch, train: { ...unmeasured, loss: 0.5 }, val: { ...unmeasured, metrics: { AP: 0.25, AP50: 0.5 } } },
+    ];
+    expect(shown(false, detected)).toBe('lora  epoch 1/2  train loss 0.5000  val AP 25.0%  3.0s  best\n');
   });
 
   it('draws a bar with loss, accuracy, rate and time left in a terminal', () => {

@@ -74,6 +74,25 @@ describe('htmlReport', () => {
     expect(() => htmlReport({ ...report, samples })).toThrow(/must be a base64 data URI/);
   });
 
+  it('shows the score of another task, and classes as a table, where something is not measured too', async () => {
+    const { runs, ...rest } = await example('signs');
+    const detected = history.map((e) => ({
+      ...e,
+      train: { ...e.train, accuracy: NaN },
+      val: { loss: NaN, accuracy: NaN, samples: 50, metrics: { AP: 0.2 * e.epoch, AP50: 0.3 * e.epoch } },
+    }));
+    const classes = { head: ['class', 'AP'], rows: [['cat & dog', '12.0 %']] };
+    const html = htmlReport({ ...rest, score: 'AP', classes, runs: [{ ...runs[0]!, history: detected }] });
+    expect(html).toContain('<th>AP</th>');
+    expect(html).toContain('cat &amp; dog');
+    expect(html).not.toContain('NaN');
+    // Training loss, and the precisions.
+    expect(html.match(/<polyline/g)).toHaveLength(2);
+    const two = htmlReport({ ...rest, score: 'AP', runs: runs.map((run) => ({ ...run, history: detected })) });
+    expect(two).toContain('AP against trainable parameters');
+    expect(two).toContain('validation AP');
+  });
+
   it('draws a single run as train against validation', async () => {
     const { runs, ...rest } = await example('signs');
     const html = htmlReport({ ...rest, runs: [runs[0]!] });
