@@ -65,6 +65,7 @@ export class PrefixMlp extends Module {
   }
 }
 
+/** What of an attention a prefix stands in front of. */
 export type PrefixPart = 'key' | 'value';
 
 /** Where a graft's prefix comes from: rows of its own, or one layer of a shared reparametrization. */

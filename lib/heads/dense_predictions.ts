@@ -11,6 +11,7 @@ export function tower(channels: number, depth: number, norm: ConvNormChoice = 'n
   return new Sequential(...layers);
 }
 
+/** The layers with a ReLU at their end. */
 export function withReLU(layers: Sequential): Sequential {
   return layers.push(new ReLU());
 }

@@ -1,4 +1,4 @@
-/** What both detectors have in common. */
+/** What detectors have in common. */
 import { Context } from '../nn/index.js';
 import type { Tensor } from '../tensor/index.js';
 import { DenseModel, type FeatureSource } from './dense_model.js';

@@ -17,6 +17,7 @@ export const OLD_PYRAMID_NAMES: KeyMap = [
   },
 ];
 
+/** What a `FasterRcnn` is built from; `numClasses` counts the background. */
 export interface FasterRcnnOptions extends DetectorOptions, RoiHeadsOptions {
   /** Default: one size per level, 32, 64, 128, ..., of ratios 0.5, 1, 2. */
   readonly anchors?: AnchorGenerator;

@@ -32,6 +32,7 @@ function byteSymbols(): Map<number, string> {
 
 /** How texts become rows of ids. */
 
+/** How texts become rows of ids. */
 export interface TokenizeOptions {
   /** Length of every row. Default 77. */
   readonly contextLength?: number;

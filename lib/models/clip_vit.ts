@@ -18,6 +18,7 @@ export const CLIP_COLORS = {
   std: [0.26862954, 0.26130258, 0.27577711],
 } as const satisfies Pick<Preprocessing, 'mean' | 'std'>;
 
+/** Citation of CLIP. */
 export const CLIP_PAPER =
   'Radford et al., Learning Transferable Visual Models From Natural Language Supervision, ICML 2021, arXiv 2103.00020';
 

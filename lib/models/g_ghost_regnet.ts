@@ -62,6 +62,7 @@ function regnetBlock(inChannels: number, planes: number, stride: number, groupWi
   });
 }
 
+/** What a `GGhostStage` is built from. */
 export interface GGhostStageOptions {
   readonly inChannels: number;
   readonly planes: number;

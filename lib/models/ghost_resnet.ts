@@ -52,6 +52,7 @@ class UnusedBatchNorm extends UnusedAffine {
   }
 }
 
+/** What a `GhostConv` is built from, beside its channels. */
 export interface GhostConvOptions {
   readonly kernelSize: number;
   readonly stride?: number;

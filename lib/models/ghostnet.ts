@@ -38,6 +38,7 @@ function divisibleByFour(v: number): number {
   return rounded < 0.9 * v ? rounded + 4 : rounded;
 }
 
+/** What a `GhostModule` is built from, beside its channels. */
 export interface GhostModuleOptions {
   readonly kernelSize?: number;
   /** How many maps are made of each intrinsic one, itself included. Default 2. */
@@ -109,6 +110,7 @@ export class SqueezeExcite extends Module {
   }
 }
 
+/** What a `GhostBottleneck` is built from. */
 export interface GhostBottleneckOptions {
   readonly inChannels: number;
   readonly midChannels: number;

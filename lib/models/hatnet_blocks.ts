@@ -49,6 +49,7 @@ class HeadAttention extends Module {
   }
 }
 
+/** What a `HatAttention` is built from. */
 export interface HatAttentionOptions {
   readonly dim: number;
   readonly headDim: number;
@@ -161,6 +162,7 @@ function projection(dim: number, parts: readonly string[] = []): Conv2d {
   return site(conv, { role: 'conv', slice: parts.map((name, i) => ({ name, start: i * dim, length: dim })) });
 }
 
+/** What an `InvertedResidual` is built from. */
 export interface InvertedResidualOptions {
   readonly inChannels: number;
   readonly hidden: number;

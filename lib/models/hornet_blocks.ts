@@ -86,6 +86,7 @@ export class GlobalLocalFilter extends Module {
 /** The spatial filter of a gated convolution: a depth-wise convolution of that odd kernel, or a global filter [h, w]. */
 export type GatedFilter = number | readonly [height: number, width: number];
 
+/** What a recursive gated convolution is built from. */
 export interface GnConvOptions {
   readonly inChannels: number;
   /** Channels inside, a multiple of 2^(order - 1). Default: as many as enter. */

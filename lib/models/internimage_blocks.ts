@@ -42,6 +42,7 @@ export function convNorm(channels: number, kind: InternNorm): Sequential {
     : new Sequential({ 1: site(new LayerNorm2d(channels, { eps: EPS }), { role: 'norm' }) });
 }
 
+/** What a deformable convolution v3 is built from. */
 export interface DeformConvOptions {
   readonly channels: number;
   readonly groups: number;
@@ -148,6 +149,7 @@ export class DeformConv extends Module {
   }
 }
 
+/** What an `InternLayer` is built from. */
 export interface InternLayerOptions extends DeformConvOptions {
   readonly mlpRatio: number;
   /** Dropout in the MLP. */
@@ -259,6 +261,7 @@ export class InternDownsample extends Module {
   }
 }
 
+/** What an `InternLevel` is built from. */
 export interface InternLevelOptions {
   readonly channels: number;
   readonly layers: readonly InternLayer[];

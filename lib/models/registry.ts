@@ -11,8 +11,7 @@ import { gGhostRegnet } from './g_ghost_regnet.js';
 import { ghostResnet } from './ghost_resnet.js';
 import { ghostnet } from './ghostnet.js';
 import { hatnet } from './hatnet.js';
-import { hornet } from './hornet_variants.js';
-import { hornetIsotropic } from './hornet_variants.js';
+import { hornet, hornetIsotropic } from './hornet_variants.js';
 import { efficientnetV2 } from './efficientnet_v2.js';
 import { revcol } from './revcol.js';
 import { internimage } from './internimage_variants.js';
@@ -95,7 +94,7 @@ export function createModel(name: string, options: ModelOptions = {}): Backbone 
 /**
  * Builds a member of a family that nobody has published, from a full set of options.
  *
- * @param family `resnet`, `cifar_resnet` or `vit`
+ * @param family such as `resnet` or `vit`; see `listFamilies()`
  * @param name what the model calls itself. Default: the family
  * @throws RangeError for an unknown family; TypeError for unknown, wrong or missing options
  */

@@ -24,6 +24,7 @@ const EPS = 1e-6;
 /** The four maps of a column, finest first. */
 export type Levels = readonly [Tensor, Tensor, Tensor, Tensor];
 
+/** What a `RevColBlock` is built from. */
 export interface RevColBlockOptions {
   readonly dim: number;
   /** Width of the MLP's hidden layer. */
@@ -136,6 +137,7 @@ class Fusion extends Module {
   }
 }
 
+/** What a `Column` is built from. */
 export interface ColumnOptions {
   /** Channels of the four levels. */
   readonly channels: readonly number[];

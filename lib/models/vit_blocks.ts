@@ -284,6 +284,7 @@ export function stretch(
   return site(span, { role, in: dim, out: dim, layout: 'tokens', ...geometry });
 }
 
+/** A LayerNorm of tokens: a `norm` site. */
 export function tokenNorm(dim: number, eps: number): LayerNorm {
   return site(new LayerNorm(dim, { eps }), { role: 'norm', layout: 'tokens' });
 }

@@ -47,10 +47,12 @@ function generatorsOf(device: Device): Device[] {
   return device.startsWith('cuda') ? ['cpu', device] : ['cpu'];
 }
 
+/** The states of the generators that a run on `device` may draw from. */
 export function randomStates(device: Device): Tensor[] {
   return generatorsOf(device).map(getRngState);
 }
 
+/** Puts those states back. */
 export function restoreRandom(device: Device, states: readonly Tensor[]): void {
   generatorsOf(device).forEach((generator, i) => setRngState(states[i] as Tensor, generator));
 }

@@ -13,6 +13,7 @@ import type { Adapter } from './adapter.js';
 import { ownFingerprint } from './fingerprint.js';
 import { headOptions } from './head.js';
 
+/** The files of an adapter folder. */
 export const CONFIG_FILE = 'adapter_config.json';
 export const TENSORS_FILE = 'adapter_model.safetensors';
 
