@@ -6,6 +6,7 @@ import {
   adjustBrightness, adjustContrast, adjustHue, adjustSaturation, cropImage, flipHorizontal, flipVertical, parseTransforms,
   Pipeline, Random, transforms as T, type Image, type Transform,
 } from '../../lib/data/index.js'; // prettier-ignore
+import { addBrightness, scaleSaturation } from '../../lib/data/color.js';
 import { memory, scope, tensor } from '../../lib/tensor/index.js';
 import { compare, fixtures, readNpy } from './npy.js';
 
@@ -214,6 +215,16 @@ describe('color', () => {
     );
     expect(most).toBeLessThanOrEqual(1);
     expect(exact).toBeGreaterThan(0.999);
+  });
+
+  it('brightness is added and clamped, saturation multiplied and at most full', () => {
+    const image: Image = { data: Uint8Array.of(250, 3, 90, 100, 100, 100), width: 2, height: 1, channels: 3 };
+    expect([...addBrightness(image, 10).data]).toEqual([255, 13, 100, 110, 110, 110]);
+    expect([...addBrightness(image, -10).data]).toEqual([240, 0, 80, 90, 90, 90]);
+    expect([...scaleSaturation(image, 0).data]).toEqual([250, 250, 250, 100, 100, 100]);
+    expect([...scaleSaturation(image, 0.5).data]).toEqual([250, 127, 170, 100, 100, 100]);
+    // 1 - 3/250 is nearly full: no factor takes the least channel below 0, and the hue stays.
+    expect([...scaleSaturation(image, 9).data]).toEqual([250, 0, 88, 100, 100, 100]);
   });
 
   it('jitter varies what it is asked to, and stays in range', () => {
