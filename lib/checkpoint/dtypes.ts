@@ -9,8 +9,8 @@ export interface DTypeSpelling {
   readonly unit: number;
   /** Name in a safetensors header, or null where the format has none. */
   readonly safetensors: string | null;
-  /** The class of `torch` that names a storage of it. */
-  readonly storage: string;
+  /** The class of `torch` that names a storage of it, or null for newer dtypes, whose storages are untyped. */
+  readonly storage: string | null;
   /** NumPy's kind and size, without the byte order, or null where NumPy has none. */
   readonly numpy: string | null;
 }
@@ -20,7 +20,7 @@ function spelling(
   bytes: number,
   unit: number,
   safetensors: string | null,
-  storage: string,
+  storage: string | null,
   numpy: string | null,
 ): DTypeSpelling {
   return { dtype, bytes, unit, safetensors, storage, numpy };
@@ -40,6 +40,14 @@ export const DTYPES: readonly DTypeSpelling[] = [
   spelling('bool', 1, 1, 'BOOL', 'BoolStorage', 'b1'),
   spelling('complex64', 8, 4, 'C64', 'ComplexFloatStorage', 'c8'),
   spelling('complex128', 16, 8, null, 'ComplexDoubleStorage', 'c16'),
+  spelling('uint16', 2, 2, 'U16', null, null),
+  spelling('uint32', 4, 4, 'U32', null, null),
+  spelling('uint64', 8, 8, 'U64', null, null),
+  spelling('float8_e4m3fn', 1, 1, 'F8_E4M3', null, null),
+  spelling('float8_e5m2', 1, 1, 'F8_E5M2', null, null),
+  spelling('float8_e4m3fnuz', 1, 1, 'F8_E4M3FNUZ', null, null),
+  spelling('float8_e5m2fnuz', 1, 1, 'F8_E5M2FNUZ', null, null),
+  spelling('float8_e8m0fnu', 1, 1, 'F8_E8M0', null, null),
 ];
 
 const byDType = new Map(DTYPES.map((entry) => [entry.dtype, entry]));

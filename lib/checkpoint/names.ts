@@ -274,8 +274,8 @@ function known(): Map<string, PickleValue> {
     table.set(name, new KnownName(name, behavior));
   };
   for (const { dtype, storage } of DTYPES) {
-    add(`torch.${storage}`, { storage: dtype });
-    add(`torch.cuda.${storage}`, { storage: dtype });
+    if (storage !== null) add(`torch.${storage}`, { storage: dtype });
+    if (storage !== null) add(`torch.cuda.${storage}`, { storage: dtype });
     table.set(`torch.${dtype}`, `torch.${dtype}`);
   }
   for (const name of ['torch.storage.UntypedStorage', 'torch.UntypedStorage', 'torch.storage._UntypedStorage'])

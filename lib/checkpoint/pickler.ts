@@ -108,25 +108,30 @@ class Pickler {
     this.#chunks.push(head, bytes);
   }
 
-  /** `_rebuild_tensor_v2(storage, 0, size, stride, False, OrderedDict())`, the storage as a persistent id. */
+  /**
+   * `_rebuild_tensor_v2(storage, 0, size, stride, False, OrderedDict())`, the storage as a persistent id; for dtypes
+   * without storages of their own `_rebuild_tensor_v3(bytes, ..., dtype)`.
+   */
   #tensor(tensor: Tensor): void {
-    const { storage } = spellingOf(tensor.dtype);
+    const { storage, bytes } = spellingOf(tensor.dtype);
     const known = this.#keys.get(tensor);
     const key = known ?? this.#storages.push(tensor) - 1;
     this.#keys.set(tensor, key);
     const { shape } = tensor;
-    this.#write('ctorch._utils\n_rebuild_tensor_v2\n');
+    this.#write(`ctorch._utils\n_rebuild_tensor_v${storage === null ? 3 : 2}\n`);
     this.#write('((');
     this.#text('storage');
-    this.#write(`ctorch\n${storage}\n`);
+    this.#write(storage === null ? 'ctorch.storage\nUntypedStorage\n' : `ctorch\n${storage}\n`);
     this.#text(String(key));
     this.#text('cpu');
-    this.#number(tensor.numel());
+    this.#number(storage === null ? tensor.numel() * bytes : tensor.numel());
     this.#write('tQK\0');
     this.#tuple(shape);
     this.#tuple(contiguousStrides(shape));
     this.#bytes([0x89]);
-    this.#write('ccollections\nOrderedDict\n)RtR');
+    this.#write('ccollections\nOrderedDict\n)R');
+    if (storage === null) this.#write(`ctorch\n${tensor.dtype}\n`);
+    this.#write('tR');
   }
 
   #tuple(values: readonly number[]): void {

@@ -13,7 +13,19 @@ export type DType =
   | 'uint8'
   | 'bool'
   | 'complex64'
-  | 'complex128';
+  | 'complex128'
+  | StoredDType;
+
+/** Element types that tensors are stored in and converted from; LibTorch computes in the others. */
+export type StoredDType =
+  | 'uint16'
+  | 'uint32'
+  | 'uint64'
+  | 'float8_e4m3fn'
+  | 'float8_e5m2'
+  | 'float8_e4m3fnuz'
+  | 'float8_e5m2fnuz'
+  | 'float8_e8m0fnu';
 
 /** Where a tensor lives. `meta` tensors have shape and dtype but no elements. */
 export type Device = 'cpu' | 'meta' | 'cuda' | `cuda:${number}`;

@@ -9,6 +9,8 @@ export interface DTypeInfo {
   readonly kind: 'float' | 'int' | 'bool' | 'complex';
   /** Smallest and largest integer; absent for other kinds. */
   readonly range?: readonly [bigint, bigint];
+  /** For dtypes that are only stored: what to convert them to. */
+  readonly computesIn?: DType;
 }
 
 const int = (bytes: number, low: bigint, high: bigint): DTypeInfo => ({ bytes, kind: 'int', range: [low, high] });
@@ -26,10 +28,18 @@ const INFO: Readonly<Record<DType, DTypeInfo>> = {
   bool: { bytes: 1, kind: 'bool' },
   complex64: { bytes: 8, kind: 'complex' },
   complex128: { bytes: 16, kind: 'complex' },
+  uint16: { ...int(2, 0n, 2n ** 16n - 1n), computesIn: 'int32' },
+  uint32: { ...int(4, 0n, 2n ** 32n - 1n), computesIn: 'int64' },
+  uint64: { ...int(8, 0n, 2n ** 64n - 1n), computesIn: 'int64' },
+  float8_e4m3fn: { bytes: 1, kind: 'float', computesIn: 'float32' },
+  float8_e5m2: { bytes: 1, kind: 'float', computesIn: 'float32' },
+  float8_e4m3fnuz: { bytes: 1, kind: 'float', computesIn: 'float32' },
+  float8_e5m2fnuz: { bytes: 1, kind: 'float', computesIn: 'float32' },
+  float8_e8m0fnu: { bytes: 1, kind: 'float', computesIn: 'float32' },
 };
 
-/** All dtypes, in a stable order. */
-export const dtypes = Object.keys(INFO) as readonly DType[];
+/** The dtypes that LibTorch computes in, in a stable order; others (uint16, float8) are for storing and converting. */
+export const dtypes = (Object.keys(INFO) as readonly DType[]).filter((dtype) => INFO[dtype].computesIn === undefined);
 
 const MEMORY_FORMATS: readonly MemoryFormat[] = [
   'contiguous_format',
@@ -48,7 +58,7 @@ export function dtypeInfo(dtype: DType): DTypeInfo {
   return INFO[assertDType(dtype, 'dtypeInfo', 'dtype')];
 }
 
-/** Whether the dtype is float16, bfloat16, float32 or float64. */
+/** Whether the dtype is float16, bfloat16, float32, float64 or a float of 8 bits. */
 export function isFloatingPoint(dtype: DType): boolean {
   return dtypeInfo(dtype).kind === 'float';
 }

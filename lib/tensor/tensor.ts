@@ -224,8 +224,8 @@ export class Tensor {
     }
     const { kind } = dtypeInfo(this.dtype);
     if (kind === 'complex') return nest(this.data() as Float64Array, [...shape, 2]);
-    const half = this.dtype === 'float16' || this.dtype === 'bfloat16';
-    const data = half ? scope(() => native.toTypedArray(this.detach().to('float32'))) : native.toTypedArray(this);
+    const wide = this.dtype === 'float16' || this.dtype === 'bfloat16' ? 'float32' : dtypeInfo(this.dtype).computesIn;
+    const data = wide ? scope(() => native.toTypedArray(this.detach().to(wide))) : native.toTypedArray(this);
     if (kind === 'bool') return nest(Array.from(data as Uint8Array, Boolean), shape);
     if (data instanceof BigInt64Array) return nest(Array.from(data, exact), shape);
     return nest(data as Float32Array, shape);
@@ -233,7 +233,7 @@ export class Tensor {
 
   /**
    * A copy of the elements in row-major order, in the typed array of the dtype: BigInt64Array for int64, Uint8Array for
-   * bool, raw words in a Uint16Array for float16 and bfloat16, pairs (real, imaginary) for complex dtypes.
+   * bool, raw words in a Uint16Array for float16 and bfloat16, raw bytes for float8, pairs (real, imaginary) for complex dtypes.
    * `fromTypedArray` is the inverse.
    */
   data(): TypedArray {

@@ -84,10 +84,20 @@ describe('reading', () => {
     ).toEqual([]);
   });
 
-  test('refuses dtypes that LibTorch cannot compute in, by name', () => {
-    expect(() => readSafetensors(fixture('float8.safetensors'))).toThrow(
-      /tensor "odd": dtype "F8_E4M3" is not supported/,
-    );
+  test('reads dtypes that are only stored, to be converted', () => {
+    const odd = readSafetensors(fixture('float8.safetensors')).tensors.get('odd')!;
+    expect([odd.dtype, odd.shape, odd.tolist()]).toEqual(['float8_e4m3fn', [2], [0, 0]]);
+    const path = at('float8_back.safetensors');
+    writeSafetensors(path, [
+      ['f', tensor([0.5, -2, 448]).to('float8_e4m3fn')],
+      ['u', tensor([1, 65535]).to('uint16')],
+    ]);
+    const { tensors } = readSafetensors(path);
+    expect([tensors.get('f')!.tolist(), tensors.get('u')!.tolist()]).toEqual([
+      [0.5, -2, 448],
+      [1, 65535],
+    ]);
+    expect(tensors.get('f')!.data()).toEqual(new Uint8Array([0x30, 0xc0, 0x7e]));
   });
 
   test('a file cut short after opening is an error, not a crash', () => {
