@@ -3,8 +3,19 @@
  * Deng, technical report 2022, arXiv 2207.07039, figure 2; official code JieShibo/PETL-ViT, commit 026e4f1.
  */
 import { z } from 'zod';
-import { type Context, Conv2d, Dropout, DropPath, functional, init, Linear, Module, QuickGELU } from '../nn/index.js';
-import type { Role, Site } from '../nn/index.js';
+import {
+  type Context,
+  Conv2d,
+  Dropout,
+  DropPath,
+  functional,
+  init,
+  Linear,
+  Module,
+  QuickGELU,
+  type Role,
+  type Site,
+} from '../nn/index.js';
 import type { Tensor } from '../tensor/index.js';
 import { defineMethod, parallel, type Surroundings } from './core/index.js';
 import { overPatches } from './patch_map.js';

@@ -61,7 +61,9 @@ export class AnchorGenerator {
     like: { dtype: Tensor['dtype']; device: Tensor['device'] },
   ): Tensor[] {
     if (grids.length !== this.sizes.length) {
-      throw new RangeError(`AnchorGenerator: sizes for ${this.sizes.length} levels, and ${grids.length} maps`);
+      throw new RangeError(
+        `AnchorGenerator: sizes for ${this.sizes.length} levels, and ${grids.length} maps; they must be as many`,
+      );
     }
     const kind = { dtype: like.dtype, device: like.device };
     return noGrad(() =>

@@ -34,7 +34,9 @@ export class UPerHead extends SegmentationHead {
     const { inChannels, channels = 512, poolScales = [1, 2, 3, 6], norm = {} } = options;
     const inIndex = options.inIndex ?? inChannels.map((_, i) => i);
     if (inChannels.length === 0 || inIndex.length !== inChannels.length) {
-      throw new RangeError(`UPerHead: ${inChannels.length} channel counts for ${inIndex.length} levels`);
+      throw new RangeError(
+        `UPerHead: ${inChannels.length} channel counts for ${inIndex.length} levels; give one for each, and at least one`,
+      );
     }
     super({ ...options, channels });
     this.#inIndex = inIndex;

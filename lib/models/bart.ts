@@ -3,8 +3,17 @@
  * 2020, arXiv 2001.08210. Names as in Hugging Face transformers.
  */
 import { z } from 'zod';
-import type { LayerNorm } from '../nn/index.js';
-import { ACTIVATIONS, Buffer, type Context, Dropout, Embedding, type Identity, Linear, Module } from '../nn/index.js';
+import {
+  ACTIVATIONS,
+  Buffer,
+  type Context,
+  Dropout,
+  Embedding,
+  type Identity,
+  type LayerNorm,
+  Linear,
+  Module,
+} from '../nn/index.js';
 import { arange, type Tensor, zeros } from '../tensor/index.js';
 import { BartLayer, type BartSizes } from './bart_blocks.js';
 import { BlockList, identitySite } from './blocks.js';
@@ -100,7 +109,9 @@ class BartStack extends Module {
   forward(ids: Tensor, ctx: Context): Tensor {
     const length = ids.shape[1] ?? 0;
     if (length > this.#positions) {
-      throw new RangeError(`a sequence of ${length} tokens; this model was built for at most ${this.#positions}`);
+      throw new RangeError(
+        `a sequence of ${length} tokens; this model was built for at most ${this.#positions}; truncate it`,
+      );
     }
     const words = this.embed_tokens.run(ids, ctx);
     const places = arange(length, { dtype: 'int64', device: ids.device }).add(POSITION_OFFSET);
@@ -139,7 +150,7 @@ class BartCore extends Module {
 
   /** @throws TypeError always: encoder and decoder run one after the other in `Bart` */
   forward(): Tensor {
-    throw new TypeError('run the whole model');
+    throw new TypeError('encoder and decoder of BART are two stacks: run the whole model');
   }
 }
 

@@ -11,6 +11,7 @@ import {
   Span,
 } from '../nn/index.js';
 import type { Tensor } from '../tensor/index.js';
+import { headWidth } from './blocks.js';
 import { Heads, type Place, placed, type Slot, type Surroundings } from './text_attention.js';
 import { stretch, tokenNorm } from './vit_blocks.js';
 
@@ -30,12 +31,6 @@ export interface BartSizes {
 /** A linear layer that is a site. */
 export function roleLinear(inFeatures: number, outFeatures: number, role: string): Linear {
   return site(new Linear(inFeatures, outFeatures), { role: ['linear', role], layout: 'tokens' });
-}
-
-/** Width of one head. @throws RangeError when the width does not divide into the heads */
-export function headWidth(dim: number, heads: number): number {
-  if (dim % heads !== 0) throw new RangeError(`attention: a width of ${dim} does not divide into ${heads} heads`);
-  return dim / heads;
 }
 
 /** softmax(q kᵀ / sqrt(d)) v per head, then `out_proj`. */

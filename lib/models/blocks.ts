@@ -147,6 +147,14 @@ export function makeDivisible(channels: number, least = 0.9): number {
   return rounded < least * channels ? rounded + 8 : rounded;
 }
 
+/** Width of one head of an attention. @throws RangeError when the width does not divide into the heads */
+export function headWidth(dim: number, heads: number, owner = 'attention'): number {
+  if (dim % heads === 0) return dim / heads;
+  throw new RangeError(
+    `${owner}: a width of ${dim} does not divide into ${heads} heads; take a number that divides it`,
+  );
+}
+
 /** Stochastic-depth rate of block `index` of `count`: 0 at the first block, `rate` at the last. */
 export function dropPathRateAt(rate: number, index: number, count: number): number {
   return count > 1 ? (rate * index) / (count - 1) : 0;

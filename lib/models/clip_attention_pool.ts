@@ -1,6 +1,7 @@
 /** CLIP's attention pool: multi-head attention whose one query is the mean of the map. */
 import { type Context, init, Linear, Module, Parameter, site, Span } from '../nn/index.js';
 import { aten, empty, type Tensor } from '../tensor/index.js';
+import { headWidth } from './blocks.js';
 import { resamplePosEmbed } from './pos_embed.js';
 
 /** Size of a map. */
@@ -29,9 +30,7 @@ export class AttentionPool2d extends Module {
     private readonly anySize = false,
   ) {
     super();
-    if (channels % numHeads !== 0) {
-      throw new RangeError(`attention pool: ${channels} channels do not divide into ${numHeads} heads`);
-    }
+    headWidth(channels, numHeads, 'attention pool');
     const linear = (out: number): Linear => site(new Linear(channels, out), { role: 'linear', layout: 'tokens' });
     this.positional_embedding = new Parameter(empty([1 + grid[0] * grid[1], channels]));
     this.k_proj = linear(channels);

@@ -1,6 +1,15 @@
 /** The three kinds of block of EfficientNet-V2, in timm's names, and their spelling as text. */
-import type { Conv2d } from '../nn/index.js';
-import { type Context, type BatchNorm2d, convNormAct, DropPath, init, Module, site, Span } from '../nn/index.js';
+import {
+  type BatchNorm2d,
+  type Context,
+  type Conv2d,
+  convNormAct,
+  DropPath,
+  init,
+  Module,
+  site,
+  Span,
+} from '../nn/index.js';
 import { aten, type Tensor } from '../tensor/index.js';
 import { batchNormSite, convSite, makeDivisible, type NormOptions } from './blocks.js';
 

@@ -21,7 +21,7 @@ import {
   Span,
 } from '../nn/index.js';
 import { aten, full, type Tensor, zeros } from '../tensor/index.js';
-import { BlockList, convSite, UnusedAffine } from './blocks.js';
+import { BlockList, convSite, headWidth, UnusedAffine } from './blocks.js';
 import { mapOf, tokensOf } from './hornet_blocks.js';
 import { Mlp, stretch, tokenNorm } from './vit_blocks.js';
 
@@ -328,7 +328,7 @@ class CrossAttention extends Module {
     out: number,
   ) {
     super();
-    if (dim % heads !== 0) throw new RangeError(`attention: a width of ${dim} does not divide into ${heads} heads`);
+    headWidth(dim, heads);
     const linear = (to: number, bias: boolean): Linear =>
       site(new Linear(dim, to, { bias }), { role: 'linear', layout: 'tokens' });
     [this.q_bias, this.k_bias, this.v_bias] = [0, 1, 2].map(() => new Parameter(zeros([dim]))) as [

@@ -20,8 +20,8 @@ import {
   Tanh,
 } from '../nn/index.js';
 import { arange, type Tensor } from '../tensor/index.js';
-import { headWidth, roleLinear } from './bart_blocks.js';
-import { BlockList, identitySite } from './blocks.js';
+import { roleLinear } from './bart_blocks.js';
+import { BlockList, headWidth, identitySite } from './blocks.js';
 import type { Family } from './family.js';
 import { additive, Heads, hiddenKeys, Slot, type Surroundings } from './text_attention.js';
 import { startAsBert, TextModel } from './text_model.js';
@@ -81,7 +81,9 @@ class Embeddings extends Module {
   forward(ids: Tensor, ctx: Context): Tensor {
     const length = ids.shape[1] ?? 0;
     if (length > this.#longest) {
-      throw new RangeError(`a sequence of ${length} tokens; this model was built for at most ${this.#longest}`);
+      throw new RangeError(
+        `a sequence of ${length} tokens; this model was built for at most ${this.#longest}; truncate it`,
+      );
     }
     const isToken = ids.ne(this.#pad).to('int64');
     const places = isToken.cumsum(1).mul(isToken).add(this.#pad);

@@ -148,9 +148,9 @@ class T5FeedForward extends Module {
   }
 
   forward(x: Tensor, ctx: Context): Tensor {
-    const gate = this.wi ?? this.wi_0;
-    if (!gate) throw new Error('unreachable: one of wi and wi_0 is always there');
-    let hidden = this.act.run(gate.run(x, ctx), ctx);
+    // There is one of the two.
+    const into = (this.wi ?? this.wi_0) as Linear;
+    let hidden = this.act.run(into.run(x, ctx), ctx);
     if (this.wi_1) hidden = hidden.mul(this.wi_1.run(x, ctx));
     return this.wo.run(this.dropout.run(hidden, ctx), ctx);
   }

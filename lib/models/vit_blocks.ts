@@ -18,7 +18,7 @@ import {
   Span,
 } from '../nn/index.js';
 import { aten, ones, type Tensor } from '../tensor/index.js';
-import { identitySite } from './blocks.js';
+import { headWidth, identitySite } from './blocks.js';
 
 /**
  * Which images a patch embedding takes: those of its size, those with as many patches (positions then go by the raster
@@ -137,8 +137,7 @@ export class Attention extends Module {
     }: Pick<ViTBlockOptions, 'qkvBias' | 'attnDrop' | 'projDrop' | 'causal'>,
   ) {
     super();
-    if (dim % numHeads !== 0)
-      throw new RangeError(`attention: a width of ${dim} does not divide into ${numHeads} heads`);
+    headWidth(dim, numHeads);
     this.attnDrop = attnDrop;
     this.causal = causal;
     this.qkv = site(new Linear(dim, 3 * dim, { bias: qkvBias }), {

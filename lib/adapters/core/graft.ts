@@ -4,8 +4,7 @@
  */
 import type { z } from 'zod';
 import { BatchNorm2d, Linear, Conv2d, type Module, type Site } from '../../nn/index.js';
-import type { Host } from '../../models/index.js';
-import { parseOptions } from '../../models/index.js';
+import { type Host, parseOptions } from '../../models/index.js';
 import { getRngState, keep, manualSeed, setRngState, withDefaults } from '../../tensor/index.js';
 import { Adapter, type HeadChoice } from './adapter.js';
 import { misfit, replace, scaleParameter, type Composition } from './compose.js';

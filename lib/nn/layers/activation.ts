@@ -95,7 +95,7 @@ export const ACTIVATIONS = Object.keys(BY_NAME) as [ActivationName, ...Activatio
 /** The activation of that name. @throws RangeError for an unknown one; the message lists those there are */
 export function activationLayer(name: string): Module {
   if (!Object.hasOwn(BY_NAME, name)) {
-    throw new RangeError(`knows the activations ${ACTIVATIONS.join(', ')}, not '${name}'`);
+    throw new RangeError(`there is no activation '${name}'; there are ${ACTIVATIONS.join(', ')}`);
   }
   return BY_NAME[name as ActivationName]();
 }
