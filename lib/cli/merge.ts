@@ -3,7 +3,7 @@ import { Command, Option } from 'commander';
 import type { Adapter, MergeReport } from '../adapters/index.js';
 import type { NameFormat } from '../models/index.js';
 import { addComputeOptions, namesOption, type ComputeOptions } from './arguments.js';
-import { inputSize, openTrained, prepareCompute, writeMerged } from './trained.js';
+import { inputSize, openTrained, prepareCompute } from './trained.js';
 import { printResult, UsageError } from './output.js';
 
 interface MergeFlags extends ComputeOptions {
@@ -50,7 +50,8 @@ export function mergeCommand(): Command {
         flags.probe === true,
         inputSize(classifier.transforms).imageSize ?? [224, 224],
       );
-      await writeMerged(flags.out, classifier, { format: flags.format, names: flags.names });
+      const { saveMerged } = await import('../adapters/index.js');
+      saveMerged(flags.out, adapter.model, classifier, { format: flags.format, names: flags.names });
       printResult(flags.json, { out: flags.out, ...report }, () => describe(flags.out, report));
     });
 }

@@ -6,8 +6,8 @@ import { existsSync, statSync } from 'node:fs';
 import { join } from 'node:path';
 import type { Adapter } from '../adapters/index.js';
 import type { TransformInput } from '../data/index.js';
-import type { Backbone, Host, ModelOptions, NameFormat } from '../models/index.js';
-import type { Device, Tensor } from '../tensor/index.js';
+import type { Backbone, Host, ModelOptions } from '../models/index.js';
+import type { Device } from '../tensor/index.js';
 import type { ComputeOptions } from './arguments.js';
 import { UsageError } from './output.js';
 import { modelFor, parseStoredTask, readsMaps, type TaskSpec } from './task_spec.js';
@@ -23,19 +23,6 @@ export interface Trained {
   /** What it was trained for. */
   readonly spec: TaskSpec;
 }
-
-/** What a merged checkpoint says about itself, under `torchgraft` in the header of the safetensors file. */
-interface MergedHeader {
-  readonly model: string;
-  /** What the model was created with, beyond its name. */
-  readonly options?: ModelOptions;
-  readonly classNames: readonly string[];
-  readonly transforms: TransformInput[];
-  /** Whose names the tensors have. Absent: our own. */
-  readonly names?: NameFormat;
-}
-
-const MERGED_KEY = 'torchgraft';
 
 /** Sets threads and checks the device. */
 export async function prepareCompute(o: ComputeOptions): Promise<Device> {
@@ -113,54 +100,17 @@ async function openAdapter(folder: string, weights: string | undefined): Promise
 export const BACKBONE_FILE = 'backbone.safetensors';
 
 async function openMerged(path: string, weights: string | undefined): Promise<Trained> {
-  const { readSafetensors } = await import('../checkpoint/index.js');
-  const { createModel, importState } = await import('../models/index.js');
+  const { loadMerged } = await import('../adapters/index.js');
   if (weights !== undefined)
     throw new UsageError(`${path} is a merged checkpoint and holds its weights; leave out --weights`);
-  const { tensors: written, metadata } = readSafetensors(path);
-  const text = metadata[MERGED_KEY];
-  if (text === undefined)
-    throw new UsageError(`${path} is neither an adapter folder nor a checkpoint written by 'torchgraft merge'`);
-  const { model: name, options = {}, classNames, transforms, names = 'own' } = JSON.parse(text) as MergedHeader;
-  const size = inputSize(transforms);
-  const model = createModel(name, {
-    ...options,
-    numClasses: classNames.length,
-    ...(size.imageSize ? { imgSize: size.imageSize } : {}),
-  });
-  const tensors = names === 'own' ? written : importState(model, written);
-  await addBiases(model, tensors);
-  model.loadStateDict(tensors);
-  return { model, adapter: null, classNames, transforms, spec: { kind: 'classify' } };
-}
-
-/** Merging may have given layers a bias that the published architecture lacks: they get the place for it. */
-async function addBiases(model: Backbone, tensors: ReadonlyMap<string, Tensor>): Promise<void> {
-  const { Conv2d, Linear, Parameter } = await import('../nn/index.js');
-  const { zerosLike } = await import('../tensor/index.js');
-  for (const [path, module] of model.namedModules()) {
-    const bias = tensors.get(`${path}.bias`);
-    if (bias !== undefined && (module instanceof Conv2d || module instanceof Linear) && !module.bias)
-      module.bias = new Parameter(zerosLike(bias), false);
-  }
-}
-
-/**
- * Writes the merged model, under the names of a format. `openTrained` reads safetensors back; PyTorch files are for
- * Python.
- */
-export async function writeMerged(
-  path: string,
-  { model, classNames, transforms }: Trained,
-  { format = 'safetensors', names = 'own' }: { format?: 'safetensors' | 'torch'; names?: NameFormat } = {},
-): Promise<void> {
-  const { writeSafetensors, writeTorchFile } = await import('../checkpoint/index.js');
-  const { exportState } = await import('../models/index.js');
-  const header: MergedHeader = { model: model.name, options: model.options, classNames, transforms, names };
-  const state = exportState(model, names);
-  const text = JSON.stringify(header);
-  if (format === 'torch') writeTorchFile(path, { state_dict: state, [MERGED_KEY]: text });
-  else writeSafetensors(path, state, { format: 'pt', [MERGED_KEY]: text });
+  const { model, classNames, transforms } = loadMerged(path);
+  return {
+    model,
+    adapter: null,
+    classNames,
+    transforms: [...transforms] as TransformInput[],
+    spec: { kind: 'classify' },
+  };
 }
 
 function checkTransforms(value: unknown, folder: string): TransformInput[] {

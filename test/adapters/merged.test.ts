@@ -5,7 +5,7 @@ import { join } from 'node:path';
 import { afterAll, expect, test } from 'vitest';
 import { graft, loadMerged, saveMerged } from '../../lib/adapters/index.js';
 import { CheckpointError, writeSafetensors } from '../../lib/checkpoint/index.js';
-import { createModel } from '../../lib/models/index.js';
+import { createModel, loadWeights } from '../../lib/models/index.js';
 import { manualSeed, noGrad, randn } from '../../lib/tensor/index.js';
 
 const folder = mkdtempSync(join(tmpdir(), 'torchgraft-merged-'));
@@ -36,6 +36,22 @@ test.each([
   const again = noGrad(() => read.model.run(image));
   expect(again.equal(merged)).toBe(true);
   expect(Number(again.sub(before).abs().max().div(before.abs().max()).item())).toBeLessThan(1e-4);
+});
+
+test('other names are read back, and Python files hold the same', () => {
+  manualSeed(0);
+  const model = createModel('cifar_resnet20');
+  graft(model, 'lora', {}, { head: { classes: 3 } }).merge();
+  const path = join(folder, 'official.safetensors');
+  saveMerged(path, model, info, { names: 'official' });
+  const image = randn([1, 3, 32, 32]);
+  const expected = noGrad(() => model.eval().run(image));
+  expect(noGrad(() => loadMerged(path).model.run(image)).equal(expected)).toBe(true);
+  const torch = join(folder, 'merged.pt');
+  saveMerged(torch, model, info, { format: 'torch' });
+  const other = createModel('cifar_resnet20', { numClasses: 3 });
+  loadWeights(other, torch);
+  expect(noGrad(() => other.eval().run(image)).equal(expected)).toBe(true);
 });
 
 test('a file of weights alone is refused with what reads it', () => {

@@ -29,7 +29,7 @@ export { Head, type HeadOptions } from './head.js';
 export { AdapterHost } from './host.js';
 export type { MergeOptions, MergeReport } from './merge.js';
 export { loadMerged, saveMerged } from './merged.js';
-export type { MergedInfo, MergedModel } from './merged.js';
+export type { MergedInfo, MergedModel, SaveMergedOptions } from './merged.js';
 export {
   defineMethod,
   learningRate,

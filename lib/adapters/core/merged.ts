@@ -1,6 +1,14 @@
 /** A classifier whose adapter has been merged, in one file that needs nothing else. */
-import { CheckpointError, readSafetensors, writeSafetensors } from '../../checkpoint/index.js';
-import { createModel, type Backbone, type ModelOptions } from '../../models/index.js';
+import { CheckpointError, readSafetensors, writeSafetensors, writeTorchFile } from '../../checkpoint/index.js';
+import {
+  createModel,
+  exportState,
+  importState,
+  type Backbone,
+  type Host,
+  type ModelOptions,
+  type NameFormat,
+} from '../../models/index.js';
 import { Conv2d, Linear, Parameter } from '../../nn/index.js';
 import { zerosLike, type Tensor } from '../../tensor/index.js';
 
@@ -18,6 +26,14 @@ export interface MergedModel extends MergedInfo {
   readonly model: Backbone;
 }
 
+/** How `saveMerged` writes. */
+export interface SaveMergedOptions {
+  /** `torch` writes a file for Python's `torch.load`, which `loadMerged` does not read. Default `safetensors`. */
+  readonly format?: 'safetensors' | 'torch';
+  /** Whose names the tensors get, see `exportState`. Default `own`. */
+  readonly names?: NameFormat;
+}
+
 /** The entry of the safetensors header that rebuilds the model. */
 const KEY = 'torchgraft';
 
@@ -25,17 +41,28 @@ interface Header extends MergedInfo {
   readonly model: string;
   /** What the model was created with, beyond its name. */
   readonly options?: ModelOptions;
+  /** Whose names the tensors bear. */
+  readonly names?: NameFormat;
 }
 
 /**
- * Writes a model, its class names and its preprocessing to one safetensors file, which `loadMerged`,
+ * Writes a model, its class names and its preprocessing to one file. A safetensors file is what `loadMerged`,
  * `torchgraft predict` and `torchgraft evaluate` read.
  *
  * @param model a registered backbone, after `adapter.merge()`
+ * @throws RangeError for names that the model has not, see `exportState`
  */
-export function saveMerged(path: string, model: Backbone, { classNames, transforms }: MergedInfo): void {
-  const header: Header = { model: model.name, options: model.options, classNames, transforms };
-  writeSafetensors(path, model.stateDict(), { [KEY]: JSON.stringify(header) });
+export function saveMerged(
+  path: string,
+  model: Host,
+  { classNames, transforms }: MergedInfo,
+  { format = 'safetensors', names = 'own' }: SaveMergedOptions = {},
+): void {
+  const header: Header = { model: model.name, options: model.options, classNames, transforms, names };
+  const state = exportState(model, names);
+  const text = JSON.stringify(header);
+  if (format === 'torch') writeTorchFile(path, { state_dict: state, [KEY]: text });
+  else writeSafetensors(path, state, { format: 'pt', [KEY]: text });
 }
 
 /**
@@ -48,16 +75,17 @@ export function saveMerged(path: string, model: Backbone, { classNames, transfor
  * @throws CheckpointError when the file is another one
  */
 export function loadMerged(path: string): MergedModel {
-  const { tensors, metadata } = readSafetensors(path);
+  const { tensors: written, metadata } = readSafetensors(path);
   const text = metadata[KEY];
   if (text === undefined) {
     throw new CheckpointError(
       path,
-      `no merged model, but ${tensors.size} tensors alone: 'torchgraft merge' writes one from an adapter folder; loadWeights reads weights`,
+      `no merged model, but ${written.size} tensors alone: 'torchgraft merge' writes one from an adapter folder; loadWeights reads weights`,
     );
   }
-  const { model: name, options = {}, classNames, transforms } = JSON.parse(text) as Header;
+  const { model: name, options = {}, classNames, transforms, names = 'own' } = JSON.parse(text) as Header;
   const model = createModel(name, { ...options, numClasses: classNames.length });
+  const tensors = names === 'own' ? written : importState(model, written);
   addBiases(model, tensors);
   model.loadStateDict(tensors);
   return { model: model.eval(), classNames, transforms };
