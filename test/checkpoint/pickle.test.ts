@@ -84,6 +84,25 @@ describe('names that are not data are refused by name, and nothing runs', () => 
     ['runpy', call('runpy', '_run_code'), 'runpy._run_code'],
     ['functools.partial', call('functools', 'partial'), 'functools.partial'],
     ['a name never called', '\x80\x02cos\nsystem\n0N.', 'os.system'],
+    ['a call inside the arguments of another', "ccollections\nOrderedDict\n(cos\nsystem\n(S'x'\ntRtR.", 'os.system'],
+    [
+      'a call of what a call gave',
+      "cbuiltins\ngetattr\n(cbuiltins\n__import__\n(S'os'\ntRS'system'\ntR(S'x'\ntR.",
+      'builtins.getattr',
+    ],
+    [
+      'the reconstructor of a class',
+      'ccopyreg\n_reconstructor\n(csubprocess\nPopen\ncbuiltins\nobject\nNtR.',
+      'subprocess.Popen',
+    ],
+    ['a default factory', 'ccollections\ndefaultdict\n(cos\nsystem\ntR.', 'os.system'],
+    [
+      'in a tensor of a class of its own',
+      'ctorch._tensor\n_rebuild_from_type_v2\n(cposix\nsystem\n)tR.',
+      'posix.system',
+    ],
+    ['as a state', '\x80\x02cargparse\nNamespace\n)\x81}U\x01ccos\nsystem\nsb.', 'os.system'],
+    ['as a persistent id', '\x80\x02cos\nsystem\nQ.', 'os.system'],
   ];
   test.each(rows)('%s', (label, pickle, name) => {
     const path = torchArchive(join(folder, 'evil.pt'), pickle);
@@ -153,6 +172,29 @@ describe('damaged and hostile pickles', () => {
     const value = unpickle(laughs);
     expect(Array.isArray(value)).toBe(true);
     expect(performance.now() - start).toBeLessThan(2000);
+  });
+
+  /** What a pickle becomes, with the memory and time that it took. */
+  function cost(pickle: string): { megabytes: number; milliseconds: number } {
+    const before = process.memoryUsage();
+    const start = performance.now();
+    const value = unpickle(pickle);
+    expect(value).toBeDefined();
+    const after = process.memoryUsage();
+    const megabytes = (after.heapUsed + after.external - before.heapUsed - before.external) / 2 ** 20;
+    return { megabytes, milliseconds: performance.now() - start };
+  }
+
+  test.each([
+    // Python's own unpickler makes a list as long as the largest place.
+    ['places in the memo without end', `N${'r\xff\xff\xff\xff'.repeat(3)}p4294967295\n.`],
+    ['a text of 2^40 letters', `X${le32(1024)}${'a'.repeat(1024)}q\0${'(h\0h\0tq\0'.repeat(30)}.`],
+    ['keys that are laughs', `]q\0${'(h\0h\0tq\0'.repeat(60)}0}h\0Ns.`],
+    ['a dict of dicts', `}q\0${'}(K\x01h\0K\x02h\0uq\0'.repeat(60)}.`],
+  ])('%s take no room', (_, pickle) => {
+    const { megabytes, milliseconds } = cost(pickle);
+    expect(megabytes).toBeLessThan(32);
+    expect(milliseconds).toBeLessThan(2000);
   });
 
   test('too many containers end the reading before the memory does', () => {

@@ -8,6 +8,7 @@ import {
   writeSharded,
   writeTorchFile,
 } from '../../lib/checkpoint/index.js';
+import { bigTorchArchive } from '../checkpoint/sparse.js';
 import { findEnvironment, runPython, temporaryFolder } from './python.js';
 
 const python = await findEnvironment();
@@ -75,5 +76,16 @@ describe.skipIf(python.command === null)(`bytes of every dtype${python.reason}`,
       join(import.meta.dirname, '../../scripts/interop'),
     ]);
     expect(text.trim()).toBe(`${count} []`);
+  });
+
+  test('PyTorch reads our archive of more than 4 GB', async () => {
+    const path = join(folder, 'big.pt');
+    const size = bigTorchArchive(path);
+    const code = `
+import sys, torch
+state = torch.load(sys.argv[1], weights_only=True, mmap=True)
+print(state["big"].nbytes, state["big"][-1].item(), state["behind"].tolist())
+`;
+    expect((await runPython(python, ['-c', code, path])).trim()).toBe(`${size} 0.0 [1.0, 2.0, 3.0]`);
   });
 });
