@@ -1,10 +1,34 @@
 import type { Module } from './module.js';
 
-/** What a place in a backbone is, for rules to match. The known ones are listed; a backbone may publish others. */
+/**
+ * What a place in a backbone is, for rules to match. The common ones are listed; a backbone may publish others (text models
+ * also say which attention: `cross_keys`, `decoder_heads`). A place may have several.
+ */
 export type Role =
+  /** The images; the tokens that enter the blocks; the last features; the vector that enters the classifier. */
+  | 'input'
+  | 'patch_embed'
+  | 'tokens'
+  | 'stem'
+  | 'features'
+  | 'pool'
+  | 'pre_logits'
+  | 'classifier'
   | 'block'
   | 'stage'
+  /** Layers. `norm` are those of the body; `head_norm` stands between the features and the classifier. */
+  | 'conv'
+  | 'linear'
+  | 'norm'
+  | 'head_norm'
+  /** A linear layer that says where, and how strongly, to sample. */
+  | 'sampling'
+  /** Projections of an attention: layers, or slices of one. */
+  | 'q'
+  | 'k'
+  | 'v'
   | 'attention'
+  | 'mlp'
   /** What an attention's (an MLP's) normed input becomes until it is added to the stream, stochastic depth included. */
   | 'attention_path'
   | 'mlp_path'
@@ -14,22 +38,15 @@ export type Role =
   /** The stream itself before either branch and its skip: what is added here, both of them carry. */
   | 'attention_stream'
   | 'mlp_stream'
-  /** Keys and values of an attention, and the stretch from queries to joined heads, all in layout `heads`. */
+  /** Keys and values of an attention, and the stretch from queries to heads, all in layout `heads`; the heads joined. */
   | 'keys'
   | 'values'
   | 'heads'
-  | 'mlp'
-  | 'norm'
-  | 'conv'
-  | 'linear'
-  /** A linear layer that says where, and how strongly, to sample. */
-  | 'sampling'
+  | 'joined_heads'
+  /** A convolutional block's spatial convolution with what acts on it, its whole branch, and what halves the map. */
+  | 'spatial'
   | 'residual'
-  | 'patch_embed'
-  | 'tokens'
-  | 'activation'
   | 'downsample'
-  | 'head'
   | (string & {});
 
 /** How the features at a site lie in memory: `map` [B, C, H, W], `tokens` [B, N, C], `vector` [B, C], `heads` [B, H, N, C/H]. */
