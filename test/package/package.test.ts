@@ -55,7 +55,7 @@ interface Packed {
   readonly unpacked: number;
 }
 
-describe.skipIf(reason !== null)('the published packages', () => {
+describe.skipIf(reason !== null)('the published packages', { timeout: 180_000 }, () => {
   const folder = mkdtempSync(join(tmpdir(), 'torchgraft-package-'));
   afterAll(() => rmSync(folder, { recursive: true, force: true }));
   const consumer = join(folder, 'consumer');
