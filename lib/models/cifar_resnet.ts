@@ -17,7 +17,7 @@ import {
   Span,
 } from '../nn/index.js';
 import { aten, type Tensor } from '../tensor/index.js';
-import { Backbone, type FeatureLevel, type Preprocessing } from './backbone.js';
+import type { FeatureLevel, Preprocessing } from './backbone.js';
 import {
   BasicBlock,
   batchNormSite,
@@ -27,10 +27,10 @@ import {
   dropPathRateAt,
   identitySite,
   imageSite,
-  outputsOf,
   poolMap,
 } from './blocks.js';
 import { type Family, imageSize, preprocessing } from './family.js';
+import { StagedBackbone } from './staged_backbone.js';
 
 /** Shortcut A: every second row and column, zero channels in front and behind. [B, C, H, W] -> [B, C', H/2, W/2]. */
 class PaddedSubsample extends Module {
@@ -73,7 +73,7 @@ const options = z.strictObject({
 export type CifarResNetOptions = z.output<typeof options>;
 
 /** ResNet-20, 32, ... for small images: a 3x3 stem, three stages of basic blocks, global mean, `linear`. */
-export class CifarResNet extends Backbone {
+export class CifarResNet extends StagedBackbone {
   readonly name: string;
   readonly classifier = 'linear';
   readonly numFeatures: number;
@@ -120,18 +120,12 @@ export class CifarResNet extends Backbone {
     });
   }
 
-  forwardFeatures(x: Tensor, ctx: Context = new Context()): Tensor {
-    let y = this.stem.run(this.input.run(x, ctx), ctx);
-    for (const stage of [this.layer1, this.layer2, this.layer3]) y = stage.run(y, ctx);
-    return this.features.run(y, ctx);
+  get stages(): readonly BlockList[] {
+    return [this.layer1, this.layer2, this.layer3];
   }
 
   forwardHead(features: Tensor, ctx: Context = new Context()): Tensor {
     return this.linear.run(this.pre_logits.run(poolMap(features, 'avg'), ctx), ctx);
-  }
-
-  forwardIntermediates(x: Tensor, ctx: Context = new Context()): Tensor[] {
-    return outputsOf([this.layer1, this.layer2, this.layer3], this.stem.run(this.input.run(x, ctx), ctx), ctx);
   }
 
   resetClassifier(numClasses: number): void {

@@ -9,7 +9,6 @@ import type { Conv2d } from '../nn/index.js';
 import {
   AvgPool2d,
   type BatchNorm2d,
-  runChain,
   Context,
   convNormAct,
   DropPath,
@@ -22,7 +21,7 @@ import {
   Span,
 } from '../nn/index.js';
 import { noGrad, type Tensor } from '../tensor/index.js';
-import { Backbone, type FeatureLevel, type Preprocessing } from './backbone.js';
+import type { FeatureLevel, Preprocessing } from './backbone.js';
 import {
   batchNormSite,
   BlockList,
@@ -32,7 +31,6 @@ import {
   dropPathRateAt,
   identitySite,
   imageSite,
-  outputsOf,
   ResidualBlock,
   type ResidualBlockOptions,
 } from './blocks.js';
@@ -40,6 +38,7 @@ import { AttentionPool2d, type Grid } from './clip_attention_pool.js';
 import { visualTower } from './clip_names.js';
 import { CLIP_COLORS, CLIP_PAPER } from './clip_vit.js';
 import { type Family, imageSize, preprocessing, sizePair } from './family.js';
+import { StagedBackbone } from './staged_backbone.js';
 
 /** Pool (where the stride is above 1), 1x1 convolution, norm: the skip of a block that changes the shape. */
 class PooledSkip extends ConvNorm {
@@ -193,7 +192,7 @@ const clipPool: MakePool = (grid, channels, o) =>
   new AttentionPool2d(grid, channels, o.heads ?? Math.floor(channels / 64), o.outputDim, o.dynamicImgSize);
 
 /** CLIP's residual network; without classes it gives the embedding. Stages are `layer1`, `layer2`, ... */
-export class ClipResNet extends Backbone {
+export class ClipResNet extends StagedBackbone {
   readonly name: string;
   readonly classifier = 'head';
   readonly numFeatures: number;
@@ -262,18 +261,9 @@ export class ClipResNet extends Backbone {
     return this.avgpool.run(convNormAct(this.conv3, this.bn3, second, ctx), ctx);
   }
 
-  forwardFeatures(x: Tensor, ctx: Context = new Context()): Tensor {
-    const parts = [this.input, this.stem, ...this.stages, this.features];
-    return runChain(parts, x, ctx);
-  }
-
   forwardHead(features: Tensor, ctx: Context = new Context()): Tensor {
     const pooled = this.pre_logits.run(this.attnpool.run(features, ctx), ctx);
     return this.head.run(this.drop.run(pooled, ctx), ctx);
-  }
-
-  forwardIntermediates(x: Tensor, ctx: Context = new Context()): Tensor[] {
-    return outputsOf(this.stages, this.stem.run(this.input.run(x, ctx), ctx), ctx);
   }
 
   protected override get tail(): readonly string[] {

@@ -7,7 +7,6 @@ import { z } from 'zod';
 import {
   AdaptiveAvgPool2d,
   type BatchNorm2d,
-  runChain,
   Context,
   Conv2d,
   convNormAct,
@@ -23,7 +22,7 @@ import {
   Span,
 } from '../nn/index.js';
 import { aten, type Tensor } from '../tensor/index.js';
-import { Backbone, type FeatureLevel, type Preprocessing } from './backbone.js';
+import type { FeatureLevel, Preprocessing } from './backbone.js';
 import {
   batchNormSite,
   BlockList,
@@ -33,11 +32,11 @@ import {
   dropPathRateAt,
   identitySite,
   imageSite,
-  outputsOf,
   poolMap,
 } from './blocks.js';
 import { type Family, imageSize, preprocessing, requireSameLength } from './family.js';
 import { Bottleneck } from './resnet.js';
+import { StagedBackbone } from './staged_backbone.js';
 
 /** Where a block stands in its network, and its stochastic depth. */
 interface Place {
@@ -173,7 +172,7 @@ export type GGhostRegNetOptions = z.output<typeof options>;
  * G-Ghost-RegNet: a strided stem without pooling and four strided stages. The first is always plain, the third always a
  * G-Ghost stage, the second and fourth are where they have more than two blocks.
  */
-export class GGhostRegNet extends Backbone {
+export class GGhostRegNet extends StagedBackbone {
   readonly name: string;
   readonly classifier = 'fc';
   readonly numFeatures: number;
@@ -227,22 +226,13 @@ export class GGhostRegNet extends Backbone {
     });
   }
 
-  private get stages(): readonly Module[] {
+  get stages(): readonly Module[] {
     return [this.layer1, this.layer2, this.layer3, this.layer4];
-  }
-
-  forwardFeatures(x: Tensor, ctx: Context = new Context()): Tensor {
-    const parts = [this.input, this.stem, ...this.stages, this.features];
-    return runChain(parts, x, ctx);
   }
 
   forwardHead(features: Tensor, ctx: Context = new Context()): Tensor {
     const pooled = this.pre_logits.run(poolMap(features, 'avg'), ctx);
     return this.fc.run(this.drop.run(pooled, ctx), ctx);
-  }
-
-  forwardIntermediates(x: Tensor, ctx: Context = new Context()): Tensor[] {
-    return outputsOf(this.stages, this.stem.run(this.input.run(x, ctx), ctx), ctx);
   }
 
   resetClassifier(numClasses: number): void {

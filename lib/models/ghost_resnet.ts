@@ -7,7 +7,6 @@ import { z } from 'zod';
 import {
   type BatchNorm2d,
   Buffer,
-  runChain,
   Context,
   Conv2d,
   convNormAct,
@@ -23,7 +22,7 @@ import {
   Span,
 } from '../nn/index.js';
 import { aten, empty, ones, tensor, type Tensor, zeros } from '../tensor/index.js';
-import { Backbone, type FeatureLevel, type Preprocessing } from './backbone.js';
+import type { FeatureLevel, Preprocessing } from './backbone.js';
 import {
   batchNormSite,
   BlockList,
@@ -32,11 +31,11 @@ import {
   dropPathRateAt,
   identitySite,
   imageSite,
-  outputsOf,
   poolMap,
   UnusedAffine,
 } from './blocks.js';
 import { type Family, imageSize, preprocessing, requireSameLength } from './family.js';
+import { StagedBackbone } from './staged_backbone.js';
 
 /** A BatchNorm that the published files hold and nothing runs. */
 class UnusedBatchNorm extends UnusedAffine {
@@ -191,7 +190,7 @@ export type GhostResNetOptions = z.output<typeof options>;
  * Ghost-ResNet with bottleneck blocks. The published head averages windows of 7x7 and so takes maps of 7x7 only; the
  * mean of the whole map, which is the same there, takes any size.
  */
-export class GhostResNet extends Backbone {
+export class GhostResNet extends StagedBackbone {
   readonly name: string;
   readonly classifier = 'fc';
   readonly numFeatures: number;
@@ -248,17 +247,8 @@ export class GhostResNet extends Backbone {
     });
   }
 
-  forwardFeatures(x: Tensor, ctx: Context = new Context()): Tensor {
-    const parts = [this.input, this.stem, ...this.stages, this.features];
-    return runChain(parts, x, ctx);
-  }
-
   forwardHead(features: Tensor, ctx: Context = new Context()): Tensor {
     return this.fc.run(this.pre_logits.run(poolMap(features, 'avg'), ctx), ctx);
-  }
-
-  forwardIntermediates(x: Tensor, ctx: Context = new Context()): Tensor[] {
-    return outputsOf(this.stages, this.stem.run(this.input.run(x, ctx), ctx), ctx);
   }
 
   resetClassifier(numClasses: number): void {

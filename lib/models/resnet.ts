@@ -8,7 +8,6 @@ import { z } from 'zod';
 import {
   AvgPool2d,
   type BatchNorm2d,
-  runChain,
   Context,
   Conv2d,
   convNormAct,
@@ -26,7 +25,7 @@ import {
 } from '../nn/index.js';
 import type { Tensor } from '../tensor/index.js';
 import type { KeyMap } from '../checkpoint/index.js';
-import { Backbone, type FeatureLevel, type Preprocessing } from './backbone.js';
+import type { FeatureLevel, Preprocessing } from './backbone.js';
 import {
   BasicBlock,
   batchNormSite,
@@ -38,12 +37,12 @@ import {
   identitySite,
   imageSite,
   type NormOptions,
-  outputsOf,
   poolMap,
   ResidualBlock,
   type ResidualBlockOptions,
 } from './blocks.js';
 import { type Family, imageSize, preprocessing, requireSameLength } from './family.js';
+import { StagedBackbone } from './staged_backbone.js';
 
 /** Options of a ResNet that are the same for both kinds of block. */
 export interface BottleneckOptions extends ResidualBlockOptions {
@@ -177,7 +176,7 @@ const options = z.strictObject({
 export type ResNetOptions = z.output<typeof options>;
 
 /** ResNet. See the option schema for what can be chosen; stages are `layer1`, `layer2`, ... as in timm. */
-export class ResNet extends Backbone {
+export class ResNet extends StagedBackbone {
   readonly name: string;
   readonly classifier = 'fc';
   /** Names are timm's and torchvision's; MoCo-v3 files hold the network as `base_encoder`. */
@@ -235,18 +234,9 @@ export class ResNet extends Backbone {
     this.initWeights(o.zeroInitLast);
   }
 
-  forwardFeatures(x: Tensor, ctx: Context = new Context()): Tensor {
-    const parts = [this.input, this.stem, ...this.stages, this.features];
-    return runChain(parts, x, ctx);
-  }
-
   forwardHead(features: Tensor, ctx: Context = new Context()): Tensor {
     const pooled = this.pre_logits.run(poolMap(features, this.globalPool), ctx);
     return this.fc.run(this.drop.run(pooled, ctx), ctx);
-  }
-
-  forwardIntermediates(x: Tensor, ctx: Context = new Context()): Tensor[] {
-    return outputsOf(this.stages, this.stem.run(this.input.run(x, ctx), ctx), ctx);
   }
 
   resetClassifier(numClasses: number): void {

@@ -19,11 +19,12 @@ import {
   Span,
 } from '../nn/index.js';
 import { aten, type Tensor } from '../tensor/index.js';
-import { Backbone, type FeatureLevel, HALF, type Preprocessing } from './backbone.js';
-import { BlockList, dropPathRateAt, identitySite, imageSite, makeDivisible, outputsOf, poolMap } from './blocks.js';
+import { type FeatureLevel, HALF, type Preprocessing } from './backbone.js';
+import { BlockList, dropPathRateAt, identitySite, imageSite, makeDivisible, poolMap } from './blocks.js';
 import { ClassifierHead } from './classifier_head.js';
 import { type Family, imageSize, preprocessing, requireSameLength, sizePair } from './family.js';
 import { bitKeyMap } from './resnetv2_names.js';
+import { StagedBackbone } from './staged_backbone.js';
 import { StdConv2d, type StdConv2dOptions } from './std_conv.js';
 
 function stdConv(inChannels: number, outChannels: number, options: StdConv2dOptions): StdConv2d {
@@ -190,7 +191,7 @@ const options = z.strictObject({
 export type ResNetV2Options = z.output<typeof options>;
 
 /** ResNetV2 in BiT's form. */
-export class ResNetV2 extends Backbone {
+export class ResNetV2 extends StagedBackbone {
   readonly name: string;
   readonly classifier = 'head.fc';
   readonly numFeatures: number;
@@ -226,19 +227,14 @@ export class ResNetV2 extends Backbone {
     this.initWeights();
   }
 
-  forwardFeatures(x: Tensor, ctx: Context = new Context()): Tensor {
-    const parts = [this.input, this.stem, ...this.stages];
-    const y = runChain(parts, x, ctx);
+  /** The feature levels are the maps before this norm and ReLU. */
+  override forwardFeatures(x: Tensor, ctx: Context = new Context()): Tensor {
+    const y = runChain([this.input, this.stem, ...this.stages], x, ctx);
     return this.features.run(this.norm.run(y, ctx).relu(), ctx);
   }
 
   forwardHead(features: Tensor, ctx: Context = new Context()): Tensor {
     return this.head.run(poolMap(features, this.globalPool), ctx);
-  }
-
-  /** The maps that leave the stages, before the norm and ReLU that follow. */
-  forwardIntermediates(x: Tensor, ctx: Context = new Context()): Tensor[] {
-    return outputsOf(this.stages, this.stem.run(this.input.run(x, ctx), ctx), ctx);
   }
 
   protected override get tail(): readonly string[] {
