@@ -64,12 +64,6 @@ function parseValue(text: string): unknown {
   }
 }
 
-/** The path of an existing folder, or a UsageError that names the option. */
-export function existingFolder(path: string, option: string): string {
-  if (!existsSync(path) || !statSync(path).isDirectory()) throw new UsageError(`${option}: there is no folder ${path}`);
-  return path;
-}
-
 /** The path of an existing file, or a UsageError that names the option. */
 export function existingFile(path: string, option: string): string {
   if (!existsSync(path) || !statSync(path).isFile()) throw new UsageError(`${option}: there is no file ${path}`);

@@ -142,8 +142,3 @@ function check(images: readonly Tensor[], targets: readonly DetectionTarget[], c
     }
   }
 }
-
-/** Annotated boxes [0, 4] and labels [0] of an image without anything, like those given. */
-export function noTarget(like: Tensor): DetectionTarget {
-  return { boxes: like.newEmpty([0, 4]), labels: like.newEmpty([0], { dtype: 'int64' }) };
-}

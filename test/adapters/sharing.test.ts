@@ -1,4 +1,4 @@
-/** Many adapters on one backbone: batches that mix them, exchanging values in place, weighting, shared parts. */
+/** Many adapters on one backbone: batches that mix them, exchanging values in place, shared parts. */
 import { mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -215,49 +215,6 @@ describe('swap', () => {
     const other = graft(model, 'lora', { rank: 3 }, { name: 'b' });
     expect(() => other.swap(join(path, 'a'))).toThrow(/its options is .*"rank":2.* and here it is .*"rank":3/);
     expect(() => graft(model, 'ssf', {}, { name: 'c' }).swap(join(path, 'a'))).toThrow(/its method is "lora"/);
-  });
-});
-
-describe('strength', () => {
-  test('scales an increment, and merging keeps it', () => {
-    const model = makeVit();
-    const x = randn([2, 3, 16, 16]);
-    const adapter = shake(graft(model, 'lora', { rank: 2, alpha: 2 }, { head: 'frozen' }));
-    const full = noGrad(() => model.run(x));
-    const same = shake(graft(model, 'lora', { rank: 2, alpha: 4 }, { name: 'twice', head: 'frozen' }));
-    noGrad(() => {
-      adapter.parameters().forEach((p, i) => same.parameters()[i]?.copy_(p));
-    });
-    const twice = noGrad(() => model.run(x));
-    adapter.activate();
-    adapter.strength = 2;
-    expect(largest(noGrad(() => model.run(x)).sub(twice))).toBeLessThan(1e-5);
-    expect(adapter.merge({ probe: x }).outputChange?.absolute).toBeLessThan(1e-5);
-    adapter.unmerge();
-    adapter.strength = 1;
-    expect(noGrad(() => model.run(x)).equal(full)).toBe(true);
-  });
-
-  test.each([
-    ['ssf', {}],
-    ['lora', { rank: 2 }],
-    ['conv_adapter', { reduction: 2 }],
-  ])('0 is the backbone, for %s', (method, options) => {
-    const model = makeCnn();
-    const x = randn([2, 3, 32, 32]);
-    const plain = noGrad(() => model.run(x));
-    const adapter = shake(graft(model, method, options, { head: 'frozen' }));
-    expect(largest(noGrad(() => model.run(x)).sub(plain))).toBeGreaterThan(1e-4);
-    adapter.strength = 0;
-    expect(largest(noGrad(() => model.run(x)).sub(plain))).toBeLessThan(1e-5);
-  });
-
-  test('is refused where a graft is there or not, and for numbers that are none', () => {
-    const model = makeCnn();
-    const prompt = graft(model, 'conv_adapter', { variant: 'prompt', promptSize: 2, imageSize: 32 });
-    expect(() => (prompt.strength = 0.5)).toThrow(/cannot be weighted: its graft at input/);
-    const lora = graft(model, 'lora', { rank: 2 }, { name: 'b' });
-    expect(() => (lora.strength = NaN)).toThrow(/finite/);
   });
 });
 

@@ -1,4 +1,4 @@
-/** Adapters that are active together: the order in which they compute, merging one beside the others, unmerging. */
+/** Adapters that are active together: the order in which they compute, merging one beside the others, unmerging, weighting. */
 import { beforeEach, describe, expect, test } from 'vitest';
 import { z } from 'zod';
 import { affine, defineMethod, graft, replace, sequential, type Adapter } from '../../lib/adapters/index.js';
@@ -17,6 +17,14 @@ const run = (model: Backbone, x: Tensor): Tensor => noGrad(() => model.run(x));
 const largest = (t: Tensor): number => Number(t.abs().max().item());
 const distance = (a: Tensor, b: Tensor): number => largest(a.sub(b)) / largest(b);
 
+/** Gives every parameter of an adapter values of its own. */
+function shake(adapter: Adapter): Adapter {
+  noGrad(() => {
+    for (const parameter of adapter.parameters()) parameter.add_(aten.randnLike(parameter), { alpha: 0.3 });
+  });
+  return adapter;
+}
+
 /** Sets in an adapter without a head, with values of its own; it becomes active beside the others. */
 function add(
   model: Backbone,
@@ -24,11 +32,7 @@ function add(
   options: Record<string, unknown>,
   name: string,
 ): Adapter {
-  const adapter = graft(model, method, options, { name, head: 'frozen', activate: 'also' });
-  noGrad(() => {
-    for (const parameter of adapter.parameters()) parameter.add_(aten.randnLike(parameter), { alpha: 0.3 });
-  });
-  return adapter;
+  return shake(graft(model, method, options, { name, head: 'frozen', activate: 'also' }));
 }
 
 beforeEach(() => manualSeed(0));
@@ -102,10 +106,7 @@ describe('a merged adapter', () => {
   test('stays when another is activated, which may bring a head of its own', () => {
     const model = makeCnn();
     const x = image();
-    const first = graft(model, 'lora', { rank: 2 }, { name: 'first', head: { classes: 3 } });
-    noGrad(() => {
-      for (const parameter of first.parameters()) parameter.add_(aten.randnLike(parameter));
-    });
+    const first = shake(graft(model, 'lora', { rank: 2 }, { name: 'first', head: { classes: 3 } }));
     const features = run(model, x);
     first.merge();
     const second = graft(model, 'linear_probe', {}, { name: 'second', head: { classes: 4, init: 'zero' } });
@@ -177,4 +178,48 @@ test('one site takes one rule of an id, whose tensors have its name', () => {
   );
   const apart = { ...overlapping, at: { ...overlapping.at, except: 'layer2.1.conv*' } };
   expect(graft(model, 'lora', { rank: 2, ...apart }).grafts.length).toBeGreaterThan(4);
+});
+
+describe('strength', () => {
+  test('scales an increment, and merging keeps it', () => {
+    const model = makeCnn();
+    const x = image();
+    const adapter = shake(graft(model, 'lora', { rank: 2, alpha: 2 }, { head: 'frozen' }));
+    const full = run(model, x);
+    const same = graft(model, 'lora', { rank: 2, alpha: 4 }, { name: 'twice', head: 'frozen' });
+    noGrad(() => {
+      adapter.parameters().forEach((p, i) => same.parameters()[i]?.copy_(p));
+    });
+    const twice = run(model, x);
+    expect(distance(twice, full)).toBeGreaterThan(1e-3);
+    adapter.activate();
+    adapter.strength = 2;
+    expect(distance(run(model, x), twice)).toBeLessThan(1e-5);
+    expect(adapter.merge({ probe: x }).outputChange?.relative).toBeLessThan(1e-5);
+    adapter.unmerge();
+    adapter.strength = 1;
+    expect(run(model, x).equal(full)).toBe(true);
+  });
+
+  test.each([
+    ['ssf', {}],
+    ['lora', { rank: 2 }],
+    ['conv_adapter', { reduction: 2 }],
+  ])('0 is the backbone, for %s', (method, options) => {
+    const model = makeCnn();
+    const x = image();
+    const plain = run(model, x);
+    const adapter = shake(graft(model, method, options, { head: 'frozen' }));
+    expect(largest(run(model, x).sub(plain))).toBeGreaterThan(1e-4);
+    adapter.strength = 0;
+    expect(largest(run(model, x).sub(plain))).toBeLessThan(1e-5);
+  });
+
+  test('is refused where a graft is there or not, and for numbers that are none', () => {
+    const model = makeCnn();
+    const prompt = graft(model, 'conv_adapter', { variant: 'prompt', promptSize: 2, imageSize: 32 });
+    expect(() => (prompt.strength = 0.5)).toThrow(/cannot be weighted: its graft at input/);
+    const lora = graft(model, 'lora', { rank: 2 }, { name: 'b' });
+    expect(() => (lora.strength = NaN)).toThrow(/finite/);
+  });
 });
