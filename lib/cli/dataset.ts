@@ -37,7 +37,7 @@ export async function openImages(folder: string, classNames: readonly string[]):
 /** What a kit opens data with. */
 interface Opener<Source> {
   isBuiltIn(data: string): boolean;
-  open(data: string, o: { valFraction?: number; seed?: number }): Promise<SplitsOf<Source>>;
+  open(data: string, o: { valFraction?: number; seed?: number; skipBroken?: boolean }): Promise<SplitsOf<Source>>;
   openWhole(data: string, classNames: readonly string[]): Promise<Source>;
 }
 
@@ -48,7 +48,7 @@ export const isShapes = (data: string): boolean => SHAPES.test(data);
 export async function openLabeled<Source extends { readonly classNames: readonly string[] }>(
   opener: Opener<Source>,
   spec: string,
-  o: { split?: string; classNames: readonly string[]; valFraction?: number; seed?: number },
+  o: { split?: string; classNames: readonly string[]; valFraction?: number; seed?: number; skipBroken?: boolean },
 ): Promise<Source> {
   if (o.split === undefined && !opener.isBuiltIn(spec)) return opener.openWhole(spec, o.classNames);
   const parts = await opener.open(spec, o);

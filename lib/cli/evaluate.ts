@@ -2,7 +2,7 @@
 import { Command, Option } from 'commander';
 import { addComputeOptions, integer, real, type ComputeOptions } from './arguments.js';
 import { openLabeled } from './dataset.js';
-import { withKit } from './kits/kit.js';
+import { leftOut, withKit } from './kits/kit.js';
 import { note, printResult } from './output.js';
 import { addScoringOptions, withScoring, type ScoringFlags } from './task_spec.js';
 import { openTrained, prepareCompute } from './trained.js';
@@ -72,6 +72,7 @@ async function runEvaluate(target: string, flags: EvaluateFlags): Promise<void> 
       ...(flags.split === undefined ? {} : { split: flags.split }),
       valFraction: flags.valFraction,
       seed: flags.splitSeed,
+      skipBroken: flags.skipBroken === true,
     });
     const loader = await kit.loader(dataset, {
       ...{ spec, transforms, isTraining: false, seed: 0, cacheBytes: 0 },
@@ -80,9 +81,9 @@ async function runEvaluate(target: string, flags: EvaluateFlags): Promise<void> 
     });
     const task = await kit.task(spec, classNames.length, {});
     const score = await evaluate(model, loader, { task });
-    return { answer: await kit.describe(score, classNames, spec), skipped: loader.skipped };
+    const skipped = new Set([...leftOut(dataset), ...loader.skipped].map(({ path }) => path));
+    return { answer: await kit.describe(score, classNames, spec), skipped: [...skipped] };
   });
-  if (skipped.length > 0)
-    note(`left out ${skipped.length} broken images: ${skipped.map(({ path }) => path).join(', ')}`);
+  if (skipped.length > 0) note(`left out ${skipped.length} broken images: ${skipped.join(', ')}`);
   printResult(flags.json, { target, ...answer.data, skipped: skipped.length }, answer.text);
 }

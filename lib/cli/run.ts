@@ -17,7 +17,7 @@ import {
   type TaskBatch,
   type TrainListener,
 } from '../train/index.js';
-import { withKit, type Loader, type TaskKit } from './kits/kit.js';
+import { leftOut, withKit, type Loader, type TaskKit } from './kits/kit.js';
 import { asUsage } from './output.js';
 import type { RunSettings } from './settings.js';
 import { backboneOf, modelFor, readsMaps, type StoredTask } from './task_spec.js';
@@ -71,7 +71,8 @@ async function trainWith<
   S extends Score,
 >(kit: TaskKit<Source, B, S>, settings: RunSettings, out: string, o: RunOptions): Promise<RunResult | null> {
   const device = await prepareCompute(settings);
-  const parts = await kit.open(settings.data, { valFraction: settings.valFraction, seed: settings.splitSeed });
+  const { valFraction, splitSeed, skipBroken } = settings;
+  const parts = await kit.open(settings.data, { valFraction, seed: splitSeed, skipBroken });
   const { val, classNames } = parts;
   manualSeed(settings.seed); // for backbones and heads that start from random weights
   const { adapter, backbone } = await makeAdapter(settings, classNames.length, device);
@@ -105,7 +106,9 @@ async function trainWith<
 
   const folder = join(out, 'adapter');
   await saveRunAdapter(folder, adapter, backbone, settings, classNames);
-  const skipped = new Set([...loaders.train.skipped, ...loaders.val.skipped].map((s) => s.path)).size;
+  const skipped = new Set(
+    [parts.train, val].flatMap(leftOut).concat(loaders.train.skipped, loaders.val.skipped).map(pathOf),
+  ).size;
   const result = describeResult(settings, adapter, fit, score, {
     skipped,
     adapter: folder,
@@ -116,6 +119,8 @@ async function trainWith<
   writeFileSync(join(out, 'result.json'), `${JSON.stringify(result, null, 2)}\n`);
   return result;
 }
+
+const pathOf = ({ path }: { readonly path: string }): string => path;
 
 /** The model of the task with the method set in, and the backbone inside. */
 async function makeAdapter(

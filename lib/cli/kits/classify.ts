@@ -9,7 +9,7 @@ import { chunks, imagesOf, loadAll, loaderOptions, type Answer, type PredictOpti
 
 export const classifyKit: TaskKit<Dataset, Batch, Evaluation> = {
   isBuiltIn: isShapes,
-  open: openTrainingData,
+  open: (data, { skipBroken: _, ...o }) => openTrainingData(data, o),
   openWhole: openImages,
   transforms: buildTransforms,
   async loader(dataset, o) {

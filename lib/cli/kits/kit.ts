@@ -1,5 +1,5 @@
 /** What the commands must know of a task: its data, its loaders, its score in words, its predictions. */
-import type { SkippedImage, SplitsOf, TransformInput } from '../../data/index.js';
+import type { Skipped, SkippedImage, SplitsOf, TransformInput } from '../../data/index.js';
 import type { Preprocessing } from '../../models/index.js';
 import type { Device } from '../../tensor/index.js';
 import type { BatchSource, LossOptions, Report, Score, Task, TaskBatch } from '../../train/index.js';
@@ -12,6 +12,8 @@ import type { Trained } from '../trained.js';
 export interface OpenOptions {
   readonly valFraction?: number;
   readonly seed?: number;
+  /** Leave out what is wrong already in a list of files or annotations: a mask without an image, an empty video. */
+  readonly skipBroken?: boolean;
 }
 
 /** How a part of the data is read. */
@@ -90,6 +92,13 @@ export async function withKit<R>(
     case 'video':
       return use((await import('./video.js')).videoKit);
   }
+}
+
+/** What a data set has left out when it was opened. */
+export function leftOut(source: object): readonly Skipped[] {
+  if ('skipped' in source) return source.skipped as readonly Skipped[];
+  // A part that was split off.
+  return 'source' in source ? leftOut(source.source as object) : [];
 }
 
 /** What `BatchLoader`s are told, from the settings of a run. */
