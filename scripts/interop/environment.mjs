@@ -17,11 +17,11 @@ import {
   statSync,
   writeFileSync,
 } from 'node:fs';
-import { dirname, join } from 'node:path';
+import { basename, dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { pytorchIndex } from '../build/fetch-libtorch.mjs';
 import { cacheRoot, cachedTorch, completeMark, fetchedVersion } from '../build/find-libtorch.mjs';
-import { withLock } from '../build/lock.mjs';
+import { isAlive, withLock } from '../build/lock.mjs';
 import { SetupError, compareVersions, findPython, output, runScript } from '../build/tools.mjs';
 
 const torch = `torch==${process.platform === 'darwin' ? fetchedVersion.replace(/\+.*/, '') : fetchedVersion}`;
@@ -129,8 +129,12 @@ function shareLibraries(folder, env) {
  * @param {NodeJS.ProcessEnv} env
  */
 async function make(folder, python, env) {
-  const partial = `${folder}.partial`;
-  rmSync(partial, { recursive: true, force: true });
+  const prefix = `${basename(folder)}.partial-`;
+  for (const name of readdirSync(dirname(folder)).filter((file) => file.startsWith(prefix))) {
+    const left = join(dirname(folder), name);
+    if (!isAlive(Number(name.slice(prefix.length)))) rmSync(left, { recursive: true, force: true });
+  }
+  const partial = join(dirname(folder), `${prefix}${process.pid}`);
   try {
     // Without pip of its own: Debian's Python cannot install it, and any pip can install into another environment.
     await run(python, ['-m', 'venv', '--without-pip', partial], env);
@@ -145,6 +149,8 @@ async function make(folder, python, env) {
     await run(python, [...pip, '--no-deps', ...alone], env);
     shareLibraries(partial, env);
     writeFileSync(join(partial, completeMark), '');
+    // Someone may have been as quick, after both took over a dead lock; and what is in use must stay.
+    if (existsSync(join(folder, completeMark))) return;
     rmSync(folder, { recursive: true, force: true });
     renameSync(partial, folder);
   } finally {

@@ -477,6 +477,15 @@ describe('what peft has no place for, and what is not read', () => {
     );
   });
 
+  test('LoKr on convolutions that lie channels last computes what it merges', () => {
+    const options = { rank: 2, at: { role: 'conv' } };
+    const adapter = makeOurs({ id: '', backbone: 'resnet', method: 'lokr', options });
+    const x = inputsOf(adapter.model);
+    const before = run(adapter.model, x);
+    adapter.merge();
+    expect(difference(run(adapter.model, x), before)).toBeLessThan(TOLERANCE);
+  });
+
   test('an adapter of ours is still what it was after saving, and loads into a model in memory', () => {
     const adapter = makeOurs({ id: '', backbone: 'vit', method: 'lora', options: { rank: 2 }, head: { classes: 5 } });
     const before = run(adapter.model, inputsOf(adapter.model));
