@@ -4,6 +4,7 @@ import { join } from 'node:path';
 import { describe, expect, test } from 'vitest';
 import { parseNpz } from '../../lib/checkpoint/npy.js';
 import { readTorchFile } from '../../lib/checkpoint/index.js';
+import type { Tensor } from '../../lib/tensor/index.js';
 import { FileMap } from '../../lib/checkpoint/region.js';
 import { ZipArchive } from '../../lib/checkpoint/zip.js';
 import { temporaryFolder } from './helpers.js';
@@ -18,7 +19,7 @@ describe('archives beyond 4 GB', () => {
     const before = process.memoryUsage.rss();
     const size = bigTorchArchive(path);
     expect(size).toBeGreaterThan(2 ** 32);
-    const state = readTorchFile(path) as Map<string, import('../../lib/tensor/index.js').Tensor>;
+    const state = readTorchFile(path) as Map<string, Tensor>;
     const big = state.get('big')!;
     expect(big.numel() * 4).toBe(size);
     expect([big.select(0, 0).item(), big.select(0, -1).item()]).toEqual([0, 0]);
