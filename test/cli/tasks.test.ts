@@ -208,14 +208,21 @@ describe('mistakes', () => {
     mkdirSync(at('bad'), { recursive: true });
     for (const name of ['images', 'masks']) mkdirSync(at('bad', name), { recursive: true });
     writeFileSync(at('bad', 'classes.txt'), 'one\ntwo');
-    for (let i = 0; i < 4; i++) {
+    for (let i = 0; i < 8; i++) {
       await png(at('bad', 'images', `${i}.png`), new Uint8Array(32 * 32 * 3), 32, 3);
-      await png(at('bad', 'masks', `${i}.png`), new Uint8Array(32 * 32).fill(i), 32, 1);
+      await png(at('bad', 'masks', `${i}.png`), new Uint8Array(32 * 32).fill(i < 6 ? i % 2 : i), 32, 1);
     }
     const { code, stderr } = await torchgraft(
       finetune('bad_run', 'cifar_resnet20', '--task', 'segment', '--head', 'fcn', '--data', at('bad')),
     );
     expect(code).toBe(1);
-    expect(stderr).toMatch(/mask .*[23]\.png has the number [23]/);
+    expect(stderr).toMatch(/mask .*[67]\.png has the number [67]/);
+    // A mask without an image is found before any is read.
+    await png(at('bad', 'masks', 'alone.png'), new Uint8Array(32 * 32), 32, 1);
+    const { skipped } = await json<{ skipped: number }>(
+      ...finetune('skipping', 'cifar_resnet20', '--task', 'segment', '--head', 'fcn', '--head-channels', '8'),
+      ...['--data', at('bad'), '--skip-broken', '--batch-size', '4', '--val-fraction', '0.5'],
+    );
+    expect(skipped).toBe(3);
   });
 });
