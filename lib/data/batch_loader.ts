@@ -1,4 +1,5 @@
 /** The mechanism of every loader: samples in an order, prepared ahead of their use, batches of them. */
+import { assertOptions } from '../tensor/check.js';
 import { keep, scope, type Device, type Tensor } from '../tensor/index.js';
 import { Gate } from './gate.js';
 import { Random, Stream } from './random.js';
@@ -23,6 +24,18 @@ export interface BatchLoaderOptions<Source> {
   /** Default 'cpu'. */
   readonly device?: Device;
 }
+
+const OPTIONS = [
+  'dataset',
+  'batchSize',
+  'shuffle',
+  'seed',
+  'dropLast',
+  'skipBroken',
+  'cacheBytes',
+  'prefetch',
+  'device',
+];
 
 /** A broken sample that was left out. */
 export interface SkippedImage extends Skipped {
@@ -66,25 +79,31 @@ export abstract class BatchLoader<Sample, Ready, Batch extends AnyBatch, Source 
   // A careful start; small samples bring it down within a batch.
   #bytesPerSample = 2 ** 24;
 
-  /** @throws RangeError for a number that is out of range, or a data set that makes no batch */
-  constructor(options: BatchLoaderOptions<Source>) {
+  /**
+   * @param own the options that a kind of loader has besides those of all
+   * @throws TypeError for an option that there is not; RangeError for a number that is out of range, or a data set that makes
+   *   no batch
+   */
+  constructor(options: BatchLoaderOptions<Source>, own: readonly string[]) {
+    const loader = new.target.name;
+    assertOptions(options, loader, [...OPTIONS, ...own]);
     const { dataset, batchSize, dropLast = false } = options;
     const { shuffle = false, seed = 0, skipBroken = false, cacheBytes = 256 * 2 ** 20, prefetch = 2 } = options;
     this.#o = { shuffle, seed, skipBroken, cacheBytes, prefetch };
     this.device = options.device ?? 'cpu';
-    atLeast('batchSize', batchSize, 1);
-    atLeast('prefetch', prefetch, 0);
+    atLeast(loader, 'batchSize', batchSize, 1);
+    atLeast(loader, 'prefetch', prefetch, 0);
     if (!(cacheBytes >= 0))
-      throw new RangeError(`DataLoader: cacheBytes must not be negative, got ${String(cacheBytes)}`);
+      throw new RangeError(`${loader}: cacheBytes must not be negative, got ${String(cacheBytes)}`);
     if (!Number.isSafeInteger(seed))
-      throw new RangeError(`DataLoader: seed must be a safe integer, got ${String(seed)}`);
+      throw new RangeError(`${loader}: seed must be a safe integer, got ${String(seed)}`);
     this.dataset = dataset;
     this.batchSize = batchSize;
     this.length = dropLast ? Math.floor(dataset.length / batchSize) : Math.ceil(dataset.length / batchSize);
     this.samples = dropLast ? this.length * batchSize : dataset.length;
     if (this.length === 0) {
       throw new RangeError(
-        `DataLoader: ${String(dataset.length)} samples make no batch of ${String(batchSize)}${dropLast ? ' (dropLast)' : ''}`,
+        `${loader}: ${String(dataset.length)} samples make no batch of ${String(batchSize)}${dropLast ? ' (dropLast)' : ''}`,
       );
     }
   }
@@ -125,8 +144,8 @@ export abstract class BatchLoader<Sample, Ready, Batch extends AnyBatch, Source 
    * smaller, and a batch without any good sample is left out.
    */
   async *epoch(epoch = 0, from = 0): AsyncGenerator<AnyBatch & FieldsOf<Batch>, void, undefined> {
-    atLeast('epoch', epoch, 0);
-    atLeast('from', from, 0);
+    atLeast(this.constructor.name, 'epoch', epoch, 0);
+    atLeast(this.constructor.name, 'from', from, 0);
     const order = this.order(epoch);
     const gate = new Gate(() => Math.max(1, Math.floor(BYTES_IN_FLIGHT / this.#bytesPerSample)));
     const ahead: Promise<Outcome<Ready>[]>[] = [];
@@ -211,8 +230,8 @@ export abstract class BatchLoader<Sample, Ready, Batch extends AnyBatch, Source 
 type Outcome<Ready> =
   { readonly index: number; readonly ready: Ready } | { readonly index: number; readonly error: unknown };
 
-function atLeast(name: string, value: number, least: number): void {
+function atLeast(loader: string, name: string, value: number, least: number): void {
   if (!Number.isInteger(value) || value < least) {
-    throw new RangeError(`DataLoader: ${name} must be a whole number from ${String(least)} on, got ${String(value)}`);
+    throw new RangeError(`${loader}: ${name} must be a whole number from ${String(least)} on, got ${String(value)}`);
   }
 }

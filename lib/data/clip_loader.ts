@@ -50,7 +50,7 @@ export class ClipLoader extends BatchLoader<Video, Cut, LoadedClips, VideoSource
   constructor(options: ClipLoaderOptions) {
     const { cacheBytes = 256 * 2 ** 20 } = options;
     // What the loader keeps are videos that are opened, which weigh nothing; frames count on their own.
-    super({ ...options, cacheBytes: cacheBytes >= 0 ? Infinity : cacheBytes });
+    super({ ...options, cacheBytes: cacheBytes >= 0 ? Infinity : cacheBytes }, ['clips']);
     this.#clips = options.clips;
     this.#cache = { left: cacheBytes };
     const { temporalViews } = { temporalViews: 1, ...options.clips };

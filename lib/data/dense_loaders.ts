@@ -36,8 +36,8 @@ abstract class AnnotatedLoader<Sample extends AnnotatedImage, Batch extends AnyB
 > {
   readonly pipeline: Pipeline;
 
-  constructor(options: AnnotatedLoaderOptions<Sample>, pipeline: Pipeline) {
-    super(options);
+  constructor(options: AnnotatedLoaderOptions<Sample>, pipeline: Pipeline, own: readonly string[]) {
+    super(options, ['transform', ...own]);
     this.pipeline = pipeline;
   }
 
@@ -76,7 +76,7 @@ export class SegmentationLoader extends AnnotatedLoader<SegmentationSample, Load
   readonly #memoryFormat: MemoryFormat;
 
   constructor(options: SegmentationLoaderOptions) {
-    super(options, pipelineOf(options.transform));
+    super(options, pipelineOf(options.transform), ['memoryFormat']);
     this.#memoryFormat = options.memoryFormat ?? 'contiguous_format';
   }
 
@@ -149,7 +149,7 @@ export class DetectionLoader extends AnnotatedLoader<DetectionSample, LoadedBoxe
     const { firstLabel = 0, crowds = 'keep' } = options;
     const pipeline = pipelineOf(options.transform);
     const isFloat = pipeline.transforms.some(({ kind }) => kind === 'toFloat');
-    super(options, isFloat ? pipeline : new Pipeline([...pipeline.transforms, toFloat()]));
+    super(options, isFloat ? pipeline : new Pipeline([...pipeline.transforms, toFloat()]), ['firstLabel', 'crowds']);
     if (!Number.isInteger(firstLabel) || firstLabel < 0) {
       throw new RangeError(`DetectionLoader: firstLabel must be a whole number from 0 on, got ${String(firstLabel)}`);
     }

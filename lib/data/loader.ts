@@ -35,7 +35,7 @@ export class DataLoader extends BatchLoader<Image, Image, LoadedBatch, Dataset> 
   readonly #memoryFormat: MemoryFormat;
 
   constructor(options: DataLoaderOptions) {
-    super(options);
+    super(options, ['transform', 'memoryFormat']);
     const { transform = [], memoryFormat = 'contiguous_format' } = options;
     this.pipeline = transform instanceof Pipeline ? transform : new Pipeline(transform);
     this.#memoryFormat = memoryFormat;

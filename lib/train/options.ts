@@ -88,6 +88,12 @@ export type ScheduleOptions =
 export type LossOptions =
   { /** Default 0. */ readonly labelSmoothing?: number } | ((logits: Tensor, labels: Tensor) => Tensor);
 
+/** Names of what a trainer can be told. */
+export const TRAINER_OPTIONS = [
+  ...['model', 'adapter', 'train', 'val', 'task', 'epochs', 'optimizer', 'schedule', 'loss', 'accumulate', 'clip'],
+  ...['autocast', 'bnStats', 'backboneMode', 'seed', 'outDir', 'resume', 'saveEvery', 'logEvery', 'signal', 'onEvent'],
+] as const satisfies readonly (keyof TrainerOptions)[];
+
 /** What a trainer can be told; all but the first four have defaults. */
 export interface TrainerOptions<B extends TaskBatch = Batch> {
   readonly model: Module;

@@ -1,4 +1,5 @@
 /** From the options of a run to its optimizer and its learning rate at every step. */
+import { assertOptions } from '../tensor/check.js';
 import type { Tensor } from '../tensor/index.js';
 import { Adam, AdamW, SGD, weightDecayGroups } from './optim.js';
 import type { OptimizerOptions, RunLength, ScheduleOptions } from './options.js';
@@ -6,6 +7,7 @@ import { constant, cosine, step as stepDecay, type Schedule } from './schedule.j
 
 const DEFAULT_DECAY = 1e-4;
 const DEFAULT_OPTIMIZER: OptimizerOptions = { kind: 'adamw', lr: 1e-3 };
+const OPTIMIZER_OPTIONS = ['kind', 'lr', 'weightDecay', 'betas', 'eps', 'momentum', 'nesterov'];
 const DEFAULT_SCHEDULE: ScheduleOptions = { kind: 'cosine' };
 
 /** Builds the optimizer that the options name, with weight decay on tensors of more than one dimension. */
@@ -13,6 +15,7 @@ export function makeOptimizer(
   named: readonly (readonly [string, Tensor])[],
   options: OptimizerOptions = DEFAULT_OPTIMIZER,
 ): AdamW | Adam | SGD {
+  assertOptions(options, 'Trainer: optimizer', OPTIMIZER_OPTIONS);
   const { kind, weightDecay = DEFAULT_DECAY, ...rest } = options;
   const groups = weightDecayGroups(named, weightDecay);
   if (kind === 'sgd') return new SGD(groups, { momentum: 0.9, ...rest });
@@ -37,6 +40,7 @@ export function learningRates(
 
 function makeSchedule(run: RunLength, options: ScheduleOptions): Schedule {
   if (typeof options === 'function') return options(run);
+  assertOptions(options, 'Trainer: schedule', ['kind', 'warmupEpochs', 'floor', 'at', 'factor']);
   const inSteps = (epochs: number): number => Math.round(epochs * run.stepsPerEpoch);
   const warmup = Math.min(inSteps(options.warmupEpochs ?? 0), run.steps);
   switch (options.kind) {

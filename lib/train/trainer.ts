@@ -8,13 +8,14 @@ import { join } from 'node:path';
 import { setImmediate as breathe } from 'node:timers/promises';
 import { DenseModel } from '../heads/index.js';
 import { type Parameter, trainingMode } from '../nn/index.js';
+import { assertOptions } from '../tensor/check.js';
 import { manualSeed, scope, type Device } from '../tensor/index.js';
 import { Checkpoints } from './checkpoints.js';
 import { evaluate } from './evaluate.js';
 import { headline, type EpochRecord, type Score, type TrainEvent } from './events.js';
 import { JsonlLog } from './log.js';
 import { clipGradNorm } from './optim.js';
-import type { TaskBatch, Batch, BatchSource, TrainerOptions } from './options.js';
+import { TRAINER_OPTIONS, type TaskBatch, type Batch, type BatchSource, type TrainerOptions } from './options.js';
 import { describeRecipe, learningRates, makeOptimizer } from './recipe.js';
 import type { Position, Sums } from './run_state.js';
 import { classifyTask } from './tasks/classify.js';
@@ -326,6 +327,7 @@ async function* groups<B>(batches: AsyncIterable<B>, size: number): AsyncGenerat
 }
 
 function check<B extends TaskBatch>(o: TrainerOptions<B>): void {
+  assertOptions(o, 'Trainer', TRAINER_OPTIONS);
   const positive = (name: string, value: number | null | undefined): void => {
     if (value !== undefined && value !== null && (!Number.isInteger(value) || value < 1))
       throw new RangeError(`Trainer: ${name} must be a positive whole number, got ${value}`);

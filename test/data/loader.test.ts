@@ -235,6 +235,7 @@ describe('DataLoader', () => {
     [{ batchSize: 2, prefetch: -1 }, /prefetch/],
     [{ batchSize: 2, cacheBytes: NaN }, /cacheBytes/],
     [{ batchSize: 2, seed: 0.5 }, /seed/],
+    [{ batchSize: 2, transforms: [] } as never, /DataLoader: unknown option 'transforms'; it takes .*transform,/],
     [{ batchSize: 2, transform: [{ kind: 'blur' }] as never }, /unknown kind "blur"/],
   ])('refuses %j', (o, message) => {
     expect(() => new DataLoader({ dataset: new Slow(4), ...o })).toThrow(message);

@@ -87,6 +87,10 @@ describe('a run', () => {
 
   it('refuses wrong options before it starts', () => {
     expect(() => trainer(tinyNet(), { epochs: 0 })).toThrow(/epochs must be a positive whole number, got 0/);
+    expect(() => trainer(tinyNet(), { adaptor: null } as never)).toThrow(/unknown option 'adaptor'.*adapter/);
+    expect(() => trainer(tinyNet(), { optimizer: { kind: 'adamw', rate: 1 } as never })).toThrow(
+      /optimizer: unknown .*'rate'/,
+    );
     expect(() => trainer(tinyNet(), { resume: true })).toThrow(/resume needs outDir/);
     expect(() => trainer(tinyNet().requiresGrad_(false))).toThrow(/no parameter requires a gradient/);
     expect(() => trainer(tinyNet(), { clip: -1 })).toThrow(/clip must be above 0/);
