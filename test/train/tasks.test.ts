@@ -23,6 +23,7 @@ import {
   type TaskBatch,
   type TrainerOptions,
 } from '../../lib/train/index.js';
+import { ColorData, tinyNet } from './tiny.js';
 import { boxData, clipData, COLORS, detector, maskData, segmenter, SIDE, videoNet } from './dense.js';
 
 const folder = mkdtempSync(join(tmpdir(), 'torchgraft-tasks-'));
@@ -173,6 +174,13 @@ describe.each(Object.entries(subjects))('%s', (id, { adapter: make, run, learned
 });
 
 describe('scores', () => {
+  it('of classification hold a prediction for each image', async () => {
+    const { predictions, confusion, correct, samples } = await evaluate(tinyNet(), new ColorData(10, 4));
+    expect(predictions.map((p) => p.index).sort((a, b) => a - b)).toEqual([0, 1, 2, 3, 4, 5, 6, 7, 8, 9]);
+    expect(predictions.filter((p) => p.label === p.predicted)).toHaveLength(correct);
+    expect([samples, confusion.flat().reduce((a, b) => a + b)]).toEqual([10, 10]);
+  });
+
   it('of segmentation are those of the meter, whole or by windows', async () => {
     const model = segmenter().eval();
     const task = segmentTask({ classes: COLORS + 1 });

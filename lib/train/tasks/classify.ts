@@ -95,7 +95,8 @@ class ClassificationScore implements Meter<Batch, Evaluation> {
     );
     const correct = confusion.reduce((sum, row, i) => sum + row[i]!, 0);
     const samples = predictions.length;
-    return { loss: this.#loss / samples, accuracy: correct / samples, samples, correct, confusion, predictions };
+    const accuracy = correct / samples;
+    return { loss: this.#loss / samples, accuracy, samples, correct, confusion, predictions: [...predictions] };
   }
 
   [Symbol.dispose](): void {
