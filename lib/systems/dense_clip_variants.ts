@@ -230,6 +230,8 @@ export interface DenseClipRates {
 /**
  * The groups of parameters that the paper trains, for an optimizer: the image tower at a tenth of the rate, norms outside
  * of it (by their names) without decay, everything else. The text tower is frozen and in none.
+ * For a `Trainer`, `optimizer: { kind: 'adamw', lr, rateFactor: (name) => (name.startsWith('backbone.') ? 0.1 : 1) }` sets the same
+ * rates.
  *
  * @param model a `DenseClip`, a detector of `createDenseClipDetector`, or any model around them
  */

@@ -5,7 +5,7 @@ import { readSafetensors, writeSafetensors } from '../checkpoint/index.js';
 import type { Module, Parameter } from '../nn/index.js';
 import { noGrad, scope, type Device, type Tensor } from '../tensor/index.js';
 import type { Trainable } from './options.js';
-import type { makeOptimizer } from './recipe.js';
+import type { ScaledOptimizer } from './recipe.js';
 import {
   ofKind,
   readRunState,
@@ -23,7 +23,7 @@ export interface Trained {
   readonly model: Module;
   readonly adapter: Trainable | undefined;
   readonly parameters: readonly (readonly [string, Parameter])[];
-  readonly optimizer: ReturnType<typeof makeOptimizer>;
+  readonly optimizer: ScaledOptimizer['optimizer'];
   readonly device: Device;
 }
 

@@ -44,7 +44,15 @@ export interface Trainable {
 }
 
 /** Optimizer by name. Weight decay falls on tensors of more than one dimension only, as is usual. */
-export type OptimizerOptions =
+export type OptimizerOptions = NamedOptimizer & {
+  /**
+   * Factor of the learning rate of a parameter, by its name: 0.1 for a backbone that learns slower than its head. Default 1 for
+   * all.
+   */
+  readonly rateFactor?: (name: string) => number;
+};
+
+type NamedOptimizer =
   | {
       readonly kind: 'adamw' | 'adam';
       readonly lr: number;

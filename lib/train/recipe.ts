@@ -7,21 +7,55 @@ import { constant, cosine, step as stepDecay, type Schedule } from './schedule.j
 
 const DEFAULT_DECAY = 1e-4;
 const DEFAULT_OPTIMIZER: OptimizerOptions = { kind: 'adamw', lr: 1e-3 };
-const OPTIMIZER_OPTIONS = ['kind', 'lr', 'weightDecay', 'betas', 'eps', 'momentum', 'nesterov'];
+const OPTIMIZER_OPTIONS = ['kind', 'lr', 'weightDecay', 'betas', 'eps', 'momentum', 'nesterov', 'rateFactor'];
 const DEFAULT_SCHEDULE: ScheduleOptions = { kind: 'cosine' };
 
+type Named = readonly (readonly [string, Tensor])[];
+
+/** An optimizer whose groups share a rate but for their factors. */
+export interface ScaledOptimizer {
+  readonly optimizer: AdamW | Adam | SGD;
+  /** Sets the rate that a group of factor 1 has. */
+  readonly setRate: (lr: number) => void;
+}
+
 /** Builds the optimizer that the options name, with weight decay on tensors of more than one dimension. */
-export function makeOptimizer(
-  named: readonly (readonly [string, Tensor])[],
-  options: OptimizerOptions = DEFAULT_OPTIMIZER,
-): AdamW | Adam | SGD {
+export function makeOptimizer(named: Named, options: OptimizerOptions = DEFAULT_OPTIMIZER): ScaledOptimizer {
   assertOptions(options, 'Trainer: optimizer', OPTIMIZER_OPTIONS);
-  const { kind, weightDecay = DEFAULT_DECAY, ...rest } = options;
-  const groups = weightDecayGroups(named, weightDecay);
+  const { rateFactor, ...plain } = options;
+  const { weightDecay = DEFAULT_DECAY } = plain;
+  const parts = Array.from(byFactor(named, rateFactor), ([factor, members]) =>
+    weightDecayGroups(members, weightDecay).map((group) => ({ factor, group })),
+  ).flat();
+  const optimizer = build(
+    plain,
+    parts.map(({ group }) => group),
+  );
+  const setRate = (lr: number): void => {
+    for (const [i, { factor }] of parts.entries()) optimizer.groups[i]!.lr = lr * factor;
+  };
+  return { optimizer, setRate };
+}
+
+function build(options: OptimizerOptions, groups: ReturnType<typeof weightDecayGroups>): AdamW | Adam | SGD {
+  const { kind, weightDecay: _inGroups, ...rest } = options;
   if (kind === 'sgd') return new SGD(groups, { momentum: 0.9, ...rest });
   if (kind === 'adam') return new Adam(groups, rest);
   if (kind === 'adamw') return new AdamW(groups, rest);
   throw new TypeError(`Trainer: unknown optimizer '${String(kind)}'; there are adamw, adam and sgd`);
+}
+
+/** The parameters by the factor of their rate, in the order in which the factors come up. */
+function byFactor(named: Named, rateFactor: OptimizerOptions['rateFactor']): Map<number, Named> {
+  if (rateFactor === undefined) return new Map([[1, named]]);
+  const groups = new Map<number, (readonly [string, Tensor])[]>();
+  for (const entry of named) {
+    const factor = rateFactor(entry[0]);
+    if (!(factor >= 0 && Number.isFinite(factor)))
+      throw new RangeError(`Trainer: rateFactor must give a number from 0 on, gave ${String(factor)} for ${entry[0]}`);
+    groups.set(factor, [...(groups.get(factor) ?? []), entry]);
+  }
+  return groups;
 }
 
 /** The base learning rate of the options. */
@@ -59,7 +93,7 @@ export function describeRecipe(
   schedule: ScheduleOptions = DEFAULT_SCHEDULE,
 ): Record<string, unknown> {
   return {
-    optimizer: { weightDecay: DEFAULT_DECAY, ...optimizer },
+    optimizer: { weightDecay: DEFAULT_DECAY, ...optimizer, ...(optimizer.rateFactor && { rateFactor: 'a function' }) },
     schedule: typeof schedule === 'function' ? 'a function' : schedule,
   };
 }

@@ -16,7 +16,7 @@ import { headline, type EpochRecord, type Score, type TrainEvent } from './event
 import { JsonlLog } from './log.js';
 import { clipGradNorm } from './optim.js';
 import { TRAINER_OPTIONS, type TaskBatch, type Batch, type BatchSource, type TrainerOptions } from './options.js';
-import { describeRecipe, learningRates, makeOptimizer } from './recipe.js';
+import { describeRecipe, learningRates, makeOptimizer, type ScaledOptimizer } from './recipe.js';
 import type { Position, Sums } from './run_state.js';
 import { classifyTask } from './tasks/classify.js';
 import { maybeAutocast, type Task } from './tasks/task.js';
@@ -46,7 +46,8 @@ export class Trainer<B extends TaskBatch = Batch> {
   readonly parameters: [string, Parameter][];
   private readonly o: TrainerOptions<B>;
   private readonly task: Task<B>;
-  private readonly optimizer: ReturnType<typeof makeOptimizer>;
+  private readonly optimizer: ScaledOptimizer['optimizer'];
+  private readonly setRate: ScaledOptimizer['setRate'];
   private readonly stepsPerEpoch: number;
   private readonly steps: number;
   private readonly learningRate: (step: number) => number;
@@ -71,7 +72,7 @@ export class Trainer<B extends TaskBatch = Batch> {
         'nothing to train: no parameter requires a gradient (graft an adapter, or call requiresGrad_)',
       );
     this.device = this.parameters[0]![1].device;
-    this.optimizer = makeOptimizer(this.parameters, options.optimizer);
+    ({ optimizer: this.optimizer, setRate: this.setRate } = makeOptimizer(this.parameters, options.optimizer));
     this.stepsPerEpoch = Math.ceil(options.train.length / (options.accumulate ?? 1));
     this.steps = options.epochs * this.stepsPerEpoch;
     const { epochs, optimizer, schedule } = options;
@@ -140,7 +141,7 @@ export class Trainer<B extends TaskBatch = Batch> {
           this.parameters.map(([, p]) => p),
           clip,
         );
-      for (const group of this.optimizer.groups) group.lr = lr;
+      this.setRate(lr);
       this.optimizer.step();
       this.optimizer.zeroGrad();
     });

@@ -99,6 +99,35 @@ describe('a run', () => {
 });
 
 describe('steps', () => {
+  it('go at the rate of each parameter', async () => {
+    const first = new Map(tinyNet().namedParameters());
+    const [slow] = [...first.keys()] as [string];
+    const moves = async (factor: number): Promise<(name: string) => Tensor> => {
+      const model = tinyNet();
+      const rateFactor = (name: string): number => (name === slow ? factor : 1);
+      const optimizer = { kind: 'sgd', lr: 0.1, momentum: 0, weightDecay: 0, rateFactor } as const;
+      await new Trainer({
+        model,
+        train: new ColorData(8, 8),
+        epochs: 1,
+        schedule: { kind: 'constant' },
+        optimizer,
+      }).fit();
+      const after = new Map(model.namedParameters());
+      return (name) => after.get(name)!.detach().sub(first.get(name)!.detach());
+    };
+    const [none, tenth, whole] = [await moves(0), await moves(0.1), await moves(1)];
+    for (const name of first.keys()) {
+      const expected = whole(name);
+      expect(tenth(name).allclose(name === slow ? expected.mul(0.1) : expected, 1e-4, 1e-7)).toBe(true);
+    }
+    expect(none(slow).any().item()).toBe(false);
+    expect(whole(slow).any().item()).toBe(true);
+    expect(() => trainer(tinyNet(), { optimizer: { kind: 'sgd', lr: 1, rateFactor: () => NaN } })).toThrow(
+      /rateFactor.*NaN/,
+    );
+  });
+
   it('accumulate to the same step as one large batch', async () => {
     // 40 images: batches of 16, 16, 8 against one of 40. SGD, so that weights are linear in the gradient.
     const o = { optimizer: { kind: 'sgd', lr: 0.1 }, epochs: 3 } as const;
