@@ -1,7 +1,9 @@
 /** What the examples share: a small backbone pretrained on procedural images, and a fair comparison on it. */
-import { DataLoader, graft, headline, manualSeed, Shapes, Trainer, transforms } from 'torchgraft';
+import { DataLoader, graft, headline, manualSeed, setNumThreads, Shapes, Trainer, transforms } from 'torchgraft';
 
 manualSeed(0);
+// One thread adds up in one order: the figures in README.md are the same every time.
+setNumThreads(1);
 
 /** `--short`: a few steps only, to see that everything runs. */
 export const isShort = process.argv.includes('--short');

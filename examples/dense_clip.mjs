@@ -22,7 +22,8 @@ const text = { width: 64, heads: 2, layers: 2 };
 const transform = stepsFor({ config: CLIP_COLORS });
 
 /** Contrastive pretraining: which of the names belongs to an image? */
-const shapes = new Shapes({ task: 'shape', count: amount(1500, 32), size });
+const clutter = 0.3;
+const shapes = new Shapes({ task: 'shape', count: amount(5000, 32), size, clutter });
 const ids = tokenizer.tokenize(shapes.classNames, { contextLength: 12 });
 const clip = createCustomClip({
   visualKind: 'resnet',
@@ -45,7 +46,7 @@ const pretraining = await new Trainer({
   model: clip,
   train: new DataLoader({ dataset: shapes, batchSize: 32, shuffle: true, transform }),
   task: naming,
-  epochs: amount(3, 1),
+  epochs: amount(5, 1),
   optimizer: { kind: 'adamw', lr: 2e-3 },
   bnStats: 'update',
 }).fit();
@@ -63,8 +64,8 @@ const build = (language) => () => {
 };
 const loader = (count, seed) =>
   new SegmentationLoader({
-    dataset: new SegmentationShapes({ count, size, seed }),
-    batchSize: 16,
+    dataset: new SegmentationShapes({ count, size, seed, clutter }),
+    batchSize: 8,
     shuffle: seed === 0,
     transform,
   });
@@ -79,7 +80,7 @@ await compare({
     task: segmentTask({ classes: classes.length }),
     train: loader(amount(300, 16), 0),
     val: loader(amount(100, 16), 1),
-    epochs: amount(4, 1),
-    lr: 3e-3,
+    epochs: amount(8, 1),
+    lr: 5e-3,
   },
 });
