@@ -5,26 +5,35 @@ import {
   createCustomClip,
   createDenseClip,
   DataLoader,
+  DetectionShapes,
   functional,
   noGrad,
   SegmentationLoader,
   SegmentationShapes,
   segmentTask,
-  Shapes,
   Trainer,
 } from 'torchgraft';
 import { amount, compare, stepsFor } from './common.mjs';
 
 const size = 64;
 const tokenizer = new ClipTokenizer([]); // letter by letter: no merges are needed for so few words
-const visual = { layers: [1, 1], width: 16, outputDim: 64 };
+const visual = { layers: [1, 1, 1], width: 16, outputDim: 64 };
 const text = { width: 64, heads: 2, layers: 2 };
 const transform = stepsFor({ config: CLIP_COLORS });
 
+/** Pictures of one shape, with its name: what the small CLIP is pretrained on. */
+const clutter = 0;
+const scenes = new DetectionShapes({ count: amount(4000, 32), size, seed: 7, clutter, objects: [1, 1] });
+const named = {
+  length: scenes.length,
+  classNames: scenes.classNames,
+  labels: Uint8Array.from({ length: scenes.length }, (_, i) => scenes.load(i).objects.labels[0]),
+  load: (i) => scenes.load(i).image,
+  describe: (i) => scenes.describe(i),
+};
+
 /** Contrastive pretraining: which of the names belongs to an image? */
-const clutter = 0.3;
-const shapes = new Shapes({ task: 'shape', count: amount(5000, 32), size, clutter });
-const ids = tokenizer.tokenize(shapes.classNames, { contextLength: 12 });
+const ids = tokenizer.tokenize(scenes.classNames, { contextLength: 12 });
 const clip = createCustomClip({
   visualKind: 'resnet',
   visual: { ...visual, heads: 32, imgSize: size },
@@ -44,10 +53,11 @@ const naming = {
 };
 const pretraining = await new Trainer({
   model: clip,
-  train: new DataLoader({ dataset: shapes, batchSize: 32, shuffle: true, transform }),
+  train: new DataLoader({ dataset: named, batchSize: 32, shuffle: true, transform }),
   task: naming,
-  epochs: amount(5, 1),
-  optimizer: { kind: 'adamw', lr: 2e-3 },
+  epochs: amount(9, 1),
+  optimizer: { kind: 'adamw', lr: 3e-3 },
+  schedule: { kind: 'cosine', warmupEpochs: 0.5 },
   bnStats: 'update',
 }).fit();
 const { accuracy } = pretraining.history.at(-1).train;
@@ -80,7 +90,8 @@ await compare({
     task: segmentTask({ classes: classes.length }),
     train: loader(amount(300, 16), 0),
     val: loader(amount(100, 16), 1),
-    epochs: amount(8, 1),
+    epochs: amount(14, 1),
+    schedule: { kind: 'cosine', warmupEpochs: 0.5 },
     lr: 5e-3,
   },
 });
