@@ -32,7 +32,14 @@ export type { Index } from './indexing.js';
 export type { Nested, NestedResult } from './nested.js';
 export { aten, call, operator } from './ops.js';
 export { getRngState, manualSeed, setRngState } from './random.js';
-export { allowUncheckedOperators, buildInfo, cudaDeviceCount, getNumThreads, setNumThreads, synchronize } from './runtime.js';
+export {
+  allowUncheckedOperators,
+  buildInfo,
+  cudaDeviceCount,
+  getNumThreads,
+  setNumThreads,
+  synchronize,
+} from './runtime.js';
 export { keep, memory, scope } from './scope.js';
 export { Tensor } from './tensor.js';
 export type { Element, ToOptions } from './tensor.js';

@@ -1,7 +1,6 @@
 /** What the compiler knows about the public functions. These hold if `tsc` accepts this file; `npm run lint` runs it. */
 import { expectTypeOf, test } from 'vitest';
-import type {
-  evaluate} from '../../lib/index.js';
+import type { evaluate } from '../../lib/index.js';
 import {
   applyFunction,
   aten,
