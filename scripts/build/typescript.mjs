@@ -1,4 +1,4 @@
-/** Compiles lib/ into dist/, with declarations; does next to nothing when nothing changed. */
+/** Compiles lib/ into dist/, with declarations and as one file; does next to nothing when nothing changed. */
 import { spawnSync } from 'node:child_process';
 import { chmodSync, existsSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
@@ -18,11 +18,14 @@ export function packageProgram(name, program = name) {
   return join(folder, typeof bin === 'string' ? bin : bin[program]);
 }
 
-/** @returns {void} */
-export function buildTypescript() {
+/** @returns {Promise<void>} */
+export async function buildTypescript() {
   const args = [packageProgram('typescript', 'tsc'), '-p', join(root, 'tsconfig.json')];
   const result = spawnSync(process.execPath, args, { cwd: root, stdio: ['ignore', 2, 2] });
   if (result.status !== 0) throw new SetupError('lib/ did not compile; the errors stand above.');
   const program = join(root, 'dist', 'cli', 'main.js');
   if (existsSync(program)) chmodSync(program, 0o755);
+  // Here, since rolldown is there only once the packages are installed.
+  const { bundleModules } = await import('./bundle.mjs');
+  await bundleModules(root);
 }

@@ -5,7 +5,7 @@
  */
 import { cpSync, mkdirSync, writeFileSync } from 'node:fs';
 import { dirname, join } from 'node:path';
-import { rolldown } from 'rolldown';
+import { bundleLibrary } from '../build/bundle.mjs';
 import { filesOf } from './tarball.mjs';
 
 /**
@@ -15,26 +15,14 @@ import { filesOf } from './tarball.mjs';
  */
 export async function writeCommonjs(dist) {
   const folder = join(dist, 'cjs');
-  const bundle = await rolldown({
-    input: join(dist, 'index.js'),
-    // What the names of modules in its comments are relative to.
-    cwd: dirname(dist),
-    platform: 'node',
-    // Node's own modules and the dependencies stay outside.
-    external: (id) => !id.startsWith('.') && !id.startsWith('/'),
-    onLog(level, log, handle) {
-      if (level === 'warn') throw new Error(log.message);
-      handle(level, log);
-    },
-  });
-  const { output } = await bundle.write({ file: join(folder, 'index.js'), format: 'cjs', exports: 'named' });
-  await bundle.close();
+  const file = join(folder, 'index.js');
+  const exported = await bundleLibrary(dist, dirname(dist), { file, format: 'cjs', exports: 'named' });
 
   for (const file of filesOf(dist).filter((name) => name.endsWith('.d.ts') && !/^(cjs|cli)\//.test(name))) {
     mkdirSync(dirname(join(folder, file)), { recursive: true });
     cpSync(join(dist, file), join(folder, file));
   }
-  const names = output[0].exports.map((name, i) => ({ name, local: `export${i}` }));
+  const names = exported.map((name, i) => ({ name, local: `export${i}` }));
   writeFileSync(
     join(folder, 'index.mjs'),
     [

@@ -1,7 +1,7 @@
 /** From nothing to the first printed tensor. */
 export default async function measure() {
   const start = performance.now();
-  const { tensor } = await import('../../../dist/index.js');
+  const { tensor } = await import('torchgraft');
   console.log(
     tensor([
       [1, 2],
