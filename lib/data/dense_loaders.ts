@@ -3,7 +3,7 @@ import { aten, fromTypedArray, type MemoryFormat, type Tensor } from '../tensor/
 import { selectObjects } from './annotated.js';
 import { BatchLoader, type BatchLoaderOptions, type Collated } from './batch_loader.js';
 import type { Image } from './image.js';
-import { Pipeline } from './pipeline.js';
+import { Pipeline, pipelineOf } from './pipeline.js';
 import type { Random } from './random.js';
 import {
   IGNORE_INDEX,
@@ -52,10 +52,6 @@ abstract class AnnotatedLoader<Sample extends AnnotatedImage, Batch extends AnyB
   protected finish(sample: Sample, random: Random): Sample {
     return this.pipeline.augmentAnnotated(sample, random);
   }
-}
-
-function pipelineOf(transform: readonly TransformInput[] | Pipeline = []): Pipeline {
-  return transform instanceof Pipeline ? transform : new Pipeline(transform);
 }
 
 /** See `SegmentationLoader`. */

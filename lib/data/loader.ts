@@ -2,7 +2,7 @@ import { fromTypedArray, type MemoryFormat, type Tensor } from '../tensor/index.
 import { BatchLoader, type BatchLoaderOptions, type Collated } from './batch_loader.js';
 import type { Dataset } from './dataset.js';
 import type { Image } from './image.js';
-import { Pipeline } from './pipeline.js';
+import { pipelineOf, type Pipeline } from './pipeline.js';
 import type { Random } from './random.js';
 import type { LoadedBatch } from './samples.js';
 import type { TransformInput } from './transforms.js';
@@ -36,8 +36,8 @@ export class DataLoader extends BatchLoader<Image, Image, LoadedBatch, Dataset> 
 
   constructor(options: DataLoaderOptions) {
     super(options, ['transform', 'memoryFormat']);
-    const { transform = [], memoryFormat = 'contiguous_format' } = options;
-    this.pipeline = transform instanceof Pipeline ? transform : new Pipeline(transform);
+    const { transform, memoryFormat = 'contiguous_format' } = options;
+    this.pipeline = pipelineOf(transform);
     this.#memoryFormat = memoryFormat;
   }
 

@@ -186,3 +186,8 @@ function needed(random: Random | undefined, step: Transform): Random {
   if (!random) throw new TypeError(`${step.kind} is random: pass a Random, for example new Random(seed, epoch, index)`);
   return random;
 }
+
+/** A pipeline as it is, or one of these steps. Default: of none. */
+export function pipelineOf(transform: readonly TransformInput[] | Pipeline = []): Pipeline {
+  return transform instanceof Pipeline ? transform : new Pipeline(transform);
+}

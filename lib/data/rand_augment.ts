@@ -100,19 +100,18 @@ function resample(frames: Tensor, [a, b, c, d, e, f]: Affine): Tensor {
   const options = { dtype: frames.dtype, device: frames.device };
   const x = arange(width, options).add(0.5).view([1, -1]);
   const y = arange(height, options).add(0.5).view([-1, 1]);
-  const across = x
-    .mul(a)
-    .add(y.mul(b))
-    .add(c)
-    .mul(2 / width)
-    .sub(1);
-  const down = x
-    .mul(d)
-    .add(y.mul(e))
-    .add(f)
-    .mul(2 / height)
-    .sub(1);
-  const grid = aten.stack([across, down], 2).unsqueeze(0).expand([count, -1, -1, -1]);
+  // From -1 to 1 over the image, as gridSampler wants it.
+  const place = (byX: number, byY: number, shift: number, size: number): Tensor =>
+    x
+      .mul(byX)
+      .add(y.mul(byY))
+      .add(shift)
+      .mul(2 / size)
+      .sub(1);
+  const grid = aten
+    .stack([place(a, b, c, width), place(d, e, f, height)], 2)
+    .unsqueeze(0)
+    .expand([count, -1, -1, -1]);
   const [cubic, zerosOutside] = [2, 0];
   return aten.gridSampler(frames.sub(FILL), grid, cubic, zerosOutside, false).add(FILL);
 }

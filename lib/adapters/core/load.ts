@@ -24,8 +24,17 @@ export function graftFolder(
   const { name = 'default', activate = 'only' } = options;
   const settings = { name, head: folder.config.head as NonNullable<GraftOptions['head']>, activate: 'no' } as const;
   const adapter = graftMethod(model, method, folder.config.options, settings);
+  return filled(adapter, activate, () => loadAdapterState(adapter, folder.tensors, folder.path));
+}
+
+/** A new adapter once `fill` has set its tensors, active as asked; if that fails, it is out of the model again. */
+export function filled(
+  adapter: Adapter,
+  activate: NonNullable<LoadAdapterOptions['activate']>,
+  fill: () => void,
+): Adapter {
   try {
-    loadAdapterState(adapter, folder.tensors, folder.path);
+    fill();
     if (activate === 'only') adapter.activate();
     if (activate === 'also') adapter.enable();
   } catch (error) {

@@ -15,7 +15,7 @@ import { modulePath, type Site } from '../../nn/index.js';
 import { noGrad, scope, type Tensor } from '../../tensor/index.js';
 import { type Adapter, graftMethod, type LoadAdapterOptions } from '../core/index.js';
 import { TENSORS_FILE } from '../core/folder.js';
-import { checkBackbone } from '../core/load.js';
+import { checkBackbone, filled } from '../core/load.js';
 import { lokr } from '../krona.js';
 import { lora } from '../lora.js';
 import { type PeftConfig, readPeftConfig, scaleOf } from './config.js';
@@ -107,7 +107,7 @@ export function loadPeft(model: Host, folder: string | PeftFolder, options: Load
     config.peft_type === 'LORA'
       ? graftMethod(model, lora, method, settings)
       : graftMethod(model, lokr, method, settings);
-  try {
+  return filled(adapter, options.activate ?? 'only', () => {
     const byPath = new Map([...places].map(([layer, site]) => [site.path, layer]));
     for (const graft of adapter.grafts) {
       const layer = byPath.get(graft.site.path);
@@ -115,14 +115,7 @@ export function loadPeft(model: Host, folder: string | PeftFolder, options: Load
       if (layer !== undefined && tensors) fillForm(graft, tensors, layer);
     }
     if (head) setHead(adapter, head);
-    const { activate = 'only' } = options;
-    if (activate === 'only') adapter.activate();
-    if (activate === 'also') adapter.enable();
-  } catch (error) {
-    adapter.remove();
-    throw error;
-  }
-  return adapter;
+  });
 }
 
 /** The format in which the model has all the folder's layers. */
