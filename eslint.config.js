@@ -47,6 +47,16 @@ export default defineConfig(
     },
   },
   {
+    // A build step that nobody waits for is a build that is sometimes not there.
+    files: ['scripts/{build,lint,package}/**/*.mjs'],
+    plugins: { '@typescript-eslint': tseslint.plugin },
+    languageOptions: {
+      parser: tseslint.parser,
+      parserOptions: { project: './tsconfig.scripts.json', tsconfigRootDir: import.meta.dirname },
+    },
+    rules: { '@typescript-eslint/no-floating-promises': 'error', '@typescript-eslint/no-misused-promises': 'error' },
+  },
+  {
     files: ['lib/**/*.ts'],
     plugins: { torchgraft: { rules: { 'import-direction': importDirection } } },
     rules: { 'torchgraft/import-direction': ['error', { lib: join(import.meta.dirname, 'lib') }] },

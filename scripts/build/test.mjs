@@ -17,7 +17,7 @@ await runScript(async () => {
   const only = process.argv.slice(2);
   rmSync(reportPath, { force: true });
   await buildNative();
-  buildTypescript();
+  await buildTypescript();
   const failures = [];
   if (only.length === 0 && !runNode([join(root, 'scripts', 'lint', 'lint.mjs')])) failures.push('lint');
   const reporters = ['--reporter=default', '--reporter=json', `--outputFile.json=${reportPath}`];

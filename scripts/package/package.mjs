@@ -36,7 +36,7 @@ await runScript(async () => {
   requireBinutils();
   if (!values.built) {
     await buildNative();
-    buildTypescript();
+    await buildTypescript();
   }
   const { libtorch } = findLibtorch();
   if (libtorch === null) throw new SetupError('LibTorch has gone: run npm run build:native.');
