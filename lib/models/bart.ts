@@ -120,7 +120,12 @@ class BartStack extends Module {
       this.layernorm_embedding.run(this.tokens ? this.tokens.run(embedded, ctx) : embedded, ctx),
       ctx,
     );
-    this.#self.set(ctx, { memory: null, mask: this.#mask(x, this.#attention.get(ctx)) });
+    const attention = this.#attention.get(ctx);
+    this.#self.set(ctx, {
+      memory: null,
+      mask: this.#mask(x, attention),
+      mayHideAll: this.tokens === null && attention !== undefined,
+    });
     const states = this.layers.run(x, ctx);
     return this.features.run(this.layer_norm ? this.layer_norm.run(states, ctx) : states, ctx);
   }

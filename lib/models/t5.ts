@@ -82,7 +82,12 @@ class T5Stack extends Module {
   forward(ids: Tensor, ctx: Context): Tensor {
     const embedded = this.dropout.run(this.embed_tokens.run(ids, ctx), ctx);
     const x = this.tokens ? this.tokens.run(embedded, ctx) : embedded;
-    this.#self.set(ctx, { memory: null, mask: this.#mask(x, this.#attention.get(ctx)) });
+    const attention = this.#attention.get(ctx);
+    this.#self.set(ctx, {
+      memory: null,
+      mask: this.#mask(x, attention),
+      mayHideAll: this.#stack === 'decoder' && attention !== undefined,
+    });
     const states = this.final_layer_norm.run(this.block.run(x, ctx), ctx);
     return this.features.run(this.dropout.run(states, ctx), ctx);
   }

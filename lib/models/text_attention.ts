@@ -28,6 +28,8 @@ export interface Surroundings {
   readonly memory: Tensor | null;
   /** Added to the scores: broadcasts to [B, H, N, S]; its last dimension is the number of keys. */
   readonly mask: Tensor | null;
+  /** Whether the mask may hide all keys of a query, as padding in front of a decoder's tokens does. Default false. */
+  readonly mayHideAll?: boolean;
 }
 
 /** Which attention of a model it is; a role `<place>_attention` (and `_keys`, `_values`, `_heads`) says it to methods. */
@@ -51,6 +53,14 @@ export interface HeadsOptions {
   readonly dropout: number;
   readonly place: Place;
   readonly surroundings: Slot<Surroundings>;
+}
+
+/** What `join` keeps for the heads inside it. */
+interface Mixed {
+  readonly k: Tensor;
+  readonly v: Tensor;
+  readonly mask: Tensor | null;
+  readonly mayHideAll: boolean;
 }
 
 /**
@@ -88,28 +98,45 @@ export abstract class Heads extends Module {
   /** States [B, N, dim] to the joined heads [B, N, heads * headDim], before any output projection. */
   protected join(x: Tensor, ctx: Context): Tensor {
     const { heads, headDim, surroundings } = this.#options;
-    const { memory, mask } = surroundings.get(ctx);
+    const { memory, mask, mayHideAll = false } = surroundings.get(ctx);
     const [batch = 0, length = 0] = x.shape;
     const split = (t: Tensor): Tensor => t.view([batch, t.shape[1] ?? 0, heads, headDim]).transpose(1, 2);
     const [toQ, toK, toV] = this.projections();
     const source = memory ?? x;
     const k = this.keys.run(split(toK.run(source, ctx)), ctx);
     const v = this.values.run(split(toV.run(source, ctx)), ctx);
-    ctx.state.set(this, { k, v, mask: mask && lengthened(mask, k.shape[2] ?? 0) });
+    const lengthenedMask = mask && lengthened(mask, k.shape[2] ?? 0);
+    ctx.state.set(this, { k, v, mask: lengthenedMask, mayHideAll } satisfies Mixed);
     const mixed = this.core.run(split(toQ.run(x, ctx)), ctx);
     ctx.state.delete(this);
     return mixed.transpose(1, 2).reshape([batch, length, heads * headDim]);
   }
 
   #mix(q: Tensor, ctx: Context): Tensor {
-    const { k, v, mask } = ctx.state.get(this) as { k: Tensor; v: Tensor; mask: Tensor | null };
-    const { scale = null, dropout } = this.#options;
-    return functional.scaledDotProductAttention(q, k, v, {
-      mask: mask && mask.dtype !== q.dtype ? mask.to(q.dtype).clampMin(lowest(q.dtype)) : mask,
-      dropout: this.training ? dropout : 0,
-      scale,
-    });
+    const { k, v, mask: given, mayHideAll } = ctx.state.get(this) as Mixed;
+    const { scale = null } = this.#options;
+    const mask = given && given.dtype !== q.dtype ? given.to(q.dtype).clampMin(lowest(q.dtype)) : given;
+    const dropout = this.training ? this.#options.dropout : 0;
+    if (mayHideAll && mask) return attentionInSteps(q, k, v, { mask, dropout, scale });
+    return functional.scaledDotProductAttention(q, k, v, { mask, dropout, scale });
   }
+}
+
+/**
+ * The same attention from single operators, for masks that may hide all keys of a query. LibTorch's fused kernels keep
+ * log Σ exp of the scores for their backward pass; over n hidden keys, log n is lost beside the lowest number, and all
+ * weights come back as 1 instead of 1 / n.
+ */
+function attentionInSteps(
+  q: Tensor,
+  k: Tensor,
+  v: Tensor,
+  { mask, dropout, scale }: { readonly mask: Tensor; readonly dropout: number; readonly scale: number | null },
+): Tensor {
+  const factor = scale ?? (q.shape.at(-1) ?? 1) ** -0.5;
+  const scores = (factor === 1 ? q : q.mul(factor)).matmul(k.transpose(-2, -1)).add(mask);
+  const weights = functional.softmax(scores);
+  return (dropout > 0 ? aten.dropout(weights, dropout, true) : weights).matmul(v);
 }
 
 /** A mask for keys that grafts have lengthened in front to `keys`: 0 there. */

@@ -12,17 +12,11 @@ import { Context, Fastfood, Linear, Parameter, trainingMode } from '../../../lib
 import { aten, empty, type Tensor } from '../../../lib/tensor/index.js';
 import { type Built, type Builder, Config, entriesThrough, type Entry, soleInput, UnknownCase } from '../builder.js';
 import type { CountsRow, GoldenCase } from '../case.js';
+import { activationNamed } from './activations.js';
 import { graftEntries, macsOf, sharedEntries } from './adapted.js';
 
 const VISUAL = 'backbone.visual.';
 const BLOCK = 'transformer.resblocks.0.';
-
-/** The names of activations in configs. */
-const ACTIVATIONS: Readonly<Record<string, string>> = {
-  'gelu_new (tanh)': 'gelu_tanh',
-  gelu_new: 'gelu_tanh',
-  'gelu(erf)': 'gelu',
-};
 
 interface Choice {
   readonly id: string;
@@ -59,8 +53,7 @@ function lora(config: Config): Choice {
 }
 
 function activationOf(config: Config, fallback: string): string {
-  const name = config.get('activation_adapter', fallback);
-  return ACTIVATIONS[name] ?? name;
+  return activationNamed(config.get('activation_adapter', fallback));
 }
 
 function compacter(config: Config): Choice {
@@ -168,7 +161,7 @@ function towerOf(config: Config): Backbone {
     depth: config.get('layers'),
     numHeads: config.get('heads'),
     projDim: isMerged ? null : projDim,
-    activation: config.get('activation', 'quick_gelu'),
+    activation: activationNamed(config.get('activation', 'quick_gelu')),
   });
 }
 
@@ -207,7 +200,7 @@ function classifier(config: Config): Built {
 
 /** A CLIP tower of one block, of which only that is looked at. */
 function oneBlock(config: Config, width: number, heads: number): Backbone {
-  const activation = config.get('activation', 'quick_gelu');
+  const activation = activationNamed(config.get('activation', 'quick_gelu'));
   return createCustomModel('clip_vit', {
     ...{ imgSize: 1, patchSize: 1, depth: 1, projDim: null, activation },
     ...{ embedDim: width, numHeads: heads, mlpRatio: config.get('mlp_ratio', 4) },

@@ -3,6 +3,7 @@ import { graft, type Adapter } from '../../../lib/adapters/index.js';
 import type { Backbone } from '../../../lib/models/index.js';
 import { type Built, type Builder, Config, entriesOf, type Entry, UnknownCase } from '../builder.js';
 import { configText, type CountsRow, type GoldenCase } from '../case.js';
+import { activationNamed } from './activations.js';
 import { adapted, blockName, countAdapted, type Naming, runBlock, singleBlock } from './adapted.js';
 import { publishedFile, quantizedLayer, smallAdapter } from './compact.js';
 import { plain, published, publishedName, vitOf } from './timm_backbones.js';
@@ -63,11 +64,6 @@ function adaptFormer(config: Config, model: Backbone, single: boolean): Built {
   return { ...built, state: new Map([...built.state, ...splitProjections(model, inBlock)]) };
 }
 
-const ACTIVATION: Readonly<Record<string, string>> = {
-  'gelu(erf)': 'gelu',
-  'quick_gelu(1.702)': 'quick_gelu',
-};
-
 /** Bottlenecks behind attention and MLP, or behind the MLP alone, before stochastic depth, and their names in the cases. */
 const placed =
   (places: { attention: boolean }, rename: (official: string) => string): Build =>
@@ -78,12 +74,11 @@ const placed =
     if (reduction !== null && width !== Math.floor(dim / reduction)) {
       throw new UnknownCase(`a reduction of ${reduction} of ${dim} does not give a bottleneck of ${width}`);
     }
-    const activation = config.get<string>('activation', 'gelu(erf)');
     const place = {
       insertion: 'sequential',
       norm: 'none',
       start: 'normal',
-      activation: ACTIVATION[activation] ?? activation,
+      activation: activationNamed(config.get('activation', 'gelu(erf)')),
       dropout: config.get('dropout', 0),
     };
     const options = { design: 'houlsby', width, attention: places.attention ? place : null, mlp: place };

@@ -13,7 +13,9 @@ import type { CountsRow, GoldenCase } from '../case.js';
 
 /** transformers' T5 configuration to our options. */
 export function t5Of(config: Config): TextModel {
-  config.expect('decoder_start_token_id', 0).expect('is_gated_act', true, false).ignore('pad_token_id');
+  config.expect('decoder_start_token_id', 0).expect('is_gated_act', true, false);
+  config.ignore('pad_token_id', 'eos_token_id', 'is_encoder_decoder', 'use_cache', 'model_type', 'dense_act_fn');
+  config.ignore('initializer_factor', 'classifier_dropout', 'n_positions');
   const depth = config.get<number>('num_layers');
   const tied = config.get('tie_word_embeddings', true);
   const kind = config.get<string>('feed_forward_proj', 'relu');

@@ -5,6 +5,7 @@ import { Parameter } from '../../../lib/nn/index.js';
 import { empty, type Tensor } from '../../../lib/tensor/index.js';
 import { type Built, type Builder, Config, type Entry, UnknownCase } from '../builder.js';
 import type { CountsRow, GoldenCase } from '../case.js';
+import { activationNamed } from './activations.js';
 import { t5Of, textEntries, textRun } from './t5.js';
 import { adapterLayers, loraLinear, prefixModule } from './unified_layers.js';
 import { adapterEntries, scaleOf, wrapped } from './unified_names.js';
@@ -13,7 +14,9 @@ type Kind = 'bart' | 'mbart' | 'roberta';
 
 /** transformers' configuration of a backbone to ours. */
 function backboneOf(kind: Kind, config: Config, classes?: number | null): TextModel {
-  config.ignore('use_cache', 'pad_token_id');
+  config.ignore('use_cache', 'bos_token_id', 'eos_token_id', 'decoder_start_token_id', 'forced_eos_token_id');
+  config.ignore('is_encoder_decoder', 'model_type', 'init_std', 'initializer_range', 'num_hidden_layers');
+  const pad = config.get('pad_token_id', 1);
   if (kind === 'roberta') {
     return createCustomTextModel('roberta', {
       vocabulary: config.get('vocab_size'),
@@ -25,7 +28,8 @@ function backboneOf(kind: Kind, config: Config, classes?: number | null): TextMo
       tokenTypes: config.get('type_vocab_size', 1),
       numClasses: classes ?? config.get('num_labels', 2),
       normEps: config.get('layer_norm_eps', 1e-5),
-      activation: config.get('hidden_act', 'gelu'),
+      activation: activationNamed(config.get('hidden_act', 'gelu')),
+      pad,
       dropRate: config.get('hidden_dropout_prob', 0),
       attnDropRate: config.get('attention_probs_dropout_prob', 0),
     });
@@ -40,8 +44,9 @@ function backboneOf(kind: Kind, config: Config, classes?: number | null): TextMo
     hidden: config.get('encoder_ffn_dim'),
     decoderHidden: config.get('decoder_ffn_dim'),
     positions: config.get('max_position_embeddings'),
-    activation: config.get('activation_function', 'gelu'),
-    scaleEmbedding: config.get('scale_embedding', kind === 'mbart'),
+    activation: activationNamed(config.get('activation_function', 'gelu')),
+    pad,
+    scaleEmbedding: config.get('scale_embedding', false),
     dropRate: config.get('dropout', 0),
     attnDropRate: config.get('attention_dropout', 0),
     actDropRate: config.get('activation_dropout', 0),
@@ -127,7 +132,8 @@ function stepsOf(tune: Config, kind: Kind): Step[] {
     steps.push({ method: 'prompt_tuning', options: { length: tune.get('attn_bn') } });
   else if (attention !== 'none' && !beside) throw new UnknownCase(`no builder knows the attn_mode '${attention}'`);
   if (mlp === 'lora') steps.push(loraStep(tune, tune.get('ffn_bn'), ['fc1', 'fc2']));
-  else if (mlp !== 'none' && !place) throw new UnknownCase(`no builder knows the ffn_mode '${mlp}'`);
+  else if (mlp === 'bitfit' && attention !== 'bitfit') steps.push({ method: 'bitfit', options: {} });
+  else if (!['none', 'bitfit'].includes(mlp) && !place) throw new UnknownCase(`no builder knows the ffn_mode '${mlp}'`);
   if (beside || place) {
     steps.push({ method: 'adapter', options: { design: 'houlsby', attention: beside, mlp: place } });
   }

@@ -3,16 +3,18 @@ import { Bottleneck, type BottleneckStart, graft, PrefixMlp } from '../../../lib
 import { Context, Linear, ModuleDict, Parameter } from '../../../lib/nn/index.js';
 import { aten, empty, type Tensor } from '../../../lib/tensor/index.js';
 import { type Built, type Config, type Entry, soleInput, UnknownCase } from '../builder.js';
+import { activationNamed } from './activations.js';
 import { layerHost } from './layer_host.js';
 import { adapterEntries, scaleOf, wrapped } from './unified_names.js';
 
 interface LayerConfig {
   readonly bottleneck: number;
   readonly init: BottleneckStart;
-  readonly scalar: string;
+  readonly scalar: string | number;
   readonly layernorm: 'in' | 'out' | 'none';
   readonly add_residual: boolean;
   readonly external_residual?: boolean;
+  readonly dropout?: number;
 }
 
 const LEAVES: Readonly<Record<string, string>> = {
@@ -24,13 +26,13 @@ const LEAVES: Readonly<Record<string, string>> = {
 /** Bottleneck adapters side by side, each on the input and added as its own config says. */
 export function adapterLayers(config: Config): Built {
   const dim = config.get<number>('d_model');
-  const activation = config.get<'relu'>('activation', 'relu');
+  const activation = activationNamed(config.get('activation', 'relu'));
   const layers = Object.entries(config.get<Record<string, LayerConfig>>('layers'));
-  const made = layers.map(([name, { bottleneck, init, scalar, layernorm }]) => {
+  const made = layers.map(([name, { bottleneck, init, scalar, layernorm, dropout = 0 }]) => {
     const scale = scaleOf(scalar);
     return [
       name,
-      new Bottleneck(dim, dim, { width: bottleneck, start: init, scale, norm: layernorm, activation }),
+      new Bottleneck(dim, dim, { width: bottleneck, start: init, scale, norm: layernorm, activation, dropout }),
     ] as const;
   });
   const module = new ModuleDict(Object.fromEntries(made));
