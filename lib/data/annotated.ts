@@ -12,8 +12,15 @@ function mapped<S extends AnnotatedImage>(
   moveMask: (mask: Image) => Image,
   moveObjects: (objects: Objects) => Objects,
 ): S {
-  const { mask, objects } = sample;
-  return { ...sample, image, ...(mask && { mask: moveMask(mask) }), ...(objects && { objects: moveObjects(objects) }) };
+  const { mask, masks, objects } = sample;
+  const moved = masks && Object.fromEntries(Object.entries(masks).map(([task, one]) => [task, moveMask(one)]));
+  return {
+    ...sample,
+    image,
+    ...(mask && { mask: moveMask(mask) }),
+    ...(moved && { masks: moved }),
+    ...(objects && { objects: moveObjects(objects) }),
+  };
 }
 
 /**

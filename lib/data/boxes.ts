@@ -89,7 +89,7 @@ const MASK_CROP_ATTEMPTS = 10;
 
 /** The box of `randomMaskCrop`. */
 export function randomMaskCropBox(
-  { image, mask }: AnnotatedImage,
+  { image, masks = {}, mask = Object.values(masks)[0] }: AnnotatedImage,
   { size, maxClassRatio }: TransformOf<'randomMaskCrop'>,
   random: Random,
 ): Box {

@@ -14,7 +14,8 @@ import {
   type SplitsOf,
   type SplitsOptions,
 } from './folder.js';
-import { SampleError, type DetectionSample, type SampleSource, type Skipped } from './samples.js';
+import type { Image } from './image.js';
+import { SampleError, type DetectionSample, type Objects, type SampleSource, type Skipped } from './samples.js';
 
 /** How COCO's files are read. */
 export interface CocoReadOptions {
@@ -73,16 +74,8 @@ export class CocoDataset implements SampleSource<DetectionSample> {
 
   async load(index: number): Promise<DetectionSample> {
     const file = this.describe(index);
-    const { height, width, objects } = this.#images[index] as CocoImage;
     const image = await decodeImage(file);
-    if (image.height !== height || image.width !== width) {
-      throw new SampleError(
-        file,
-        `the image ${file} is ${String(image.height)}x${String(image.width)}, but its annotations say ` +
-          `${String(height)}x${String(width)} (height x width)`,
-      );
-    }
-    return { image, objects };
+    return { image, objects: objectsFor(image, file, this.#images[index] as CocoImage) };
   }
 
   /** The path of the image. */
@@ -90,6 +83,16 @@ export class CocoDataset implements SampleSource<DetectionSample> {
     checkIndex(index, this.length);
     return this.paths[index] as string;
   }
+}
+
+/** The objects of an image, if it has the size that its annotations say. @throws SampleError that names the file */
+export function objectsFor(image: Image, file: string, { height, width, objects }: CocoImage): Objects {
+  if (image.height === height && image.width === width) return objects;
+  throw new SampleError(
+    file,
+    `the image ${file} is ${String(image.height)}x${String(image.width)}, but its annotations say ` +
+      `${String(height)}x${String(width)} (height x width)`,
+  );
 }
 
 /** See `openCoco`. */

@@ -1,5 +1,5 @@
 /** Batches of images with masks, and of images with boxes. */
-import { aten, fromTypedArray, type MemoryFormat, type Tensor } from '../tensor/index.js';
+import { aten, fromTypedArray, type Device, type MemoryFormat, type Tensor } from '../tensor/index.js';
 import { selectObjects } from './annotated.js';
 import { BatchLoader, type BatchLoaderOptions, type Collated } from './batch_loader.js';
 import type { Image } from './image.js';
@@ -28,7 +28,7 @@ export interface AnnotatedLoaderOptions<Sample extends AnnotatedImage> extends B
 }
 
 /** What the loaders of masks and of boxes have in common: the transforms. */
-abstract class AnnotatedLoader<Sample extends AnnotatedImage, Batch extends AnyBatch> extends BatchLoader<
+export abstract class AnnotatedLoader<Sample extends AnnotatedImage, Batch extends AnyBatch> extends BatchLoader<
   Sample,
   Sample,
   Batch,
@@ -41,8 +41,9 @@ abstract class AnnotatedLoader<Sample extends AnnotatedImage, Batch extends AnyB
     this.pipeline = pipeline;
   }
 
-  protected bytesOf({ image, mask, objects }: Sample): number {
-    return image.data.byteLength + (mask?.data.byteLength ?? 0) + (objects?.boxes.byteLength ?? 0) * 2;
+  protected bytesOf({ image, mask, masks = {}, objects }: Sample): number {
+    const labels = [mask, ...Object.values(masks)].reduce((sum, one) => sum + (one?.data.byteLength ?? 0), 0);
+    return image.data.byteLength + labels + (objects?.boxes.byteLength ?? 0) * 2;
   }
 
   protected prepare(sample: Sample): Sample {
@@ -107,7 +108,7 @@ export class SegmentationLoader extends AnnotatedLoader<SegmentationSample, Load
 }
 
 /** Masks as bytes [B, height, width], padded with `IGNORE_INDEX`. */
-function stackMasks(masks: readonly Image[], height: number, width: number): Tensor {
+export function stackMasks(masks: readonly Image[], height: number, width: number): Tensor {
   const data = new Uint8Array(masks.length * height * width).fill(IGNORE_INDEX);
   masks.forEach((mask, i) => {
     for (let y = 0; y < mask.height; y++) {
@@ -143,36 +144,52 @@ export class DetectionLoader extends AnnotatedLoader<DetectionSample, LoadedBoxe
   /** @throws RangeError for a first label that is no whole number from 0 on */
   constructor(options: DetectionLoaderOptions) {
     const { firstLabel = 0, crowds = 'keep' } = options;
-    const pipeline = pipelineOf(options.transform);
-    const isFloat = pipeline.transforms.some(({ kind }) => kind === 'toFloat');
-    super(options, isFloat ? pipeline : new Pipeline([...pipeline.transforms, toFloat()]), ['firstLabel', 'crowds']);
-    if (!Number.isInteger(firstLabel) || firstLabel < 0) {
-      throw new RangeError(`DetectionLoader: firstLabel must be a whole number from 0 on, got ${String(firstLabel)}`);
-    }
-    this.firstLabel = firstLabel;
+    super(options, floatPipeline(options.transform), ['firstLabel', 'crowds']);
+    this.firstLabel = checkedFirstLabel('DetectionLoader', firstLabel);
     this.#dropsCrowds = crowds === 'drop';
   }
 
   protected collate(samples: readonly DetectionSample[]): Collated<LoadedBoxes> {
     const images = samples.map(({ image }) => this.pipeline.collate([image], { device: this.device }).squeeze(0));
-    const targets = samples.map(({ objects }) => this.#target(this.#dropsCrowds ? withoutCrowds(objects) : objects));
-    return {
-      fields: { images, targets },
-      tensors: [...images, ...targets.flatMap(({ boxes, labels, areas, crowds }) => [boxes, labels, areas, crowds])],
-    };
-  }
-
-  #target({ boxes, labels, areas, crowds }: Objects): LoadedObjects {
-    const count = labels.length;
-    const numbers = BigInt64Array.from(labels, (label) => BigInt(label + this.firstLabel));
-    return {
-      boxes: fromTypedArray(boxes, [count, 4]).to(this.device),
-      labels: fromTypedArray(numbers, [count]).to(this.device),
-      areas: fromTypedArray(areas, [count]).to(this.device),
-      crowds: fromTypedArray(crowds, [count]).to({ dtype: 'bool', device: this.device }),
-    };
+    const { firstLabel, device } = this;
+    const targets = samples.map(({ objects }) =>
+      loadedObjects(this.#dropsCrowds ? withoutCrowds(objects) : objects, firstLabel, device),
+    );
+    return { fields: { images, targets }, tensors: [...images, ...targets.flatMap(tensorsOf)] };
   }
 }
+
+/** The steps, with `toFloat` at their end if it is not among them. */
+export function floatPipeline(transform?: readonly TransformInput[] | Pipeline): Pipeline {
+  const pipeline = pipelineOf(transform);
+  const isFloat = pipeline.transforms.some(({ kind }) => kind === 'toFloat');
+  return isFloat ? pipeline : new Pipeline([...pipeline.transforms, toFloat()]);
+}
+
+/** @throws RangeError for a first label that is no whole number from 0 on */
+export function checkedFirstLabel(loader: string, firstLabel: number): number {
+  if (Number.isInteger(firstLabel) && firstLabel >= 0) return firstLabel;
+  throw new RangeError(`${loader}: firstLabel must be a whole number from 0 on, got ${String(firstLabel)}`);
+}
+
+/** Objects as tensors. */
+export function loadedObjects(
+  { boxes, labels, areas, crowds }: Objects,
+  firstLabel: number,
+  device: Device,
+): LoadedObjects {
+  const count = labels.length;
+  const numbers = BigInt64Array.from(labels, (label) => BigInt(label + firstLabel));
+  return {
+    boxes: fromTypedArray(boxes, [count, 4]).to(device),
+    labels: fromTypedArray(numbers, [count]).to(device),
+    areas: fromTypedArray(areas, [count]).to(device),
+    crowds: fromTypedArray(crowds, [count]).to({ dtype: 'bool', device }),
+  };
+}
+
+/** The tensors of the objects of an image. */
+export const tensorsOf = ({ boxes, labels, areas, crowds }: LoadedObjects): Tensor[] => [boxes, labels, areas, crowds];
 
 function withoutCrowds(objects: Objects): Objects {
   if (!objects.crowds.includes(1)) return objects;

@@ -24,6 +24,10 @@ export { DataLoader } from './loader.js';
 export type { DataLoaderOptions } from './loader.js';
 export { MaskFolder, openMaskFolder, openMasks, readMask } from './masks.js';
 export type { MaskFolderOptions, MaskOptions, OpenMaskFolderOptions, OpenMasksOptions } from './masks.js';
+export { groupTaskClasses, MultiTaskFolder, openMultiTask, taskClassNames } from './multi_task.js';
+export type { MultiTaskFolderOptions, OpenMultiTaskOptions, TaskClasses } from './multi_task.js';
+export { MultiTaskLoader } from './multi_task_loader.js';
+export type { MultiTaskLoaderOptions } from './multi_task_loader.js';
 export { MovingShapes } from './moving_shapes.js';
 export type { MovingShapesOptions } from './moving_shapes.js';
 export { Pipeline } from './pipeline.js';
@@ -42,6 +46,8 @@ export type {
   LoadedClips,
   LoadedMasks,
   LoadedObjects,
+  LoadedScenes,
+  MultiTaskSample,
   Objects,
   SampleSource,
   SegmentationSample,
@@ -51,6 +57,7 @@ export type {
 } from './samples.js';
 export { Shapes, shapesTasks } from './shapes.js';
 export type { ShapesAttributes, ShapesOptions, ShapesTask } from './shapes.js';
+export { RoadShapes } from './shapes_roads.js';
 export { DetectionShapes, SegmentationShapes } from './shapes_scenes.js';
 export type { ShapeScenesOptions } from './shapes_scenes.js';
 export { TextTokenizer } from './text_tokenizer.js';

@@ -166,14 +166,7 @@ export class MaskFolder implements SampleSource<SegmentationSample> {
     ]);
     if (image.status === 'rejected') throw image.reason;
     if (mask.status === 'rejected') throw mask.reason;
-    const [a, b] = [image.value, mask.value];
-    if (a.width !== b.width || a.height !== b.height) {
-      throw new SampleError(
-        maskFile,
-        `the mask ${maskFile} is ${sides(b)}, but its image ${file} is ${sides(a)} (height x width); they must have one size`,
-      );
-    }
-    return { image: a, mask: b };
+    return { image: image.value, mask: fitting(mask.value, maskFile, image.value, file) };
   }
 
   /** The path of the image. */
@@ -181,6 +174,15 @@ export class MaskFolder implements SampleSource<SegmentationSample> {
     checkIndex(index, this.length);
     return this.paths[index] as string;
   }
+}
+
+/** A mask of the size of its image. @throws SampleError that names the file of any other */
+export function fitting(mask: Image, maskFile: string, image: Image, file: string): Image {
+  if (image.width === mask.width && image.height === mask.height) return mask;
+  throw new SampleError(
+    maskFile,
+    `the mask ${maskFile} is ${sides(mask)}, but its image ${file} is ${sides(image)} (height x width); they must have one size`,
+  );
 }
 
 function sides({ height, width }: Image): string {
@@ -197,7 +199,7 @@ function checkClasses(classNames: readonly string[], ignoreIndex: number): void 
 }
 
 /** All files in a folder and the folders inside, as paths from there; sorted. */
-function filesIn(root: string, below = ''): string[] {
+export function filesIn(root: string, below = ''): string[] {
   const { folders, files } = listFolder(path.join(root, below));
   const here = files.map((name) => path.join(below, name));
   return [...here, ...folders.flatMap((name) => filesIn(root, path.join(below, name)))];

@@ -5,7 +5,16 @@
  */
 
 /** What a stream of random numbers is for; keeps streams that share seed and epoch apart. */
-export const Stream = { order: 1, augment: 2, split: 3, shapes: 4, balance: 5, scenes: 6, motion: 7 } as const;
+export const Stream = {
+  order: 1,
+  augment: 2,
+  split: 3,
+  shapes: 4,
+  balance: 5,
+  scenes: 6,
+  motion: 7,
+  roads: 8,
+} as const;
 
 const TWO_32 = 2 ** 32;
 

@@ -79,6 +79,8 @@ export interface AnnotatedImage {
   readonly image: Image;
   /** One channel of bytes, of the image's size: the class number of each pixel, `IGNORE_INDEX` where none counts. */
   readonly mask?: Image;
+  /** Further masks of the same kind, by the name of what they label. */
+  readonly masks?: Readonly<Record<string, Image>>;
   readonly objects?: Objects;
 }
 
@@ -90,6 +92,12 @@ export interface SegmentationSample extends AnnotatedImage {
 /** An image whose objects have boxes and classes. */
 export interface DetectionSample extends AnnotatedImage {
   readonly objects: Objects;
+}
+
+/** An image with several masks, and perhaps objects: what several tasks learn from at once. */
+export interface MultiTaskSample extends AnnotatedImage {
+  /** By task; none where there are only objects. */
+  readonly masks: Readonly<Record<string, Image>>;
 }
 
 /** A video whose frames are decoded when they are asked for. */
@@ -149,6 +157,16 @@ export interface LoadedBoxes extends AnyBatch {
   readonly images: readonly Tensor[];
   /** One for each image. */
   readonly targets: readonly LoadedObjects[];
+}
+
+/** A batch of images with several masks and perhaps objects. */
+export interface LoadedScenes extends AnyBatch {
+  /** [3, H, W] each, of any sizes, float32 from 0 to 1 if not normalized. */
+  readonly images: readonly Tensor[];
+  /** By task: int64 [H, W] for each image; `IGNORE_INDEX` (255) does not count. */
+  readonly masks: Readonly<Record<string, readonly Tensor[]>>;
+  /** One for each image, empty lists where it has no objects; null where the data has none. */
+  readonly targets: readonly LoadedObjects[] | null;
 }
 
 /** A batch of clips with a class each. */

@@ -28,14 +28,14 @@ const LEAST_SIZE = 32;
 const MOST_OBJECTS = 12;
 
 /** Background and shapes: the classes of the pixels. */
-const pixelClasses: readonly string[] = ['background', ...shapeNames];
+export const pixelClasses: readonly string[] = ['background', ...shapeNames];
 
 /**
  * The pictures behind `SegmentationShapes` and `DetectionShapes`. Picture i is a function of (seed, i, size, clutter, objects)
  * alone: the same on every machine. Shapes do not overlap; shape, texture, color, place, size and rotation are drawn
  * independently.
  */
-abstract class ShapeScenes<Sample extends AnnotatedImage> implements SampleSource<Sample> {
+export abstract class ShapeScenes<Sample extends AnnotatedImage> implements SampleSource<Sample> {
   abstract readonly classNames: readonly string[];
   readonly length: number;
   readonly size: number;
@@ -67,6 +67,11 @@ abstract class ShapeScenes<Sample extends AnnotatedImage> implements SampleSourc
     return `shapes/seed ${String(this.seed)}/picture ${String(index)}`;
   }
 
+  /** What is on the background, under the shapes; nothing unless a data set says otherwise. */
+  protected paintGround(_canvas: Float32Array, _index: number): void {
+    // Most pictures have shapes alone.
+  }
+
   /** The picture with everything that is known about it. */
   protected draw(index: number): SegmentationSample & DetectionSample {
     checkIndex(index, this.length);
@@ -76,6 +81,7 @@ abstract class ShapeScenes<Sample extends AnnotatedImage> implements SampleSourc
     const count = least + random.integer(most - least + 1);
     const placements = scatter(count, (shrink) => random.uniform(...RADIUS) * shrink, random);
     const canvas = paintBackdrop(size, clutter, random);
+    this.paintGround(canvas, index);
     const mask = new Uint8Array(size * size);
     const marked = placements.map((placement) => {
       const label = random.integer(shapeNames.length);

@@ -28,7 +28,7 @@ export abstract class Detector extends DenseModel {
   readonly backbone: PyramidSource;
   /** What the labels of the targets begin with. */
   protected readonly firstLabel: number = 0;
-  protected readonly input: DetectionInput;
+  readonly input: DetectionInput;
 
   constructor({ body, pyramid, input }: DetectorOptions) {
     super();
@@ -76,11 +76,11 @@ export abstract class Detector extends DenseModel {
     return this.backbone.convertStateDict(super.convertStateDict(state));
   }
 
-  /** `losses` of prepared images. */
-  protected abstract batchLosses(batch: DetectionBatch, ctx: Context): Readonly<Record<string, Tensor>>;
+  /** Losses, by name, of prepared images, whose labels begin with the detector's first one. */
+  abstract batchLosses(batch: DetectionBatch, ctx: Context): Readonly<Record<string, Tensor>>;
 
-  /** `detect` for prepared images. */
-  protected abstract batchDetections(batch: DetectionBatch, ctx: Context): Detection[];
+  /** What is found in each of prepared images, in the pixels of the images as they were given. */
+  abstract batchDetections(batch: DetectionBatch, ctx: Context): Detection[];
 
   /** @throws TypeError always: detectors have several outputs */
   forward(_images: Tensor, _ctx: Context): Tensor {

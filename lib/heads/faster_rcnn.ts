@@ -55,13 +55,13 @@ export class FasterRcnn extends Detector {
     return this.#pooled.map((level) => maps[level] as Tensor);
   }
 
-  protected batchLosses(batch: DetectionBatch, ctx: Context): Readonly<Record<string, Tensor>> {
+  batchLosses(batch: DetectionBatch, ctx: Context): Readonly<Record<string, Tensor>> {
     const maps = this.backbone.maps(batch.images, ctx);
     const { boxes, losses } = this.rpn.propose(batch, maps, 'train', ctx);
     return { ...this.roi_heads.losses(batch, this.#pooledOf(maps), boxes, ctx), ...losses };
   }
 
-  protected batchDetections(batch: DetectionBatch, ctx: Context): Detection[] {
+  batchDetections(batch: DetectionBatch, ctx: Context): Detection[] {
     const maps = this.backbone.maps(batch.images, ctx);
     const { boxes } = this.rpn.propose(batch, maps, 'test', ctx);
     return this.roi_heads.detect(batch, this.#pooledOf(maps), boxes, ctx);

@@ -46,7 +46,9 @@ export type { ConvNormChoice, PyramidBackboneOptions, PyramidExtra, PyramidOptio
 export {
   createDetectionModel,
   createSegmentationModel,
+  defaultAnchor,
   detectionHeads,
+  detectorOver,
   firstLabel,
   pickLevels,
   segmentationHeads,

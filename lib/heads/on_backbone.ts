@@ -1,11 +1,13 @@
 /** Dense models by the name of their head, on any backbone of the registry: sizes follow from its levels. */
 import { suggestion, VisionTransformer, type Backbone, type FeatureLevel } from '../models/index.js';
 import { AnchorGenerator, octave } from './anchors.js';
+import type { DetectionInputOptions } from './detection_input.js';
 import type { Detector } from './detector.js';
 import { EncoderDecoder } from './encoder_decoder.js';
 import { FasterRcnn } from './faster_rcnn.js';
 import { FcnHead } from './fcn_head.js';
 import { FpnHead } from './fpn_head.js';
+import { PyramidBackbone, type PyramidSource } from './pyramid.js';
 import { RetinaNet } from './retinanet.js';
 import type { SegmentationHead } from './segmentation_head.js';
 import { Segmenter } from './segmenter.js';
@@ -149,19 +151,37 @@ export function createDetectionModel(
   const input = { minSize: size, maxSize, mean, std };
   const levels = pickLevels(backbone.featureLevels);
   const stride = backbone.featureLevels[levels[0] ?? 0]?.stride ?? 4;
-  const side = options.anchor ?? Math.max(LEAST_ANCHOR, Math.min(8 * stride, size / LARGEST_SHARE));
-  const body = backbone.toTrunk();
+  const anchor = options.anchor ?? defaultAnchor(stride, size);
+  // RetinaNet leaves the finest level out and adds two coarser ones.
+  const pyramid = new PyramidBackbone(backbone.toTrunk(), {
+    ...(head === 'faster_rcnn'
+      ? { levels, extra: 'pool' as const }
+      : { levels: levels.length > 1 ? levels.slice(1) : levels, extra: 'p6p7_from_output' as const }),
+    outChannels,
+  });
+  return detectorOver(head, pyramid, { input, classes, anchor, boxWidth });
+}
+
+/** Side of the smallest anchors where nothing else is said. */
+export function defaultAnchor(finestStride: number, size: number): number {
+  return Math.max(LEAST_ANCHOR, Math.min(8 * finestStride, size / LARGEST_SHARE));
+}
+
+/** A detector of this name over a pyramid, its anchors doubling from level to level. */
+export function detectorOver(
+  head: DetectionHeadName,
+  body: PyramidSource,
+  o: { input: DetectionInputOptions; classes: number; anchor: number; boxWidth: number },
+): Detector {
+  const sides = body.levelNames.map((_, i) => o.anchor * 2 ** i);
+  const { input, classes, boxWidth } = o;
   if (head === 'faster_rcnn') {
-    const anchors = new AnchorGenerator(Array.from({ length: levels.length + 1 }, (_, i) => [side * 2 ** i]));
-    const pyramid = { levels, outChannels };
+    const anchors = new AnchorGenerator(sides.map((side) => [side]));
     return new FasterRcnn({
-      ...{ body, input, pyramid, anchors, numClasses: classes + 1, boxHead: { kind: 'mlp', width: boxWidth } },
+      ...{ body, input, anchors, numClasses: classes + 1, boxHead: { kind: 'mlp', width: boxWidth } },
     });
   }
-  // RetinaNet leaves the finest level out and adds two coarser ones.
-  const used = levels.length > 1 ? levels.slice(1) : levels;
-  const anchors = new AnchorGenerator(Array.from({ length: used.length + 2 }, (_, i) => octave(side * 2 ** i)));
-  return new RetinaNet({ body, input, pyramid: { levels: used, outChannels }, anchors, numClasses: classes });
+  return new RetinaNet({ body, input, anchors: new AnchorGenerator(sides.map(octave)), numClasses: classes });
 }
 
 /** The number of the first class in a detector's targets and detections. */

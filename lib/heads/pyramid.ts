@@ -52,7 +52,7 @@ export interface PyramidOptions {
 }
 
 /** `p6` and `p7`: two convolutions of stride 2 with a ReLU between them. */
-class ExtraLevels extends Module {
+export class ExtraLevels extends Module {
   readonly p6: Conv2d;
   readonly p7: Conv2d;
 

@@ -152,7 +152,7 @@ export class RetinaNet extends Detector {
   }
 
   /** Per image over the number of objects, then the mean over the images. */
-  protected batchLosses(batch: DetectionBatch, ctx: Context): Readonly<Record<string, Tensor>> {
+  batchLosses(batch: DetectionBatch, ctx: Context): Readonly<Record<string, Tensor>> {
     const levels = this.#levels(batch, ctx);
     const anchors = aten.cat(levels.map((level) => level.anchors));
     const [logits, offsets] = (['logits', 'offsets'] as const).map((key) =>
@@ -190,7 +190,7 @@ export class RetinaNet extends Detector {
     return { classification, boxes: sum.div(count) };
   }
 
-  protected batchDetections(batch: DetectionBatch, ctx: Context): Detection[] {
+  batchDetections(batch: DetectionBatch, ctx: Context): Detection[] {
     const levels = this.#levels(batch, ctx);
     return batch.sizes.map((size, i) => {
       const candidates = levels.map(({ logits, offsets, anchors }) =>

@@ -38,6 +38,13 @@ export {
   type LvTask,
 } from './lv_adapter.js';
 export {
+  LvMultiTask,
+  type LvFindings,
+  type LvMaskTask,
+  type LvMultiTaskOptions,
+  type LvTargets,
+} from './lv_multi_task.js';
+export {
   AdaptiveSeparation,
   DiscriminativeAttention,
   RepresentationSeparation,

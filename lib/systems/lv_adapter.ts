@@ -169,7 +169,7 @@ export interface LvOutputs {
 /**
  * One trunk for segmentation, drivable area and detection: a pyramid of multi-scale adapters, and for each task a language
  * branch and a head. Stages: take a pretrained trunk, train everything else (`adapt`), then the trunk too (`finetune`).
- * A detector is not part of it: it reads the levels of the task `det`.
+ * A detector is not part of it: it reads the levels of the task `det`; `LvMultiTask` has one.
  *
  * ```ts
  * const model = new LvAdapter(trunk, textTower, { tasks: { sem: 19, driv: 3 } });
@@ -282,7 +282,8 @@ export class LvAdapter extends DenseModel {
     if (!ids || !this.text_encoder || !this.prompts) {
       throw new Error(`${this.name}: the classes of task '${task}' are not known; call setClasses first`);
     }
-    return encodeWithContexts(this.text_encoder, ids, this.prompts.of(task), ctx);
+    const prompts = this.prompts.of(task);
+    return encodeWithContexts(this.text_encoder, ids.to(prompts.device), prompts, ctx);
   }
 
   /** Images [B, 3, H, W] to what every task finds. @throws Error before `setClasses` */

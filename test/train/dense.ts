@@ -1,8 +1,9 @@
 /** Small data and models of the dense tasks, in memory: bright squares, whose color is their class. */
 import { EncoderDecoder, FasterRcnn, FpnHead, AnchorGenerator } from '../../lib/heads/index.js';
-import { createCustomModel, type Backbone } from '../../lib/models/index.js';
+import { clipTextOptions, ClipTextTransformer, createCustomModel, type Backbone } from '../../lib/models/index.js';
+import { LvMultiTask, RepresentationSeparation } from '../../lib/systems/index.js';
 import { fromTypedArray, manualSeed, scope, tensor, keep, type Tensor } from '../../lib/tensor/index.js';
-import type { BatchSource, BoxBatch, ClipBatch, MaskBatch, TaskBatch } from '../../lib/train/index.js';
+import type { BatchSource, BoxBatch, ClipBatch, MaskBatch, SceneBatch, TaskBatch } from '../../lib/train/index.js';
 import { randomize } from '../models/tiny.js';
 import { uniform } from './tiny.js';
 
@@ -107,6 +108,51 @@ export const boxData = (samples: number, size: number): BatchSource<BoxBatch> =>
     });
     return { images, targets, indices };
   });
+
+/** The squares' classes, whether the picture's left half is meant (`driv`), and boxes. */
+export const sceneData = (samples: number, size: number): BatchSource<SceneBatch> =>
+  new Source(samples, size, (indices) => {
+    const scenes = indices.map((i) => scene(i));
+    const half = (s: Scene): BigInt64Array =>
+      s.mask.map((label, i) => (label === 0n ? BigInt(i % SIDE < SIDE / 2) : 2n));
+    const mask = (numbers: BigInt64Array): Tensor => keep(fromTypedArray(numbers, [SIDE, SIDE]));
+    return {
+      images: scenes.map((s) => keep(fromTypedArray(s.pixels, [3, SIDE, SIDE]))),
+      masks: {
+        sem: scenes.map((s) => mask(s.mask)),
+        driv: scenes.map((s) => mask(half(s).map((label) => (label === 255n ? 2n : label)))),
+      },
+      targets: scenes.map((s) => ({
+        boxes: keep(tensor([[...s.box]])),
+        labels: keep(tensor([s.color], { dtype: 'int64' })),
+        crowds: keep(tensor([false])),
+      })),
+      indices,
+    };
+  });
+
+/** Representation separation behind a small transformer. */
+export function separator(): RepresentationSeparation {
+  manualSeed(7);
+  const sizes = { imgSize: SIDE, patchSize: 4, embedDim: 24, depth: 4, numHeads: 3, numClasses: 2 };
+  return new RepresentationSeparation(createCustomModel('vit', sizes), { classes: COLORS + 1, width: 16 });
+}
+
+/** LV-Adapter on a small residual network, with a text tower of its own. */
+export function lvModel(): LvMultiTask {
+  manualSeed(6);
+  const text = clipTextOptions.parse({ contextLength: 7, vocabSize: 20, width: 8, heads: 2, layers: 1, embedDim: 6 });
+  const model = new LvMultiTask(body(), new ClipTextTransformer(text), {
+    tasks: { sem: COLORS + 1, driv: 3, det: COLORS },
+    ...{ channels: 16, heads: 2, promptLength: 3, headChannels: 8, size: SIDE, anchor: 8 },
+  });
+  const tokens = (classes: number): Tensor =>
+    tensor(
+      Array.from({ length: classes }, (_, k) => [18, k, 19, 0]),
+      { dtype: 'int64' },
+    );
+  return model.setClasses({ sem: tokens(COLORS + 1), driv: tokens(3), det: tokens(COLORS) });
+}
 
 const FRAMES = 4;
 

@@ -12,6 +12,7 @@ import type { Host } from '../../lib/models/index.js';
 import {
   detectTask,
   evaluate,
+  multiTask,
   readJsonl,
   segmentationLogits,
   segmentTask,
@@ -24,7 +25,19 @@ import {
   type TrainerOptions,
 } from '../../lib/train/index.js';
 import { ColorData, tinyNet } from './tiny.js';
-import { boxData, clipData, COLORS, detector, maskData, segmenter, SIDE, videoNet } from './dense.js';
+import {
+  boxData,
+  clipData,
+  COLORS,
+  detector,
+  lvModel,
+  maskData,
+  sceneData,
+  segmenter,
+  separator,
+  SIDE,
+  videoNet,
+} from './dense.js';
 
 const folder = mkdtempSync(join(tmpdir(), 'torchgraft-tasks-'));
 afterAll(() => rmSync(folder, { recursive: true, force: true }));
@@ -79,12 +92,30 @@ const subjects: Readonly<Record<string, Subject>> = {
     lr: 0.02,
     learned: (result) => last(result).train.accuracy > 0.8,
   }),
+  separation: subject({
+    model: separator,
+    graft: (model) => graft(model, 'lora', { rank: 2 }, { seed: 1 }),
+    task: segmentTask({ classes: COLORS + 1 }),
+    train: maskData(16, 4),
+    val: maskData(6, 4),
+    lr: 0.01,
+    learned: (result) => last(result).train.loss < 0.9 * result.history[0]!.train.loss,
+  }),
   detect: subject({
     model: detector,
     graft: (model) => graft(model, 'conv_adapter', { reduction: 2 }, { seed: 1 }),
     task: detectTask(),
     train: boxData(12, 4),
     val: boxData(5, 4),
+    lr: 0.005,
+    learned: (result) => last(result).train.loss < result.history[0]!.train.loss,
+  }),
+  multi: subject({
+    model: lvModel,
+    graft: (model) => graft(model, 'conv_adapter', { reduction: 2 }, { seed: 1 }),
+    task: multiTask(),
+    train: sceneData(12, 4),
+    val: sceneData(5, 4),
     lr: 0.005,
     learned: (result) => last(result).train.loss < result.history[0]!.train.loss,
   }),
@@ -123,7 +154,7 @@ describe.each(Object.entries(subjects))('%s', (id, { adapter: make, run, learned
     const epochs = readJsonl(join(outDir, 'log.jsonl')).filter((record) => record['event'] === 'epoch');
     expect(epochs).toHaveLength(4);
     expect(Object.keys((epochs[0]!['val'] as { metrics: object }).metrics)[0]).toBe(
-      { segment: 'mIoU', detect: 'AP', video: 'top-1' }[id],
+      { segment: 'mIoU', separation: 'mIoU', detect: 'AP', multi: 'mean', video: 'top-1' }[id],
     );
   });
 
@@ -134,8 +165,8 @@ describe.each(Object.entries(subjects))('%s', (id, { adapter: make, run, learned
     await run(adapter, { epochs: 1, logEvery: 1000 }, 'unscored').fit();
     const reads = data.mock.results.map(({ value }) => (value as Float64Array).length);
     expect(item).not.toHaveBeenCalled();
-    // 4 steps (3 of detection): their losses and, where they are counted, right answers.
-    expect(reads).toEqual([id === 'detect' ? 3 : 8]);
+    // 4 steps (3 with boxes): their losses and, where they are counted, right answers.
+    expect(reads).toEqual([id === 'detect' || id === 'multi' ? 3 : 8]);
   });
 
   it('goes on after a break with the same bits', async () => {

@@ -31,7 +31,7 @@ export function detectTask(): Task<BoxBatch, DetectionEvaluation> {
     step(model, batch, device) {
       const ctx = new Context();
       const images = batch.images.map((image) => image.to(device));
-      const losses = Object.values(detectorOf(model).losses(images, targetsOf(batch, device), ctx));
+      const losses = Object.values(detectorOf(model).losses(images, singleObjects(batch.targets, device), ctx));
       const sum = losses.reduce((total, loss) => total.add(loss));
       return { loss: withAuxiliary(sum, ctx), correct: null };
     },
@@ -54,7 +54,7 @@ function detectorOf(model: Module): Detector {
 }
 
 /** What a detector learns from: boxes and labels of single objects. */
-function targetsOf({ targets }: BoxBatch, device: Device): { boxes: Tensor; labels: Tensor }[] {
+export function singleObjects(targets: readonly AnnotatedBoxes[], device: Device): { boxes: Tensor; labels: Tensor }[] {
   return targets.map(({ boxes, labels, crowds }) => {
     const [box, label] = [boxes.to(device), labels.to(device)];
     if (!crowds) return { boxes: box, labels: label };

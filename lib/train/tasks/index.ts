@@ -1,6 +1,7 @@
 /** What can be trained: tasks for `Trainer` and `evaluate`. */
 export { classifyTask, type Evaluation, type Prediction } from './classify.js';
 export { detectTask, type BoxBatch, type DetectionEvaluation } from './detect.js';
+export { multiTask, type MultiTaskEvaluation, type SceneBatch } from './multi.js';
 export {
   segmentationLogits,
   segmentTask,

@@ -28,7 +28,7 @@ export interface Meter<B, S extends Score> extends Disposable {
 }
 
 /**
- * What is trained and scored. There are `classifyTask`, `segmentTask`, `detectTask` and `videoTask`; one's own is an object
+ * What is trained and scored. There are `classifyTask`, `segmentTask`, `detectTask`, `multiTask` and `videoTask`; one's own is an object
  * of this shape.
  */
 export interface Task<B extends TaskBatch = Batch, S extends Score = Score> {
