@@ -27,7 +27,8 @@ function checkCode(config: Config, bits: number): void {
   const codes = Array.isArray(stated) ? { [bits]: stated } : stated;
   for (const [width, values] of Object.entries(codes)) {
     const ours = codebook(Number(width)).values;
-    if (ours.length !== values.length || values.some((value, i) => Math.fround(value) !== ours[i])) {
+    // After 500 rounds the last bits depend on who computes the normal distribution and its inverse.
+    if (ours.length !== values.length || values.some((value, i) => Math.abs(value - (ours[i] ?? NaN)) > 1e-6)) {
       throw new UnknownCase(
         `the code of ${width} bits is [${ours.join(', ')}] here, the config says [${values.join(', ')}]`,
       );

@@ -39,10 +39,21 @@ function splitProjections(model: Backbone, rename: (name: string) => string | nu
   });
 }
 
+/** Keys by which a case may say in words what its tensors' names say: that the head norms over the batch. */
+const HEAD_KEYS = ['head', 'head_norm', 'head_bn', 'bn_head', 'head_batch_norm', 'batch_norm_head', 'head_norm_eps'];
+
+/** The official head norms over the batch, without affine parameters, before its linear layer. */
+function normedHead(golden: GoldenCase, config: Config): { classes: number; norm: 'batch'; normEps: number } | null {
+  config.ignore(...HEAD_KEYS);
+  if (!golden.trainable?.includes('head.1.weight')) return null;
+  return { classes: config.get('num_classes'), norm: 'batch', normEps: 1e-6 };
+}
+
 /** The official AdaptFormer; PETL-ViT's form has no such scale. */
-function adaptFormer(config: Config, model: Backbone, single: boolean): Built {
+function adaptFormer(golden: GoldenCase, config: Config, model: Backbone, single: boolean): Built {
   const scale = config.get<string | number>('adapter_scalar', '0.1');
   config.expect('adapter_layernorm_eps', 1e-5);
+  const head = normedHead(golden, config);
   const adapter = graft(
     model,
     'adaptformer',
@@ -53,24 +64,30 @@ function adaptFormer(config: Config, model: Backbone, single: boolean): Built {
       placement: config.get('ffn_option', 'parallel'),
       dropout: config.get('dropout', 0.1),
     },
-    { head: single ? 'frozen' : 'train' },
+    { head: head ?? (single ? 'frozen' : 'train') },
   );
   const inBlock = single ? blockName : (name: string): string => name;
   const backbone = (name: string): string | null => {
     const own = adaptFormerNames(name);
-    return own === null ? null : inBlock(own);
+    return own === null || (head && name.startsWith('head.')) ? null : inBlock(own);
   };
   const built = adapted(model, adapter, { backbone, graft: inBlock }, single ? runBlock(model) : undefined);
-  return { ...built, state: new Map([...built.state, ...splitProjections(model, inBlock)]) };
+  const form = adapter.headModule;
+  const headEntries = form
+    ? [form.norm, form.linear].flatMap((part, i): [string, Entry][] =>
+        (part?.namedState() ?? []).map(([leaf, tensor]) => [`head.${i}.${leaf}`, { tensor }]),
+      )
+    : [];
+  return { ...built, state: new Map([...built.state, ...splitProjections(model, inBlock), ...headEntries]) };
 }
 
 /** Bottlenecks behind attention and MLP, or behind the MLP alone, before stochastic depth, and their names in the cases. */
 const placed =
   (places: { attention: boolean }, rename: (official: string) => string): Build =>
   (_, config, model, single) => {
-    const width = config.get<number>('bottleneck');
     const reduction = config.get<number | null>('reduction_factor', null);
     const dim = model.numFeatures;
+    const width = config.get<number>('bottleneck', ...(reduction === null ? [] : [Math.floor(dim / reduction)]));
     if (reduction !== null && width !== Math.floor(dim / reduction)) {
       throw new UnknownCase(`a reduction of ${reduction} of ${dim} does not give a bottleneck of ${width}`);
     }
@@ -131,7 +148,7 @@ const methods: Readonly<Record<string, Build>> = {
   'lora-bihead': small,
   adaptformer: (golden, config, model, single) =>
     config.has('adapter_scalar') || config.has('ffn_option')
-      ? adaptFormer(config, model, single)
+      ? adaptFormer(golden, config, model, single)
       : smallAdapter(golden, config, model, single),
   adapter_houlsby: houlsby,
   adapter_pfeiffer: pfeiffer,
