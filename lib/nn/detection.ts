@@ -141,13 +141,15 @@ interface Axis {
  */
 function sampleAxis(start: Tensor, length: Tensor, limit: Tensor, cells: number, ratio: number): Axis {
   const bin = length.div(cells).reshape([-1, 1, 1]);
-  const perCell = ratio > 0 ? bin.newFull([1, 1, 1], ratio) : bin.ceil().clampMin(1);
+  // An aligned region may be without extent: it has no samples then, and pools zeros.
+  const perCell = ratio > 0 ? bin.newFull([1, 1, 1], ratio) : bin.ceil().clampMin(0);
+  const divisor = perCell.clampMin(1);
   // The one value that is read: how many samples the largest region needs.
-  const samples = ratio > 0 || bin.numel() === 0 ? Math.max(ratio, 1) : Number(perCell.max().item());
+  const samples = ratio > 0 || bin.numel() === 0 ? Math.max(ratio, 1) : Number(divisor.max().item());
   const kind = { dtype: start.dtype, device: start.device };
   const cell = arange(cells, kind).view([1, cells, 1]);
   const sample = arange(samples, kind).view([1, 1, samples]);
-  const position = start.reshape([-1, 1, 1]).add(cell.mul(bin)).add(sample.add(0.5).mul(bin).div(perCell));
+  const position = start.reshape([-1, 1, 1]).add(cell.mul(bin)).add(sample.add(0.5).mul(bin).div(divisor));
   const last = limit.reshape([-1, 1, 1]).sub(1);
   const counts = position
     .ge(-1)
@@ -157,7 +159,7 @@ function sampleAxis(start: Tensor, length: Tensor, limit: Tensor, cells: number,
   const low = inside.floor();
   const high = aten.minimum(low.add(1), last);
   const fraction = inside.sub(low);
-  const share = counts.to(start.dtype).div(perCell);
+  const share = counts.to(start.dtype).div(divisor);
   const join = (a: Tensor, b: Tensor): Tensor => aten.stack([a, b], -1).flatten(2);
   return {
     index: join(low, high).to('int64'),

@@ -121,7 +121,7 @@ function plainRoiAlign(
           for (let a = 0; a < ny; a++)
             for (let b = 0; b < nx; b++)
               sum += at(y1 + (h / rows) * (i + (a + 0.5) / ny), x1 + (w / columns) * (j + (b + 0.5) / nx));
-          out.push(sum / (ny * nx));
+          out.push(sum / Math.max(ny * nx, 1));
         }
       }
     }
@@ -142,6 +142,7 @@ describe('roiAlign', () => {
     { samplingRatio: 2, aligned: false },
     { samplingRatio: 3, aligned: true },
     { samplingRatio: 0, aligned: false },
+    { samplingRatio: 0, aligned: true },
   ])('agrees with its definition, levels mixed: %o', (variant) => {
     const options = { outputSize: [3, 2] as [number, number], scales, ...variant };
     const ours = roiAlign(maps, tensor(rois, double), { ...options, levels: tensor(levels, { dtype: 'int64' }) });
