@@ -59,10 +59,17 @@ export class Unavailable extends Error {
 /** A config that must be read completely: an option that nobody asked for is an error, not silence. */
 export class Config {
   readonly #values: Readonly<Record<string, unknown>>;
-  readonly #read = new Set<string>();
+  readonly #read: Set<string>;
 
-  constructor(values: Readonly<Record<string, unknown>>) {
+  constructor(values: Readonly<Record<string, unknown>>, read = new Set<string>()) {
     this.#values = values;
+    this.#read = read;
+  }
+
+  /** This config for a reader to whom some of its keys would mean something else; what it reads counts here. */
+  without(...keys: string[]): Config {
+    const left = Object.entries(this.#values).filter(([key]) => !keys.includes(key));
+    return new Config(Object.fromEntries(left), this.#read);
   }
 
   /** The raw value; `fallback` when the key is absent. */

@@ -37,7 +37,7 @@ function backboneOf(config: Config): Backbone {
   if (text.startsWith('resnet')) return resnet(config, text.includes('basic') ? 'basic' : 'bottleneck');
   if (text.startsWith('vit')) return vitOf(config);
   if (text.startsWith('swin')) return swinOf(config);
-  if (text.startsWith('convnext')) return convnextOf(config);
+  if (text.startsWith('convnext')) return convnextOf(config.without('kernel_size'));
   throw new UnknownCase(`no builder knows the backbone '${text}'`);
 }
 
@@ -57,14 +57,18 @@ function build(golden: GoldenCase): Built {
     return { module, state: entriesOf(module), run };
   }
   const model = backboneOf(config);
-  const options = { ...blockOf(config), positions: config.get('positions'), stages: config.get('stages', 4) };
+  const options = {
+    ...blockOf(config),
+    positions: config.get<string[] | null>('positions', null) ?? undefined,
+    stages: config.get('stages', 4),
+  };
   config.done();
   return adapted(model, graft(model, 'pro_tuning', options), naming);
 }
 
 function count(row: CountsRow): Record<string, number> {
   const config = new Config(typeof row.config === 'string' ? {} : row.config).ignore('widths');
-  const options = { ...blockOf(config), positions: config.get('positions') };
+  const options = { ...blockOf(config), positions: config.get<string[] | null>('positions', null) ?? undefined };
   config.done();
   const model = published(row.model, row.num_classes ?? 1000);
   return countAdapted(model, graft(model, 'pro_tuning', options));
