@@ -1,22 +1,13 @@
 /** Segmentation heads, detectors, their functions and metrics. */
 import { join } from 'node:path';
 import { readSafetensors } from '../../../lib/checkpoint/index.js';
-import {
-  createDetector,
-  FcnHead,
-  Fpn,
-  FpnHead,
-  MaskDecoder,
-  Segmenter,
-  SetrUpHead,
-  UPerHead,
-} from '../../../lib/heads/index.js';
+import { createDetector, Fpn, FpnHead, MaskDecoder, Segmenter } from '../../../lib/heads/index.js';
 import type { Module } from '../../../lib/nn/index.js';
 import type { Tensor } from '../../../lib/tensor/index.js';
 import { type Built, type Builder, Config, UnknownCase } from '../builder.js';
 import type { CountsRow, GoldenCase } from '../case.js';
 import { detector, pyramids } from './dense_detection.js';
-import { losses, segmentationHead, segmenter, sliding } from './dense_segmentation.js';
+import { headOf, losses, segmentationHead, segmenter, sliding } from './dense_segmentation.js';
 import { cocoAp, detectionOps, meanIou } from './detection_ops.js';
 
 /** What a case computes shows in the keys of its config. */
@@ -48,19 +39,15 @@ function parts(row: CountsRow, values: Values): Module[] {
   const config = new Config(values);
   const numClasses = row.num_classes ?? 150;
   const { model } = row;
-  const inChannels = config.get<number | number[]>('in_channels', []);
-  const channels = config.get<number>('channels', 0);
-  if (model === 'UPerHead') {
-    return [
-      new UPerHead({ numClasses, channels, inChannels: inChannels as number[], poolScales: config.get('pool_scales') }),
-    ];
-  }
-  if (model.startsWith('FCNHead')) {
-    const rest = { numConvs: config.get<number>('num_convs'), concatInput: config.get<boolean>('concat_input') };
-    return [new FcnHead({ numClasses, channels, inChannels: inChannels as number, ...rest })];
+  const head = /^(?:UPer|FCN|SETRUP|FPN)Head/.exec(model)?.[0];
+  if (head !== undefined) {
+    const all = new Config({ ...values, head, num_classes: numClasses }).ignore('backbone');
+    const part = headOf(all);
+    all.done();
+    return [part];
   }
   if (model.startsWith('FPN neck')) {
-    const levels = inChannels as number[];
+    const levels = config.get<number[]>('in_channels');
     const outChannels = config.get<number>('neck_out');
     const head = {
       numClasses,
@@ -69,17 +56,13 @@ function parts(row: CountsRow, values: Values): Module[] {
     };
     return [new Fpn({ inChannels: levels, outChannels }), new FpnHead(head)];
   }
-  if (model === 'SETRUPHead') {
-    const numConvs = config.get<number>('num_convs');
-    return [new SetrUpHead({ numClasses, channels, inChannels: inChannels as number, numConvs })];
-  }
   if (model.startsWith('Segmenter mask')) {
     const numHeads = config.get<number>('n_heads');
     return [
       new MaskDecoder({ numClasses, inChannels: config.get('d_model'), depth: config.get('n_layers'), numHeads }),
     ];
   }
-  if (model.startsWith('Segmenter (encoder')) return [wholeSegmenter(config, numClasses)];
+  if (model.startsWith('Segmenter (encoder')) return [wholeSegmenter(config, numClasses, /linear/.test(model))];
   if (/^(fasterrcnn|retinanet)_/.test(model)) return [published(model, config, numClasses)];
   throw new UnknownCase(`no builder knows '${model}'`);
 }
@@ -91,7 +74,7 @@ const VIT_WIDTHS: Readonly<Record<string, readonly [dim: number, heads: number, 
   L: [1024, 16, 24],
 };
 
-function wholeSegmenter(config: Config, numClasses: number): Segmenter {
+function wholeSegmenter(config: Config, numClasses: number, isLinear: boolean): Segmenter {
   const name = config.get<string>('encoder');
   const [, size = '', patch] = /^ViT-(\w)\/(\d+)$/.exec(name) ?? [];
   const [embedDim, numHeads, depth] = VIT_WIDTHS[size] ?? [];
@@ -99,7 +82,7 @@ function wholeSegmenter(config: Config, numClasses: number): Segmenter {
     throw new UnknownCase(`no builder knows the encoder '${name}'`);
   const image = config.get<number>('image');
   const encoder = { embedDim, numHeads, depth, imgSize: image, patchSize: Number(patch), numClasses: 1000 };
-  return new Segmenter({ encoder, numClasses });
+  return new Segmenter({ encoder, numClasses, ...(isLinear && { decoder: 'linear' }) });
 }
 
 function published(model: string, config: Config, numClasses: number): Module {

@@ -262,7 +262,12 @@ export function segmenter(config: Config): Built {
   const distilled = encoder.get('distilled', false);
   const name = decoder.get<string>('name');
   if (name !== 'mask_transformer' && name !== 'linear') throw new UnknownCase(`no builder knows the decoder '${name}'`);
-  decoder.expect('d_encoder', inner).expect('drop_path_rate', 0).expect('dropout', 0, 0.1);
+  // Rates of the cases in training mode must be 0; in the others they say nothing.
+  decoder
+    .expect('d_encoder', inner)
+    .expect('n_cls', config.get('n_cls'))
+    .expect('patch_size', encoder.get('patch_size'));
+  encoder.expect('channels', 3);
   const model = new Segmenter({
     encoder: {
       imgSize: encoder.get('image_size'),
@@ -274,15 +279,23 @@ export function segmenter(config: Config): Built {
       dropRate: encoder.get('dropout', 0),
       dropPathRate: encoder.get('drop_path_rate', 0),
       distilled,
+      numClasses: encoder.get('n_cls', 0),
       normEps: encoder.get('layer_norm_eps', 1e-5),
     },
     decoder: name === 'linear' ? 'linear' : maskDecoder(decoder, inner),
     numClasses: config.get('n_cls'),
   });
-  if (name === 'linear') decoder.ignore('n_layers', 'n_heads', 'd_model', 'd_ff', 'layer_norm_eps');
+  if (name === 'linear')
+    decoder.ignore('n_layers', 'n_heads', 'd_model', 'd_ff', 'layer_norm_eps', 'dropout', 'drop_path_rate');
+  const window = config.get<number>('window_size', 0);
+  const stride = config.get<number>('window_stride', window);
   for (const part of [encoder, decoder, config]) part.done();
   const official = (own: string): string => own.replace('encoder.reg_token', 'encoder.dist_token');
-  return { module: model, state: entriesOf(model, official), run: (inputs) => ({ y: model.run(soleInput(inputs)) }) };
+  const run: Built['run'] = (inputs) => {
+    const image = soleInput(inputs);
+    return { y: model.run(image), ...(window > 0 && { slide_logits: model.slide(image, window, stride) }) };
+  };
+  return { module: model, state: entriesOf(model, official), run };
 }
 
 function maskDecoder(config: Config, width: number) {
@@ -292,6 +305,8 @@ function maskDecoder(config: Config, width: number) {
     depth: config.get<number>('n_layers', 2),
     numHeads: config.get<number>('n_heads'),
     hidden: config.get<number>('d_ff', 4 * dim),
+    dropRate: config.get<number>('dropout', 0.1),
+    dropPathRate: config.get<number>('drop_path_rate', 0),
     normEps: config.get<number>('layer_norm_eps', 1e-5),
   };
 }
