@@ -39,7 +39,7 @@ export { PrefixAttention, PrefixConcat, PrefixMlp, type PrefixMlpOptions } from 
 export { promptTuning, PromptTokens } from './prompt_tuning.js';
 export { full } from './full.js';
 export { krona, kronaB, kronaBRes, lokr } from './krona.js';
-export { KroneckerBypass, KroneckerLinear, LokrConv, LokrLinear, timesKronecker } from './krona_forms.js';
+export { KroneckerBypass, KroneckerLinear, LokrConv, LokrLinear } from './krona_forms.js';
 export { intrinsicSubspace, layersOf, sizeOf, Subspace, type SubmoduleQuery } from './intrinsic_subspace.js';
 export { AttentionFactors, kadaptation, KroneckerDelta, KroneckerHeads } from './kadaptation.js';
 export {

@@ -1,40 +1,10 @@
 /** One Kronecker product as a layer: A ⊗ B is never built where a row meets it, only where it is merged. */
-import { Conv2d, init, Linear, Module, Parameter } from '../nn/index.js';
+import { Conv2d, init, kroneckerLinear, Linear, Module, Parameter } from '../nn/index.js';
 import { aten, empty, full, type Tensor, zeros } from '../tensor/index.js';
 import type { DeltaForm } from './core/index.js';
 
 /** Rows and columns of a factor. */
 export type FactorShape = readonly [rows: number, columns: number];
-
-/**
- * x (A ⊗ B) for x [..., a1 b1], A [a1, a2], B [b1, b2]: [..., a2 b2]. Each row, read as M [a1, b1], becomes Aᵀ M B, in
- * the order that takes fewer operations. Edalati et al. 2022, arXiv 2212.10650, section 3.
- */
-export function timesKronecker(x: Tensor, a: Tensor, b: Tensor): Tensor {
-  const [a1 = 1, a2 = 1] = a.shape;
-  const [b1 = 1, b2 = 1] = b.shape;
-  const rows = x.numel() / (a1 * b1);
-  const out = [...x.shape.slice(0, -1), a2 * b2];
-  const byB = a1 * b1 * b2 + a1 * a2 * b2;
-  const byA = a1 * a2 * b1 + a2 * b1 * b2;
-  if (byB <= byA) {
-    const mb = x
-      .reshape([rows * a1, b1])
-      .mm(b)
-      .view([rows, a1, b2]);
-    return onLeft(a, mb).reshape(out);
-  }
-  const am = onLeft(a, x.reshape([rows, a1, b1]));
-  return am
-    .reshape([rows * a2, b1])
-    .mm(b)
-    .view(out);
-}
-
-/** Aᵀ M for every M [a1, b] of [rows, a1, b]: [rows, a2, b]. */
-function onLeft(a: Tensor, m: Tensor): Tensor {
-  return m.transpose(1, 2).matmul(a).transpose(1, 2);
-}
 
 /** Divisors of n, rising. */
 function divisors(n: number): number[] {
@@ -78,7 +48,12 @@ export class KroneckerLinear extends Module implements DeltaForm {
   }
 
   forward(x: Tensor): Tensor {
-    return timesKronecker(x, this.A, this.B);
+    return kroneckerLinear(x, this.A, this.B);
+  }
+
+  applyWith(layer: Module, x: Tensor, scale: number): Tensor | null {
+    if (!(layer instanceof Linear)) return null;
+    return kroneckerLinear(x, this.A, this.B, { scale, weight: layer.weight, bias: layer.bias });
   }
 
   delta(): Tensor {
@@ -113,9 +88,8 @@ export class KroneckerBypass extends KroneckerLinear {
   }
 
   #compute(x: Tensor): Tensor {
-    const y = super.forward(x);
-    if (this.residual_scale) return aten.addcmul(y.mul(this.#scale), x, this.residual_scale);
-    return this.#scale === 1 ? y : y.mul(this.#scale);
+    const y = kroneckerLinear(x, this.A, this.B, { scale: this.#scale });
+    return this.residual_scale ? aten.addcmul(y, x, this.residual_scale) : y;
   }
 }
 
@@ -212,7 +186,13 @@ export class LokrLinear extends Lokr {
   }
 
   forward(x: Tensor): Tensor {
-    return timesKronecker(x, this.first().t(), this.second().t());
+    return kroneckerLinear(x, this.first().t(), this.second().t());
+  }
+
+  applyWith(layer: Module, x: Tensor, scale: number): Tensor | null {
+    if (!(layer instanceof Linear)) return null;
+    const [a, b] = [this.first().t(), this.second().t()];
+    return kroneckerLinear(x, a, b, { scale, weight: layer.weight, bias: layer.bias });
   }
 }
 

@@ -11,6 +11,7 @@ const ops = {
   scaleShift: operator('torchgraft::scale_shift'),
   convNormAct: operator('torchgraft::conv_norm_act'),
   loraLinear: operator('torchgraft::lora_linear'),
+  kroneckerLinear: operator('torchgraft::kronecker_linear'),
 };
 
 /** x * scale + shift per channel along `dim` (default: the last); `scale` and `shift` [C]. One pass, also backward. */
@@ -27,6 +28,20 @@ export function loraLinear(
   { scale = 1, bias = null }: { scale?: number; bias?: Tensor | null } = {},
 ): Tensor {
   return ops.loraLinear(x, weight, down, up, scale, bias) as Tensor;
+}
+
+/**
+ * x Wᵀ + b + s x (A ⊗ B) for x [..., a1 b1], A `a` [a1, a2], B `b` [b1, b2] and `weight` W [a2 b2, a1 b1]; without W
+ * only s x (A ⊗ B). Neither the Kronecker product nor its gradient is ever formed: a row, read as M [a1, b1], becomes
+ * Aᵀ M B. Edalati et al. 2022, arXiv 2212.10650, section 3.
+ */
+export function kroneckerLinear(
+  x: Tensor,
+  a: Tensor,
+  b: Tensor,
+  { scale = 1, weight = null, bias = null }: { scale?: number; weight?: Tensor | null; bias?: Tensor | null } = {},
+): Tensor {
+  return ops.kroneckerLinear(x, a, b, scale, weight, bias) as Tensor;
 }
 
 /**

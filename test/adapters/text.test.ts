@@ -3,7 +3,7 @@ import { mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { describe, expect, test } from 'vitest';
-import { graft, loadAdapter, LokrConv, LokrLinear, timesKronecker, type Adapter } from '../../lib/adapters/index.js';
+import { graft, loadAdapter, LokrConv, LokrLinear, type Adapter } from '../../lib/adapters/index.js';
 import type { TextInputs, TextModel } from '../../lib/models/index.js';
 import { Conv2d, functional } from '../../lib/nn/index.js';
 import { aten, keep, manualSeed, noGrad, randn, scope, tensor, type Tensor } from '../../lib/tensor/index.js';
@@ -170,29 +170,6 @@ describe('forms that must agree', () => {
   test('a prefix before the keys refuses what only a second attention can do', () => {
     const model = tinyTexts[2]?.make() as TextModel;
     expect(() => graft(model, 'prefix', { nonlinearity: 'relu' })).toThrow(/'gated' or 'add'/);
-  });
-
-  test.each([
-    [
-      [2, 3],
-      [5, 4],
-    ],
-    [
-      [6, 2],
-      [2, 7],
-    ],
-    [
-      [4, 4],
-      [3, 3],
-    ],
-    [
-      [1, 8],
-      [9, 1],
-    ],
-  ] as const)('rows times A %j ⊗ B %j, without the product', ([a1, a2], [b1, b2]) => {
-    const [a, b] = [randn([a1, a2]), randn([b1, b2])];
-    const x = randn([2, 3, a1 * b1]);
-    expect(difference(timesKronecker(x, a, b), x.matmul(a.kron(b)))).toBeLessThan(1e-5);
   });
 
   test.each([

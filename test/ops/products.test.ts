@@ -1,5 +1,5 @@
 import { beforeEach, expect, test } from 'vitest';
-import { functional, loraLinear } from '../../lib/nn/index.js';
+import { functional, kroneckerLinear, loraLinear } from '../../lib/nn/index.js';
 import { aten, call, grad, inferenceMode, manualSeed, randn, type Tensor } from '../../lib/tensor/index.js';
 import { gradcheck, relativeError } from '../support/gradcheck.js';
 
@@ -85,4 +85,79 @@ test('lora_linear: gradcheck, and what is wrong with its arguments', () => {
     [randn([3, 4], options), randn([2, 4], options), randn([5, 2], options)],
   );
   expect(() => loraLinear(randn([3, 4]), randn([5, 4]), randn([2, 4]), randn([5, 3]))).toThrow(/down \[r, in\]/);
+});
+
+// Factors of every form: vectors, single numbers, either order of the two products the shorter one, rows of one or of
+// several vectors of the processor, with and without a rest.
+const factors = [
+  { a: [2, 3], b: [5, 4] },
+  { a: [6, 2], b: [2, 7] },
+  { a: [4, 4], b: [3, 3] },
+  { a: [1, 8], b: [9, 1] },
+  { a: [1, 1], b: [1, 1] },
+  { a: [24, 16], b: [16, 24] },
+  { a: [13, 9], b: [17, 50] },
+  { a: [3, 40], b: [33, 2] },
+] as const;
+
+test.each(factors)('kronecker_linear equals the product with A ⊗ B: $a, $b', ({ a: aShape, b: bShape }) => {
+  const [a, b] = [randn([...aShape], { requiresGrad: true }), randn([...bShape], { requiresGrad: true })];
+  const [inFeatures, outFeatures] = [aShape[0] * bShape[0], aShape[1] * bShape[1]];
+  const weight = randn([outFeatures, inFeatures]);
+  for (const shape of [[inFeatures], [1, inFeatures], [3, 70, inFeatures], [0, inFeatures]]) {
+    const x = randn(shape, { requiresGrad: true });
+    for (const layer of [{}, { weight }, { weight, bias: randn([outFeatures]) }]) {
+      const y = kroneckerLinear(x, a, b, { scale: 0.5, ...layer });
+      const increment = x.matmul(a.kron(b)).mul(0.5);
+      const expected = layer.weight ? functional.linear(x, layer.weight, layer.bias ?? null).add(increment) : increment;
+      expect(y.shape).toEqual(expected.shape);
+      if (x.numel() === 0) continue;
+      expect(relativeError(y, expected)).toBeLessThan(2e-6);
+      const gradOutputs = [randn(y.shape)];
+      const gradients = grad([y], [x, a, b], { gradOutputs });
+      grad([expected], [x, a, b], { gradOutputs }).forEach((wanted, i) => {
+        expect(relativeError(gradients[i] as Tensor, wanted as Tensor)).toBeLessThan(5e-6);
+      });
+      expect(inferenceMode(() => kroneckerLinear(x, a, b, { scale: 0.5, ...layer }).data())).toEqual(y.data());
+    }
+  }
+});
+
+test('kronecker_linear: gradcheck, views, learning weights, second derivatives', () => {
+  const options = { dtype: 'float64', requiresGrad: true } as const;
+  const weight = randn([6, 6], { dtype: 'float64' });
+  const inputs = [randn([5, 6], options), randn([3, 2], options), randn([2, 3], options)];
+  const product = (...t: readonly unknown[]): Tensor =>
+    kroneckerLinear(t[0] as Tensor, t[1] as Tensor, t[2] as Tensor, { scale: 3, weight });
+  gradcheck(product, inputs);
+  gradcheck((...t) => kroneckerLinear(t[0] as Tensor, t[1] as Tensor, t[2] as Tensor), inputs);
+  gradcheck(
+    (...t) => kroneckerLinear(t[0] as Tensor, t[1] as Tensor, t[2] as Tensor, { weight: t[3] as Tensor }),
+    [...inputs, randn([6, 6], options)],
+  );
+  gradcheck((...t) => {
+    const [first] = grad(
+      [
+        product(...t)
+          .pow(2)
+          .sum(),
+      ],
+      [t[0] as Tensor],
+      { createGraph: true },
+    );
+    return first as Tensor;
+  }, inputs);
+  const [x, a, b] = [randn([6, 4]), randn([3, 2]), randn([3, 2])];
+  expect(relativeError(kroneckerLinear(x.t(), a, b.t()), x.t().matmul(a.kron(b.t().contiguous())))).toBeLessThan(1e-6);
+});
+
+test('kronecker_linear says what is wrong with its arguments', () => {
+  expect(() => kroneckerLinear(randn([3, 5]), randn([3, 2]), randn([2, 3]))).toThrow(/x \[\.\.\., a1 b1\]/);
+  expect(() => kroneckerLinear(randn([3, 6]), randn([6]), randn([2, 3]))).toThrow(/A \[a1, a2\]/);
+  expect(() => kroneckerLinear(randn([3, 6]), randn([3, 2]), randn([2, 3]), { weight: randn([6, 5]) })).toThrow(
+    /weight \[a2 b2, a1 b1\]/,
+  );
+  expect(() => kroneckerLinear(randn([3, 6]), randn([3, 2]), randn([2, 3]), { bias: randn([6]) })).toThrow(
+    /a bias without a weight/,
+  );
 });

@@ -37,12 +37,6 @@ bool onednn_serves(const at::Tensor& x, const at::Tensor& weight) {
 
 at::Tensor rows(const at::Tensor& t) { return t.reshape({-1, t.size(-1)}); }
 
-// g W without a graph.
-at::Tensor transposed_product(const at::Tensor& grad, const at::Tensor& weight) {
-  return grad.numel() < kManyRows * grad.size(-1) ? grad.matmul(weight)
-                                                  : linear_product(grad, weight.t().contiguous(), {});
-}
-
 struct FrozenLinear : torch::autograd::Function<FrozenLinear> {
   static at::Tensor forward(AutogradContext* ctx, const at::Tensor& x, const at::Tensor& weight, const Optional& bias) {
     const at::AutoDispatchBelowADInplaceOrView guard;
@@ -58,7 +52,7 @@ struct FrozenLinear : torch::autograd::Function<FrozenLinear> {
     const at::Tensor& grad = grads[0];
     variable_list result(3);
     if (ctx->needs_input_grad(0)) {
-      result[0] = needs_graph({grad, weight}) ? grad.matmul(weight) : transposed_product(grad, weight);
+      result[0] = needs_graph({grad, weight}) ? grad.matmul(weight) : frozen_linear_input_gradient(grad, weight);
     }
     if (ctx->needs_input_grad(1)) {
       result[1] = rows(grad).t().mm(rows(x));
@@ -70,15 +64,6 @@ struct FrozenLinear : torch::autograd::Function<FrozenLinear> {
     return result;
   }
 };
-
-// Frozen or not, the product is the same, so that a network gives the same bits before and after freezing.
-at::Tensor frozen_linear(const at::Tensor& x, const at::Tensor& weight, const Optional& bias) {
-  if (weight.dim() != 2 || !onednn_serves(x, weight) || at::autocast::is_autocast_enabled(at::kCPU)) {
-    return at::linear(x, weight, bias);
-  }
-  return needs_graph({x, weight, value_or_undefined(bias)}) ? FrozenLinear::apply(x, weight, bias)
-                                                            : linear_product(x, weight, bias);
-}
 
 struct LoraLinear : torch::autograd::Function<LoraLinear> {
   static at::Tensor forward(AutogradContext* ctx, const at::Tensor& x, const at::Tensor& weight, const at::Tensor& down,
@@ -100,7 +85,8 @@ struct LoraLinear : torch::autograd::Function<LoraLinear> {
     const at::Tensor grad = rows(grads[0]);
     if (ctx->needs_input_grad(0)) {
       const at::Tensor merged = at::addmm(weight, up, down, 1, scale);
-      result[0] = needs_graph({grads[0], down, up}) ? grads[0].matmul(merged) : transposed_product(grads[0], merged);
+      result[0] =
+          needs_graph({grads[0], down, up}) ? grads[0].matmul(merged) : frozen_linear_input_gradient(grads[0], merged);
     }
     if (ctx->needs_input_grad(2)) {
       result[2] = grad.mm(up).mul(scale).t().mm(rows(x));
@@ -152,6 +138,20 @@ at::Tensor linear_product(const at::Tensor& x, const at::Tensor& weight, const O
   torch::jit::push(stack, x, weight, bias, "none", std::move(scalars), c10::IValue());
   onednn_linear()->callBoxed(stack);
   return std::move(stack.front()).toTensor();
+}
+
+at::Tensor frozen_linear_input_gradient(const at::Tensor& grad, const at::Tensor& weight) {
+  return grad.numel() < kManyRows * grad.size(-1) ? grad.matmul(weight)
+                                                  : linear_product(grad, weight.t().contiguous(), {});
+}
+
+// Frozen or not, the product is the same, so that a network gives the same bits before and after freezing.
+at::Tensor frozen_linear(const at::Tensor& x, const at::Tensor& weight, const Optional& bias) {
+  if (weight.dim() != 2 || !onednn_serves(x, weight) || at::autocast::is_autocast_enabled(at::kCPU)) {
+    return at::linear(x, weight, bias);
+  }
+  return needs_graph({x, weight, value_or_undefined(bias)}) ? FrozenLinear::apply(x, weight, bias)
+                                                            : linear_product(x, weight, bias);
 }
 
 }  // namespace torchgraft
