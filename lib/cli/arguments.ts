@@ -34,23 +34,23 @@ export const collect = (text: string, before: readonly string[] = []): string[] 
  * `['rank=4', 'scale.kind=learned']` to `{ rank: 4, scale: { kind: 'learned' } }`: values are JSON where they parse as JSON (numbers,
  * true, false, null, lists, objects), else plain text. Whether an option exists is the method's schema to say.
  */
-export function parseSettings(assignments: readonly string[]): Record<string, unknown> {
+export function parseSettings(assignments: readonly string[], flag = '--set'): Record<string, unknown> {
   const settings: Record<string, unknown> = {};
   for (const assignment of assignments) {
     const split = assignment.indexOf('=');
-    if (split < 1) throw new UsageError(`--set expects key=value, got '${assignment}' (for example --set rank=4)`);
+    if (split < 1) throw new UsageError(`${flag} expects key=value, got '${assignment}' (for example ${flag} rank=4)`);
     const keys = assignment.slice(0, split).split('.');
     if (keys.some((key) => key === '' || key === '__proto__'))
-      throw new UsageError(`--set: '${assignment.slice(0, split)}' is not an option name`);
+      throw new UsageError(`${flag}: '${assignment.slice(0, split)}' is not an option name`);
     let target = settings;
     for (const key of keys.slice(0, -1)) {
       const inner = (target[key] ??= {});
       if (typeof inner !== 'object' || inner === null)
-        throw new UsageError(`--set: '${key}' is given both a value and parts`);
+        throw new UsageError(`${flag}: '${key}' is given both a value and parts`);
       target = inner as Record<string, unknown>;
     }
     const last = keys.at(-1)!;
-    if (last in target) throw new UsageError(`--set: '${keys.join('.')}' is given twice`);
+    if (last in target) throw new UsageError(`${flag}: '${keys.join('.')}' is given twice`);
     target[last] = parseValue(assignment.slice(split + 1));
   }
   return settings;

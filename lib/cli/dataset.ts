@@ -16,7 +16,8 @@ export const DATA_HELP = 'folder with train/ and val/, or with a folder per clas
 /** The same where there are tasks. */
 export const TASK_DATA_HELP =
   'classify: a folder per class, or shapes:TASK[:COUNT], built in; segment: images/ and masks/; detect: images and COCO ' +
-  'annotations; video: a folder per class of frame folders or video files; these three: or shapes[:COUNT], built in';
+  'annotations; multi: images/, masks/KIND/ and objects.json; video: a folder per class of frame folders or video files; ' +
+  'all but the first: or shapes[:COUNT], built in';
 
 /**
  * Opens data for training: a folder (see `openImageFolder`), or `shapes:TASK[:COUNT]` with COUNT images for training and a
@@ -38,7 +39,7 @@ export async function openImages(folder: string, classNames: readonly string[]):
 interface Opener<Source> {
   isBuiltIn(data: string): boolean;
   open(data: string, o: { valFraction?: number; seed?: number; skipBroken?: boolean }): Promise<SplitsOf<Source>>;
-  openWhole(data: string, classNames: readonly string[]): Promise<Source>;
+  openWhole(data: string, classNames: readonly string[], skipBroken: boolean): Promise<Source>;
 }
 
 /** Whether `--data` names a built-in set of labeled images. */
@@ -50,7 +51,8 @@ export async function openLabeled<Source extends { readonly classNames: readonly
   spec: string,
   o: { split?: string; classNames: readonly string[]; valFraction?: number; seed?: number; skipBroken?: boolean },
 ): Promise<Source> {
-  if (o.split === undefined && !opener.isBuiltIn(spec)) return opener.openWhole(spec, o.classNames);
+  if (o.split === undefined && !opener.isBuiltIn(spec))
+    return opener.openWhole(spec, o.classNames, o.skipBroken === true);
   const parts = await opener.open(spec, o);
   const split = o.split ?? 'val';
   if (!['train', 'val', 'test'].includes(split))

@@ -19,20 +19,20 @@ interface EvaluateFlags extends ComputeOptions, ScoringFlags {
 }
 
 /** Images at a time where nothing else is said; dense tasks hold maps for each. */
-const BATCH = { classify: 64, segment: 8, detect: 4, video: 8 } as const;
+const BATCH = { classify: 64, segment: 8, detect: 4, multi: 4, video: 8 } as const;
 
 export function evaluateCommand(): Command {
   const command = new Command('evaluate')
     .summary('accuracy, mean IoU or average precision, per class')
     .description(
       'Score an adapter folder, or a merged checkpoint, on labeled images: accuracy, per class, confusion matrix; for ' +
-        'segmentation IoU, for detection average precision, for videos top-1 and top-5.',
+        'segmentation IoU, for detection average precision, for several tasks both, for videos top-1 and top-5.',
     )
     .argument('<target>', "adapter folder, or a file written by 'torchgraft merge'")
     .option('--weights <file>', "the backbone's weights (not for merged checkpoints)")
     .requiredOption(
       '--data <dir>',
-      'folder with a folder per class (segment: with images/ and masks/; detect: a COCO JSON file); with --split, as given to finetune',
+      'folder with a folder per class (segment: with images/ and masks/; detect: a COCO JSON file; multi: with images/, masks/KIND/ and objects.json); with --split, as given to finetune',
     )
     .addOption(
       new Option('--split <part>', 'score one part of the data given to finetune').choices(['train', 'val', 'test']),
@@ -40,7 +40,7 @@ export function evaluateCommand(): Command {
     .addOption(new Option('--val-fraction <share>', 'as given to finetune').argParser(real(0, 1)).default(0.2))
     .addOption(new Option('--split-seed <n>', 'as given to finetune').argParser(integer(0)).default(0))
     .addOption(
-      new Option('--batch-size <n>', 'samples at a time (default: 64; segment, video 8; detect 4)').argParser(
+      new Option('--batch-size <n>', 'samples at a time (default: 64; segment, video 8; detect, multi 4)').argParser(
         integer(1),
       ),
     )

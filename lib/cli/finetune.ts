@@ -18,12 +18,18 @@ import {
 export function finetuneCommand(): Command {
   const command = new Command('finetune')
     .description(
-      'Train a method beside a frozen pretrained backbone: to classify images, to segment them, to detect objects in them, or to classify videos.',
+      'Train a method beside a frozen pretrained backbone: to classify images, to segment them, to detect objects in them, to do both at once, or to classify videos.',
     )
     .argument('[model]', "a backbone, see 'torchgraft models' (with --resume: taken from the run)")
     .requiredOption('--out <dir>', 'receives the adapter folder, the state of the run, log and report')
     .option('--weights <file>', "the backbone's pretrained weights: safetensors or PyTorch")
     .option('--no-weights', 'start from random weights')
+    .option(
+      '--text-weights <file>',
+      'dense_clip, lv_adapter: a CLIP whose text tower is used (default: that of --weights)',
+    )
+    .option('--vocabulary <file>', "dense_clip, lv_adapter: CLIP's bpe_simple_vocab_16e6.txt.gz")
+    .option('--from <adapter>', 'start from what the adapter folder of an earlier run has learned, such as its head')
     .option('--data <dir>', TASK_DATA_HELP)
     .addOption(
       new Option('--val-fraction <share>', 'held back for validation where data has no val/')
@@ -34,7 +40,10 @@ export function finetuneCommand(): Command {
   addTaskOptions(command);
   command
     .optionsGroup('Method:')
-    .option('--method <id>', "see 'torchgraft methods'", 'conv_adapter')
+    .option(
+      '--method <id>',
+      "see 'torchgraft methods' (default: conv_adapter; representation_separation, dense_clip: full; lv_adapter: linear_probe)",
+    )
     .option('--set <key=value>', 'an option of the method (repeatable)', collect)
     .addOption(
       new Option('--bn-stats <mode>', "BatchNorm's running statistics (default: the method's)").choices([
@@ -93,6 +102,12 @@ Examples:
   Semantic segmentation with a UPerNet head, and detection with Faster R-CNN, of your own images:
   $ torchgraft finetune resnet50 --weights resnet50.pth --task segment --method spm --data roads --out runs/roads
   $ torchgraft finetune resnet50 --weights resnet50.pth --task detect --head faster_rcnn --data coco --out runs/boxes
+
+  LV-Adapter: segmentation, drivable area and boxes at once; adapt beside the frozen trunk, then finetune all of it:
+  $ torchgraft finetune resnet50_clip --weights RN50.pt --vocabulary bpe_simple_vocab_16e6.txt.gz --task multi \\
+      --data driving --out runs/adapt
+  $ torchgraft finetune resnet50_clip --weights RN50.pt --vocabulary bpe_simple_vocab_16e6.txt.gz --task multi \\
+      --data driving --method full --from runs/adapt/adapter --out runs/finetune
 
   Interrupted by Ctrl-C or a power cut? The same weights as without, bit for bit:
   $ torchgraft finetune --resume --out runs/b

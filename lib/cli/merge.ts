@@ -3,8 +3,9 @@ import { Command, Option } from 'commander';
 import type { Adapter, MergeReport } from '../adapters/index.js';
 import type { NameFormat } from '../models/index.js';
 import { addComputeOptions, namesOption, type ComputeOptions } from './arguments.js';
-import { inputSize, openTrained, prepareCompute } from './trained.js';
 import { printResult, UsageError } from './output.js';
+import type { Tensor } from '../tensor/index.js';
+import { inputSize, openTrained, prepareCompute, type Trained } from './trained.js';
 
 interface MergeFlags extends ComputeOptions {
   readonly weights?: string;
@@ -20,7 +21,7 @@ export function mergeCommand(): Command {
     .summary('adapter folder and backbone to one checkpoint')
     .description(
       "Fold an adapter into its backbone's weights and write one checkpoint; 'evaluate' and 'predict' read safetensors ones " +
-        'without --weights. Only methods that change weights linearly can be merged exactly; the others are refused.',
+        'without --weights, whatever the task. Only methods that change weights linearly can be merged exactly; the others are refused.',
     )
     .argument('<adapter>', 'adapter folder')
     .option('--weights <file>', "the backbone's weights")
@@ -40,32 +41,38 @@ export function mergeCommand(): Command {
     )
     .action(async (folder: string, flags: MergeFlags) => {
       const device = await prepareCompute(flags);
-      const classifier = await openTrained(folder, flags.weights, device);
-      const { adapter, spec } = classifier;
-      if (spec.kind !== 'classify')
-        throw new UsageError(`merge writes classifiers; the adapter in ${folder} was trained to ${spec.kind}`);
+      const trained = await openTrained(folder, flags.weights, device);
+      const { adapter, spec, stored } = trained;
       if (adapter === null) throw new UsageError(`${folder} is a merged checkpoint already`);
-      const report = await merge(
-        adapter,
-        flags.probe === true,
-        inputSize(classifier.transforms).imageSize ?? [224, 224],
-      );
+      if (stored !== null && flags.names !== 'own')
+        throw new UsageError(`--names ${flags.names}: a model that was trained to ${spec.kind} has its own names only`);
+      const report = await merge(adapter, flags.probe === true, trained);
       const { saveMerged } = await import('../adapters/index.js');
-      saveMerged(flags.out, adapter.model, classifier, { format: flags.format, names: flags.names });
+      const { classNames, transforms } = trained;
+      saveMerged(
+        flags.out,
+        adapter.model,
+        { classNames, transforms, ...(stored !== null && { task: stored }) },
+        { format: flags.format, names: flags.names },
+      );
       printResult(flags.json, { out: flags.out, ...report }, () => describe(flags.out, report));
     });
 }
 
-async function merge(
-  adapter: Adapter,
-  withProbe: boolean,
-  [height, width]: readonly [number, number],
-): Promise<MergeReport> {
-  const { manualSeed, randn } = await import('../tensor/index.js');
+async function merge(adapter: Adapter, withProbe: boolean, { spec, transforms }: Trained): Promise<MergeReport> {
   if (!withProbe) return adapter.merge();
+  const { aten, manualSeed, randn } = await import('../tensor/index.js');
+  const { Detector } = await import('../heads/index.js');
+  const [height, width] = inputSize(transforms).imageSize ?? ('size' in spec ? [spec.size, spec.size] : [224, 224]);
   manualSeed(0);
   const [first] = adapter.model.parameters();
-  return adapter.merge({ probe: randn([1, 3, height, width], { device: first?.device ?? 'cpu' }) });
+  const frames = spec.kind === 'video' ? [spec.frames] : [];
+  const probe = randn([1, 3, ...frames, height, width], { device: first?.device ?? 'cpu' });
+  const { model } = adapter;
+  if (!(model instanceof Detector)) return adapter.merge({ probe });
+  // What a detector finds is a matter of thresholds; the levels that it reads are not.
+  const output = (images: Tensor): Tensor => aten.cat(model.backbone.maps(images).map((map) => map.flatten()));
+  return adapter.merge({ probe, output });
 }
 
 function describe(out: string, { merged, biasesCreated, outputChange }: MergeReport): string {

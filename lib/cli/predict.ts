@@ -27,10 +27,12 @@ export function predictCommand(): Command {
     .option('--weights <file>', "the backbone's weights (not for merged checkpoints)")
     .addOption(new Option('--top-k <k>', 'classes to print per image or video').argParser(integer(1)).default(3))
     .addOption(
-      new Option('--min-score <s>', 'detect: only boxes of at least this score').argParser(real(0, 1)).default(0.5),
+      new Option('--min-score <s>', 'detect, multi: only boxes of at least this score')
+        .argParser(real(0, 1))
+        .default(0.5),
     )
     .addOption(new Option('--batch-size <n>', 'images at a time').argParser(integer(1)).default(32))
-    .option('--out <dir>', 'segment, detect: receives a PNG for each image', 'overlays')
+    .option('--out <dir>', 'segment, detect, multi: receives a PNG for each image (and task)', 'overlays')
     .option('--skip-broken', 'leave out images that cannot be decoded')
     .option('--json', 'print JSON');
   addScoringOptions(command);

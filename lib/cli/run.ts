@@ -1,11 +1,12 @@
 /** One training run with everything it leaves behind: adapter folder, report, result. */
 import { mkdirSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
-import { findMethod, graft, saveAdapter, type Adapter } from '../adapters/index.js';
+import { findMethod, graft, readAdapterFolder, saveAdapter, startFrom, type Adapter } from '../adapters/index.js';
 import { writeSafetensors } from '../checkpoint/index.js';
 import type { SplitsOf } from '../data/index.js';
 import type { Backbone } from '../models/index.js';
-import { manualSeed } from '../tensor/index.js';
+import { LvAdapter } from '../systems/index.js';
+import { manualSeed, type Tensor } from '../tensor/index.js';
 import {
   evaluate,
   headline,
@@ -20,7 +21,8 @@ import {
 import { leftOut, withKit, type Loader, type TaskKit } from './kits/kit.js';
 import { asUsage } from './output.js';
 import type { RunSettings } from './settings.js';
-import { backboneOf, modelFor, readsMaps, type StoredTask } from './task_spec.js';
+import { backboneOf, modelFor, readLanguage, readsMaps, TEXT_FILE, textTowerOf } from './task_model.js';
+import type { StoredTask } from './task_spec.js';
 import { BACKBONE_FILE, openBackbone, prepareCompute } from './trained.js';
 
 /** What `finetune --json` prints, and `result.json` holds. */
@@ -75,7 +77,7 @@ async function trainWith<
   const parts = await kit.open(settings.data, { valFraction, seed: splitSeed, skipBroken });
   const { val, classNames } = parts;
   manualSeed(settings.seed); // for backbones and heads that start from random weights
-  const { adapter, backbone } = await makeAdapter(settings, classNames.length, device);
+  const { adapter, stored } = await makeAdapter(settings, classNames, device);
   const { model } = adapter;
   const loaders = await makeLoaders(kit, settings, parts);
   const task = await kit.task(settings.task, classNames.length, { labelSmoothing: settings.labelSmoothing });
@@ -85,7 +87,10 @@ async function trainWith<
     ...loaders,
     task,
     epochs: settings.epochs,
-    optimizer: { kind: settings.optimizer, lr: settings.lr, weightDecay: settings.weightDecay },
+    optimizer: {
+      ...{ kind: settings.optimizer, lr: settings.lr, weightDecay: settings.weightDecay },
+      ...(settings.task.kind === 'segment' && settings.task.head === 'dense_clip' && { rateFactor: denseClipRate }),
+    },
     schedule: { kind: settings.schedule, warmupEpochs: settings.warmupEpochs },
     accumulate: settings.accumulate,
     clip: settings.clip,
@@ -105,7 +110,7 @@ async function trainWith<
   const score = await evaluate(model, loaders.val, { task, autocast: settings.amp ? 'bfloat16' : null });
 
   const folder = join(out, 'adapter');
-  await saveRunAdapter(folder, adapter, backbone, settings, classNames);
+  await saveRunAdapter(folder, adapter, stored, settings, classNames);
   const skipped = new Set(
     [parts.train, val].flatMap(leftOut).concat(loaders.train.skipped, loaders.val.skipped).map(pathOf),
   ).size;
@@ -120,26 +125,40 @@ async function trainWith<
   return result;
 }
 
+/** DenseCLIP trains its image tower, where it trains it, at a tenth of the rate. */
+const denseClipRate = (name: string): number => (name.startsWith('backbone.backbone.') ? 0.1 : 1);
+
 const pathOf = ({ path }: { readonly path: string }): string => path;
 
-/** The model of the task with the method set in, and the backbone inside. */
+/** The model of the task with the method set in, and what rebuilds it. */
 async function makeAdapter(
   settings: RunSettings,
-  classes: number,
+  classNames: readonly string[],
   device: Awaited<ReturnType<typeof prepareCompute>>,
-): Promise<{ adapter: Adapter; backbone: StoredTask['backbone'] }> {
+): Promise<{ adapter: Adapter; stored: StoredTask }> {
   const { task, imageSize, method, seed } = settings;
+  const classes = classNames.length;
   const own = await openBackbone(settings.model, settings.weights, {
     ...{ classes, isTrunk: readsMaps(task), options: settings.modelOptions },
     ...(imageSize === null ? {} : { imageSize }),
   });
-  const { name, options: backboneOptions }: Backbone = own;
-  const model = (await modelFor(task, own, classes)).to({ device });
+  const { name, options: backboneOptions, numFeatures }: Backbone = own;
+  const language = await readLanguage(task, classNames, settings, task.kind === 'multi' ? undefined : numFeatures);
+  const model = (await modelFor(task, own, classNames, language)).to({ device });
+  // What trains the trunk is LV-Adapter's stage of that name: its statistics move, too.
+  if (model instanceof LvAdapter && method === 'full') model.stage = 'finetune';
   const hasClasses = task.kind === 'segment' && 'classes' in findMethod(method).options.shape;
   const options = { ...(hasClasses && { classes }), ...settings.options };
   const head = task.kind === 'classify' || task.kind === 'video' ? { classes } : 'train';
   const adapter = asUsage(() => graft(model, method, options, { head, seed }));
-  return { adapter, backbone: { name, options: { ...backboneOptions } } };
+  if (settings.from !== null) startFrom(adapter, readAdapterFolder(settings.from));
+  return {
+    adapter,
+    stored: {
+      ...{ spec: task, backbone: { name, options: { ...backboneOptions } } },
+      ...(language && { language: { tokens: language.tokens, text: language.text } }),
+    },
+  };
 }
 
 async function makeLoaders<
@@ -173,18 +192,32 @@ async function makeLoaders<
 async function saveRunAdapter(
   folder: string,
   adapter: Adapter,
-  backbone: StoredTask['backbone'],
+  stored: StoredTask,
   settings: RunSettings,
   classNames: readonly string[],
 ): Promise<void> {
-  const { task: spec, transforms, weights } = settings;
-  const task: StoredTask | null = spec.kind === 'classify' ? null : { spec, backbone };
-  saveAdapter(adapter, folder, { classNames, preprocessing: transforms.evaluate, ...(task && { task }) });
-  if (weights !== null) return;
+  const { task, transforms, weights, textWeights } = settings;
+  const isClassifier = task.kind === 'classify';
+  saveAdapter(adapter, folder, {
+    classNames,
+    preprocessing: transforms.evaluate,
+    ...(!isClassifier && { task: stored }),
+  });
   mkdirSync(folder, { recursive: true });
+  const tower = await textTowerOf(adapter.model);
+  if (tower && (textWeights !== null || weights === null)) writeSafetensors(join(folder, TEXT_FILE), tower.stateDict());
+  if (weights !== null) return;
   adapter.disable();
-  writeSafetensors(join(folder, BACKBONE_FILE), (await backboneOf(adapter.model)).stateDict());
+  writeSafetensors(join(folder, BACKBONE_FILE), await backboneState(adapter));
   adapter.activate();
+}
+
+/** The backbone's weights, without parts of it that count as the head and lie in the adapter. */
+async function backboneState({ model }: Adapter): Promise<Map<string, Tensor>> {
+  const backbone = await backboneOf(model);
+  const path = model.namedModules().find(([, module]) => module === backbone)?.[0] ?? '';
+  const isHead = (name: string): boolean => path !== '' && model.isInClassifier(`${path}.${name}`);
+  return new Map([...backbone.stateDict()].filter(([name]) => !isHead(name)));
 }
 
 function describeResult(

@@ -4,20 +4,25 @@
  */
 import { existsSync, readFileSync } from 'node:fs';
 import { join, resolve } from 'node:path';
+import type { Method } from '../adapters/index.js';
 import type { TransformInput } from '../data/index.js';
-import { parseSettings } from './arguments.js';
+import { existingFile, parseSettings } from './arguments.js';
 import { asUsage, UsageError } from './output.js';
 import { withKit } from './kits/kit.js';
 import { inputOf, isWholeInput, type PreprocessFlags } from './preprocess.js';
-import { taskFromFlags, type TaskFlags, type TaskSpec } from './task_spec.js';
+import { readsNames } from './task_model.js';
+import { defaultMethod, taskFromFlags, type TaskFlags, type TaskSpec } from './task_spec.js';
 
 /** What `finetune` was told, as commander parses it. */
 export interface FinetuneFlags extends PreprocessFlags, TaskFlags {
   readonly weights?: string | false;
+  readonly textWeights?: string;
+  readonly vocabulary?: string;
+  readonly from?: string;
   readonly data?: string;
   readonly valFraction: number;
   readonly splitSeed: number;
-  readonly method: string;
+  readonly method?: string;
   readonly set?: string[];
   readonly epochs: number;
   readonly batchSize: number;
@@ -54,6 +59,12 @@ export interface RunSettings {
   readonly modelOptions: Readonly<Record<string, unknown>>;
   /** Path of the backbone's weights; null: random ones. */
   readonly weights: string | null;
+  /** Path of a file with the text tower; null: that of the backbone's weights. */
+  readonly textWeights: string | null;
+  /** Path of CLIP's vocabulary; null: names are spelled letter by letter. */
+  readonly vocabulary: string | null;
+  /** Path of the adapter folder whose trained part training starts from. */
+  readonly from: string | null;
   readonly data: string;
   readonly valFraction: number;
   readonly splitSeed: number;
@@ -92,14 +103,14 @@ export function readSettings(out: string): RunSettings | null {
   // Runs from before there were tasks are classifications.
   return {
     task: { kind: 'classify' },
-    modelOptions: {},
+    ...{ modelOptions: {}, textWeights: null, vocabulary: null, from: null },
     ...(JSON.parse(readFileSync(path, 'utf8')) as Partial<RunSettings>),
   } as RunSettings;
 }
 
 /** Decides everything that the flags leave open. */
 export async function resolveSettings(model: string, flags: FinetuneFlags): Promise<RunSettings> {
-  const { findMethod, learningRate } = await import('../adapters/index.js');
+  const { findMethod } = await import('../adapters/index.js');
   const { modelInfo } = await import('../models/index.js');
   const { getNumThreads } = await import('../tensor/index.js');
   const { data } = flags;
@@ -108,8 +119,14 @@ export async function resolveSettings(model: string, flags: FinetuneFlags): Prom
     throw new UsageError("--weights is missing: the backbone's checkpoint; --no-weights trains on random weights");
   const size = flags.imageSize;
   const info = asUsage(() => modelInfo(model, size === undefined ? {} : { imgSize: size }));
-  const method = asUsage(() => findMethod(flags.method));
   const { height } = inputOf(info.config, flags);
+  const task = taskFromFlags(flags, height, isWholeInput(info.config, flags));
+  for (const [name, file] of Object.entries({ 'text-weights': flags.textWeights, vocabulary: flags.vocabulary })) {
+    if (file === undefined) continue;
+    if (!readsNames(task)) throw new UsageError(`--${name}: nothing here reads the names of the classes`);
+    existingFile(file, `--${name}`);
+  }
+  const method = asUsage(() => findMethod(flags.method ?? defaultMethod(task)));
   const kit = await withKit(flags.task, (own) => {
     const isBuiltIn = own.isBuiltIn(data);
     // The built-in videos tell left from right.
@@ -117,20 +134,21 @@ export async function resolveSettings(model: string, flags: FinetuneFlags): Prom
     return { isBuiltIn, transforms: own.transforms(info.config, { ...flags, flip }) };
   });
   return {
-    task: taskFromFlags(flags, height, isWholeInput(info.config, flags)),
+    task,
     model,
     imageSize: size ?? null,
     modelOptions: readsAnySize(flags.task, info.options) ? { dynamicImgSize: true } : {},
     weights: flags.weights === false ? null : resolve(flags.weights),
+    ...{ textWeights: pathOf(flags.textWeights), vocabulary: pathOf(flags.vocabulary), from: pathOf(flags.from) },
     data: kit.isBuiltIn ? data : resolve(data),
     valFraction: flags.valFraction,
     splitSeed: flags.splitSeed,
-    method: flags.method,
+    method: method.id,
     options: parseSettings(flags.set ?? []),
     epochs: flags.epochs,
     batchSize: flags.batchSize,
     optimizer: flags.optimizer,
-    lr: flags.lr ?? learningRate(method, info.parameters),
+    lr: flags.lr ?? (await rateOf(task, method, info.parameters)),
     weightDecay: flags.weightDecay,
     schedule: flags.schedule,
     warmupEpochs: flags.warmupEpochs,
@@ -150,9 +168,21 @@ export async function resolveSettings(model: string, flags: FinetuneFlags): Prom
   };
 }
 
+/** Dense heads start from nothing, under the rate of one that is linear they would burst. */
+const DENSE_HEAD_RATE = 1e-3;
+
+async function rateOf(task: TaskSpec, method: Method, parameters: number): Promise<number> {
+  const { learningRate } = await import('../adapters/index.js');
+  const rate = learningRate(method, parameters);
+  const isDense = task.kind === 'segment' || task.kind === 'detect' || task.kind === 'multi';
+  return isDense && method.id === 'linear_probe' ? Math.min(rate, DENSE_HEAD_RATE) : rate;
+}
+
+const pathOf = (file: string | undefined): string | null => (file === undefined ? null : resolve(file));
+
 /** Maps of any size, where a transformer has to be told. */
 const readsAnySize = (task: TaskFlags['task'], options: Readonly<Record<string, unknown>>): boolean =>
-  (task === 'segment' || task === 'detect') && 'dynamicImgSize' in options;
+  (task === 'segment' || task === 'detect' || task === 'multi') && 'dynamicImgSize' in options;
 
 /** Refuses to go on with a run under other settings; those that do not change the result may differ. */
 export function mustAgree(saved: RunSettings, given: RunSettings, out: string): void {

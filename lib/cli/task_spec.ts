@@ -2,12 +2,10 @@
 import { Option, type Command } from 'commander';
 import { z } from 'zod';
 import type { DetectionHeadName, SegmentationHeadName } from '../heads/index.js';
-import type { Backbone, Host } from '../models/index.js';
-import type { Module } from '../nn/index.js';
-import { integer } from './arguments.js';
-import { asUsage, UsageError } from './output.js';
+import { collect, integer, parseSettings } from './arguments.js';
+import { UsageError } from './output.js';
 
-export const taskKinds = ['classify', 'segment', 'detect', 'video'] as const;
+export const taskKinds = ['classify', 'segment', 'detect', 'multi', 'video'] as const;
 export type TaskKind = (typeof taskKinds)[number];
 
 // The lists of lib/heads, which is not loaded for a help text.
@@ -18,15 +16,22 @@ const SEGMENTATION_HEADS = [
   'setr_pup',
   'segmenter',
 ] as const satisfies readonly SegmentationHeadName[];
+/** Systems of lib/systems that segment: what is behind the backbone is more than a head. */
+const SEGMENTATION_SYSTEMS = ['representation_separation', 'dense_clip'] as const;
+const ALL_SEGMENTATION = [...SEGMENTATION_HEADS, ...SEGMENTATION_SYSTEMS] as const;
+const MULTI_SYSTEMS = ['lv_adapter'] as const;
 const DETECTION_HEADS = ['faster_rcnn', 'retinanet'] as const satisfies readonly DetectionHeadName[];
 
 const positive = z.int().positive();
+const headOptions = z.record(z.string(), z.unknown()).default({});
 const specs = z.discriminatedUnion('kind', [
   z.strictObject({ kind: z.literal('classify') }),
   z.strictObject({
     kind: z.literal('segment'),
-    head: z.enum(SEGMENTATION_HEADS),
+    head: z.enum(ALL_SEGMENTATION),
     channels: positive.optional(),
+    /** Of a system; heads have none. */
+    options: headOptions,
     /** Windows for images larger than the network's input; null: images are run whole. */
     windows: z.strictObject({ crop: positive, stride: positive }).nullable(),
   }),
@@ -34,6 +39,14 @@ const specs = z.discriminatedUnion('kind', [
     kind: z.literal('detect'),
     head: z.enum(DETECTION_HEADS),
     channels: positive.optional(),
+    /** The shorter side that images are resized to. */
+    size: positive,
+  }),
+  z.strictObject({
+    kind: z.literal('multi'),
+    head: z.enum(MULTI_SYSTEMS),
+    channels: positive.optional(),
+    options: headOptions,
     /** The shorter side that images are resized to. */
     size: positive,
   }),
@@ -54,6 +67,16 @@ const stored = z.strictObject({
   spec: specs,
   /** The backbone inside the model: its name in the registry, and what it was created with. */
   backbone: z.strictObject({ name: z.string(), options: z.record(z.string(), z.unknown()) }),
+  /** The names of the classes as tokens, by task, and the sizes of the text tower that reads them. */
+  language: z
+    .strictObject({
+      tokens: z.record(z.string(), z.array(z.array(z.int().nonnegative()))),
+      text: z.strictObject({
+        ...{ contextLength: positive, vocabSize: positive, width: positive },
+        ...{ heads: positive, layers: positive, embedDim: positive },
+      }),
+    })
+    .optional(),
 });
 export type StoredTask = z.output<typeof stored>;
 
@@ -70,6 +93,7 @@ export interface TaskFlags {
   readonly task: TaskKind;
   readonly head?: string;
   readonly headChannels?: number;
+  readonly headSet?: string[];
   readonly frames?: number;
   readonly frameStride?: number;
   readonly views?: [number, 1 | 3];
@@ -125,11 +149,19 @@ export function addTaskOptions(command: Command): Command {
     .addOption(
       new Option('--task <kind>', 'what images (video: clips) are to become').choices(taskKinds).default('classify'),
     )
-    .option('--head <name>', `segment: ${SEGMENTATION_HEADS.join(', ')}; detect: ${DETECTION_HEADS.join(', ')}`)
+    .option(
+      '--head <name>',
+      `segment: ${ALL_SEGMENTATION.join(', ')}; detect: ${DETECTION_HEADS.join(', ')}; multi: ${MULTI_SYSTEMS.join(', ')}`,
+    )
     .addOption(
-      new Option('--head-channels <n>', "segment, detect: width of the head (default: the head's)").argParser(
+      new Option('--head-channels <n>', "segment, detect, multi: width of the head (default: the head's)").argParser(
         integer(1),
       ),
+    )
+    .option(
+      '--head-set <key=value>',
+      `an option of ${[...SEGMENTATION_SYSTEMS, ...MULTI_SYSTEMS].join(', ')} (repeatable)`,
+      collect,
     )
     .addOption(new Option('--frames <n>', 'video: frames per clip (default: 8)').argParser(integer(1)))
     .addOption(
@@ -154,12 +186,20 @@ const DEFAULT_FRAMES = 8;
  * @throws UsageError for a flag of another task, or a head that there is not
  */
 export function taskFromFlags(flags: TaskFlags, size: number, isWhole: boolean): TaskSpec {
-  const { task, head, headChannels, frames, frameStride, views: seen } = flags;
-  const given = { head, 'head-channels': headChannels, frames, 'frame-stride': frameStride, views: seen };
+  const { task, head, headChannels, headSet, frames, frameStride, views: seen } = flags;
+  const given = {
+    head,
+    'head-channels': headChannels,
+    'head-set': headSet,
+    frames,
+    'frame-stride': frameStride,
+    views: seen,
+  };
   const own: Record<TaskKind, readonly string[]> = {
     classify: [],
-    segment: ['head', 'head-channels'],
+    segment: ['head', 'head-channels', 'head-set'],
     detect: ['head', 'head-channels'],
+    multi: ['head', 'head-channels', 'head-set'],
     video: ['frames', 'frame-stride', 'views'],
   };
   const strange = Object.entries(given).find(([name, value]) => value !== undefined && !own[task].includes(name));
@@ -168,11 +208,20 @@ export function taskFromFlags(flags: TaskFlags, size: number, isWhole: boolean):
   switch (task) {
     case 'classify':
       return { kind: task };
-    case 'segment':
+    case 'segment': {
+      const name = oneOf(head ?? 'upernet', ALL_SEGMENTATION, task);
+      const isSystem = SEGMENTATION_SYSTEMS.some((system) => system === name);
+      if (!isSystem && headSet)
+        throw new UsageError(`--head-set: the head ${name} has no options; ${SEGMENTATION_SYSTEMS.join(', ')} have`);
       return {
-        ...{ kind: task, head: oneOf(head ?? 'upernet', SEGMENTATION_HEADS, task), ...channels },
+        ...{ kind: task, head: name, ...channels, options: parseSettings(headSet ?? [], '--head-set') },
         windows: isWhole ? null : { crop: size, stride: Math.ceil((2 * size) / 3) },
       };
+    }
+    case 'multi': {
+      const options = parseSettings(headSet ?? [], '--head-set');
+      return { kind: task, head: oneOf(head ?? 'lv_adapter', MULTI_SYSTEMS, task), ...channels, options, size };
+    }
     case 'detect':
       return { kind: task, head: oneOf(head ?? 'faster_rcnn', DETECTION_HEADS, task), ...channels, size };
     case 'video': {
@@ -191,25 +240,9 @@ function oneOf<T extends string>(name: string, names: readonly T[], task: TaskKi
   return found;
 }
 
-/** Whether a model of the task reads maps, so that its backbone gives up what only classification needs. */
-export const readsMaps = (spec: TaskSpec): boolean =>
-  spec.kind === 'detect' || (spec.kind === 'segment' && spec.head !== 'segmenter');
-
-/** The model of a task: the backbone itself, or a fresh head around it. */
-export async function modelFor(spec: TaskSpec, backbone: Backbone, classes: number): Promise<Host> {
-  const { createDetectionModel, createSegmentationModel } = await import('../heads/index.js');
-  const width = 'channels' in spec && spec.channels !== undefined ? { channels: spec.channels } : {};
-  if (spec.kind === 'segment')
-    return asUsage(() => createSegmentationModel(spec.head, backbone, { classes, ...width }));
-  if (spec.kind === 'detect')
-    return asUsage(() => createDetectionModel(spec.head, backbone, { classes, size: spec.size, ...width }));
-  return backbone;
-}
-
-/** The backbone inside a model that `modelFor` has made. */
-export async function backboneOf(model: Host): Promise<Module> {
-  const { Detector, EncoderDecoder, Segmenter } = await import('../heads/index.js');
-  if (model instanceof EncoderDecoder) return model.backbone;
-  if (model instanceof Segmenter) return model.encoder;
-  return model instanceof Detector ? model.backbone.body : model;
+/** The method where none is named: what the system behind the backbone is trained with. */
+export function defaultMethod(spec: TaskSpec): string {
+  if (spec.kind === 'multi') return 'linear_probe';
+  const isSystem = spec.kind === 'segment' && SEGMENTATION_SYSTEMS.some((system) => system === spec.head);
+  return isSystem ? 'full' : 'conv_adapter';
 }

@@ -10,7 +10,8 @@ import type { Backbone, Host, ModelOptions } from '../models/index.js';
 import type { Device } from '../tensor/index.js';
 import type { ComputeOptions } from './arguments.js';
 import { UsageError } from './output.js';
-import { modelFor, parseStoredTask, readsMaps, type TaskSpec } from './task_spec.js';
+import { modelFor, readsMaps, storedLanguage } from './task_model.js';
+import { parseStoredTask, type StoredTask, type TaskSpec } from './task_spec.js';
 
 /** A model that is ready to be used, with everything around it. */
 export interface Trained {
@@ -22,6 +23,8 @@ export interface Trained {
   readonly transforms: TransformInput[];
   /** What it was trained for. */
   readonly spec: TaskSpec;
+  /** The same with all that is needed to build the model again; null for classifiers. */
+  readonly stored: StoredTask | null;
 }
 
 /** Sets threads and checks the device. */
@@ -92,25 +95,30 @@ async function openAdapter(folder: string, weights: string | undefined): Promise
   // The options of a task's backbone are complete; classifiers are rebuilt for the size of their images.
   const size = task === null ? inputSize(transforms) : {};
   const backbone = await openBackbone(name, file, { options, classes, isTrunk, ...size });
-  const model = await modelFor(spec, backbone, classes);
-  return { model, adapter: loadAdapter(model, read), classNames, transforms, spec };
+  const language = await storedLanguage(task?.language, folder, file);
+  const model = await modelFor(spec, backbone, classNames, language);
+  return { model, adapter: loadAdapter(model, read), classNames, transforms, spec, stored: task };
 }
 
 /** The backbone of an adapter that was trained on random weights lies in the adapter folder. */
 export const BACKBONE_FILE = 'backbone.safetensors';
 
 async function openMerged(path: string, weights: string | undefined): Promise<Trained> {
-  const { loadMerged } = await import('../adapters/index.js');
+  const { loadMerged, readMerged } = await import('../adapters/index.js');
   if (weights !== undefined)
     throw new UsageError(`${path} is a merged checkpoint and holds its weights; leave out --weights`);
-  const { model, classNames, transforms } = loadMerged(path);
-  return {
-    model,
-    adapter: null,
-    classNames,
-    transforms: [...transforms] as TransformInput[],
-    spec: { kind: 'classify' },
-  };
+  const file = readMerged(path);
+  const { classNames } = file;
+  const rest = { adapter: null, classNames, transforms: [...file.transforms] as TransformInput[] };
+  if (file.task === undefined)
+    return { ...rest, model: loadMerged(path).model, spec: { kind: 'classify' }, stored: null };
+  const stored = parseStoredTask(file.task, path);
+  const { spec, backbone, language = null } = stored;
+  const own = await openBackbone(backbone.name, null, {
+    ...{ options: backbone.options, classes: classNames.length, isTrunk: readsMaps(spec) },
+  });
+  const model = await modelFor(spec, own, classNames, language && { ...language, tower: null });
+  return { ...rest, model: file.fill(model), spec, stored };
 }
 
 function checkTransforms(value: unknown, folder: string): TransformInput[] {

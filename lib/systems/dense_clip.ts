@@ -166,8 +166,9 @@ export class DenseClip extends EncoderDecoder {
     return name === 'text_encoder' || name.startsWith('text_encoder.');
   }
 
+  /** What a transformer's levels are resized by is as new as the head: adapters train both. */
   override isInClassifier(name: string): boolean {
-    return super.isInClassifier(name) && !this.isUntouchable(name);
+    return (super.isInClassifier(name) && !this.isUntouchable(name)) || RESIZERS.test(name);
   }
 
   override hasGivenUp(name: string): boolean {
@@ -207,6 +208,8 @@ export class DenseClip extends EncoderDecoder {
     throw new TypeError(`${this.name}: texts, neck and head go by the classes; build a new model for others`);
   }
 }
+
+const RESIZERS = /^backbone\.fpn\d(\.|$)/;
 
 /** Whether a part of a DenseCLIP comes from CLIP. */
 function isOfClip(name: string): boolean {

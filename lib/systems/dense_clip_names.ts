@@ -4,7 +4,7 @@
  */
 import { applyKeyMap, invertKeyMap, type KeyMap } from '../checkpoint/index.js';
 import { openaiText, openaiViT, toClipNames } from '../models/clip_names.js';
-import type { Host } from '../models/index.js';
+import type { ClipTextOptions, Host } from '../models/index.js';
 import type { Tensor } from '../tensor/index.js';
 import { type DenseClipEncoder, DenseClipViT } from './dense_clip_encoders.js';
 
@@ -73,4 +73,35 @@ export function fromOfficial(state: State, encoder: Pick<Host, 'convertStateDict
     ...under(BACKBONE, encoder.convertStateDict(below(BACKBONE, state))),
     ...under(TEXT, textTower(below(TEXT, state))),
   ]);
+}
+
+/**
+ * The text tower of a CLIP in any published format or our own names, or a tower alone, in our names; positions beyond the
+ * context are cut off.
+ *
+ * @throws RangeError when the state dict holds none
+ */
+export function clipTextTower(state: State, contextLength: number): Map<string, Tensor> {
+  const isResNet = [...state.keys()].some((name) => name.startsWith('visual.layer1.'));
+  const tower = isClip(state) ? below('text.', toClipNames(state, isResNet ? 'resnet' : 'vit')) : textTower(state);
+  const positions = tower.get('positional_embedding');
+  if (!positions || !tower.has('token_embedding.weight') || !tower.has('proj.weight'))
+    throw new RangeError('there is no text tower of a CLIP in it');
+  if ((positions.shape[0] ?? 0) > contextLength)
+    tower.set('positional_embedding', positions.narrow(0, 0, contextLength));
+  return tower;
+}
+
+/** Width of a head in all of OpenAI's text towers. */
+const HEAD_WIDTH = 64;
+
+/** Sizes of a text tower, in our names, from its weights; the number of heads is OpenAI's for the width. */
+export function textTowerSizes(
+  tower: State,
+): Pick<ClipTextOptions, 'vocabSize' | 'width' | 'heads' | 'layers' | 'embedDim'> {
+  const [vocabSize = 0, width = 0] = tower.get('token_embedding.weight')?.shape ?? [];
+  const [embedDim = 0] = tower.get('proj.weight')?.shape ?? [];
+  const blocks = [...tower.keys()].map((name) => Number(/^blocks\.(\d+)\./.exec(name)?.[1] ?? -1));
+  const heads = Math.max(1, Math.round(width / HEAD_WIDTH));
+  return { vocabSize, width, heads, layers: Math.max(-1, ...blocks) + 1, embedDim };
 }

@@ -12,7 +12,7 @@ export {
   type DenseFeatures,
 } from './dense_clip_encoders.js';
 export { LanguageGuide, type Guidance, type LanguageOptions } from './dense_clip_language.js';
-export { denseClipKeyMap } from './dense_clip_names.js';
+export { clipTextTower, denseClipKeyMap, textTowerSizes } from './dense_clip_names.js';
 export { DenseAttentionPool2d, type DenseEmbedding, type PoolPositions } from './dense_clip_pool.js';
 export {
   createDenseClip,

@@ -259,13 +259,14 @@ describe('what is trained', () => {
     }
   });
 
-  test('beside an adapter in the image tower: the adapter, and everything but the towers', () => {
+  test('beside an adapter in the image tower: the adapter, and everything but the towers; levels are resized anew', () => {
     const model = build(vit());
     const adapter = graft(model, 'lora', { rank: 2 }, { head: 'train' });
-    const trained = new Set(
-      model.namedParameters().flatMap(([name, p]) => (p.requiresGrad ? [name.split('.')[0]] : [])),
-    );
-    expect(trained).toEqual(new Set(['contexts', 'gamma', 'context_decoder', 'neck', 'decode_head']));
+    const part = (name: string): string => /^backbone\.fpn\d|^[^.]*/.exec(name)?.[0] ?? '';
+    const trained = new Set(model.namedParameters().flatMap(([name, p]) => (p.requiresGrad ? [part(name)] : [])));
+    const resizers = ['backbone.fpn1', 'backbone.fpn2', 'backbone.fpn3', 'backbone.fpn4'];
+    const withWeights = resizers.filter((path) => model.getModule(path).parameters().length > 0);
+    expect(trained).toEqual(new Set(['contexts', 'gamma', 'context_decoder', 'neck', 'decode_head', ...withWeights]));
     const before = noGrad(() => model.eval().run(images));
     model.losses(images, labels).loss.backward();
     expect(adapter.parameters().some((p) => p.grad !== null && number(p.grad.abs().sum()) > 0)).toBe(true);

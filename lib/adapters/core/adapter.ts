@@ -254,6 +254,7 @@ export class Adapter implements Resident {
    * float64 whatever the dtype.
    *
    * @param options.probe an input; the report then says by how much the output changed
+   * @param options.output what the output for the probe is. Default: `model.run(probe)`
    * @param options.partial true: grafts that cannot be folded stay beside the model and are listed; default false: they
    *   are an error and nothing changes
    * @throws RangeError that names the grafts that cannot be folded, and why

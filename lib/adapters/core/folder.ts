@@ -139,17 +139,43 @@ export function swapAdapterState(adapter: Adapter, folder: AdapterFolder): void 
   loadAdapterState(adapter, folder.tensors, folder.path);
 }
 
-/** Copies a saved state into an adapter, strictly: no missing name, no unexpected one, no other shape. */
-export function loadAdapterState(adapter: Adapter, tensors: ReadonlyMap<string, Tensor>, from: string): void {
+/**
+ * Starts an adapter from what another one has learned: every tensor of the folder takes its place here, such as a head that
+ * was trained alone and is now to be trained with grafts, or with the whole backbone. What the folder does not hold stays.
+ *
+ * @throws Error that names tensors which have no place here, or another shape; nothing is changed then
+ */
+export function startFrom(adapter: Adapter, folder: AdapterFolder): void {
+  const targets = targetsOf(adapter);
+  const report = compareState(targets, folder.tensors);
+  const trouble = describeReport({ ...report, missing: [] });
+  if (trouble !== '') {
+    throw new Error(
+      `'${adapter.name}' (${adapter.method.id}) cannot start from the adapter in ${folder.path}, which has learned more or ` +
+        `something else than there is here.${trouble}`,
+    );
+  }
+  noGrad(() => {
+    for (const [name, t] of folder.tensors) targets.get(name)?.copy_(t);
+  });
+  adapter.headModule?.markTrained();
+}
+
+/** Where the tensors of a saved state belong, by name. */
+function targetsOf(adapter: Adapter): Map<string, Tensor> {
   const targets = new Map<string, Tensor>();
   for (const [name, parameter] of adapter.namedOwnParameters()) targets.set(name, parameter);
   for (const [name, buffer] of adapter.namedBuffers()) targets.set(name, buffer);
-  const optional = new Set<string>();
   for (const overlay of adapter.overlays) {
-    const name = `${overlay.trains ? 'backbone' : 'buffers'}.${overlay.name}`;
-    targets.set(name, adapter.valueOf(overlay));
-    if (!overlay.trains) optional.add(name);
+    targets.set(`${overlay.trains ? 'backbone' : 'buffers'}.${overlay.name}`, adapter.valueOf(overlay));
   }
+  return targets;
+}
+
+/** Copies a saved state into an adapter, strictly: no missing name, no unexpected one, no other shape. */
+export function loadAdapterState(adapter: Adapter, tensors: ReadonlyMap<string, Tensor>, from: string): void {
+  const targets = targetsOf(adapter);
+  const optional = new Set(adapter.overlays.flatMap(({ name, trains }) => (trains ? [] : [`buffers.${name}`])));
   const report = compareState(targets, tensors);
   const missing = report.missing.filter((name) => !optional.has(name));
   const trouble = describeReport({ ...report, missing });

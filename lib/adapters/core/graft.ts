@@ -5,7 +5,7 @@
 import type { z } from 'zod';
 import { BatchNorm2d, Linear, Conv2d, type Module, type Site } from '../../nn/index.js';
 import { type Host, parseOptions } from '../../models/index.js';
-import { getRngState, keep, manualSeed, setRngState, withDefaults } from '../../tensor/index.js';
+import { getRngState, keep, manualSeed, scope, setRngState, withDefaults } from '../../tensor/index.js';
 import { Adapter, type HeadChoice } from './adapter.js';
 import { misfit, replace, scaleParameter, type Composition } from './compose.js';
 import type { Graft } from './grafts.js';
@@ -64,20 +64,23 @@ export function graftMethod<S extends z.ZodObject>(
   }
   requireOwnPlaces(method.id, wanted);
 
+  const parts = (shared: Map<string, Module>): Graft[] => {
+    const built = wanted.map(({ rule, site }) => {
+      const beside = wanted.filter((other) => other.rule === rule).map((other) => other.site);
+      return build(method.id, name, rule, site, { sites: beside, all: sites }, shared);
+    });
+    if (typeof head === 'object') {
+      const own = method.headInit ? { init: method.headInit, ...head } : head;
+      built.push(buildHead(method.id, name, sites, model.name, own));
+    }
+    return built;
+  };
+  rehearse(model, () => parts(new Map()));
+
   const shared = new Map<string, Module>();
   // Build: forms, head and the adapter's own values of backbone tensors, nothing of which the model sees yet.
   const { grafts, overlays } = seeded(seed, () =>
-    likeModel(model, () => {
-      const built = wanted.map(({ rule, site }) => {
-        const beside = wanted.filter((other) => other.rule === rule).map((other) => other.site);
-        return build(method.id, name, rule, site, { sites: beside, all: sites }, shared);
-      });
-      if (typeof head === 'object') {
-        const own = method.headInit ? { init: method.headInit, ...head } : head;
-        built.push(buildHead(method.id, name, sites, model.name, own));
-      }
-      return { grafts: built, overlays: makeOverlays(model, method.trains?.(parsed), head) };
-    }),
+    likeModel(model, () => ({ grafts: parts(shared), overlays: makeOverlays(model, method.trains?.(parsed), head) })),
   );
   if (grafts.length === 0 && !overlays.some(({ trains }) => trains)) {
     throw new RangeError(`${method.id}: nothing would be trained; choose a head other than 'frozen'`);
@@ -119,6 +122,28 @@ function seeded<T>(seed: number | undefined, make: () => T): T {
   try {
     manualSeed(seed);
     return make();
+  } finally {
+    setRngState(state);
+  }
+}
+
+/**
+ * Builds everything once on the meta device, which has shapes and no memory: what does not fit, at the last site or in the
+ * head, is refused before anything is allocated.
+ *
+ * @throws RangeError that a form throws; whatever else goes wrong there may be the device's doing and is left to the build
+ */
+function rehearse(model: Host, make: () => unknown): void {
+  if (model.parameters()[0]?.device === 'meta') return;
+  const state = getRngState();
+  try {
+    withDefaults({ device: 'meta' }, () => {
+      scope(() => {
+        make();
+      });
+    });
+  } catch (error) {
+    if (error instanceof RangeError) throw error;
   } finally {
     setRngState(state);
   }

@@ -11,6 +11,8 @@ import {
   QUANTIZED_BITS,
   type QuantizedBits,
   QuantizedLinear,
+  ReLU,
+  Sequential,
 } from '../../nn/index.js';
 import { call, isGradEnabled, noGrad, type Tensor } from '../../tensor/index.js';
 import { warn } from './warn.js';
@@ -28,6 +30,8 @@ export interface HeadOptions {
   readonly normEps?: number;
   /** Brings every feature vector to the length 1, after the norm. Default false. */
   readonly normalize?: boolean;
+  /** Hidden layers in front, each a linear layer at the width of the features, ReLU, BatchNorm and dropout 0.1. Default 0. */
+  readonly hidden?: number;
   /** Dropout before the linear layer. Default 0. */
   readonly dropout?: number;
   /**
@@ -45,6 +49,7 @@ export const headOptions = z.strictObject({
   norm: z.enum(['none', 'batch']).optional(),
   normEps: z.number().positive().optional(),
   normalize: z.boolean().optional(),
+  hidden: z.int().nonnegative().optional(),
   dropout: z.number().min(0).max(1).optional(),
   init: z.enum(['default', 'trunc_normal', 'zero', 'prior']).optional(),
   bits: z.union([z.literal(QUANTIZED_BITS), z.literal(32)]).optional(),
@@ -55,12 +60,23 @@ function version(tensor: Tensor): number {
   return Number(call('aten::_version', tensor));
 }
 
+/** One hidden layer at the width of the features. */
+function hiddenLayer(width: number, start: HeadOptions['init']): Module[] {
+  const linear = new Linear(width, width);
+  // As the published heads that start with a prior: Kaiming over fan-out.
+  if (start === 'prior') init.normal_(linear.weight, 0, Math.sqrt(2 / width));
+  return [linear, new ReLU(), new BatchNorm1d(width), new Dropout(0.1)];
+}
+
 /**
- * y = W drop(z) + b, with z the features [B, C], normed over the batch and brought to the length 1 as the options say:
- * [B, C] to [B, classes]. State: `norm.running_mean`, ... where there is a norm, `linear.weight`, `linear.bias`.
+ * y = W drop(z) + b, with z the features [B, C], normed over the batch, brought to the length 1 and through hidden layers
+ * as the options say: [B, C] to [B, classes]. State: `norm.running_mean`, ... where there is a norm, `projection.0.weight`,
+ * ... where there are hidden layers (four modules each), `linear.weight`, `linear.bias`.
  */
 export class Head extends Module {
   readonly norm: BatchNorm1d | null;
+  /** The hidden layers. */
+  readonly projection: Sequential | null;
   readonly drop: Dropout;
   readonly linear: Linear;
   #startVersion: number;
@@ -71,7 +87,11 @@ export class Head extends Module {
   constructor(inFeatures: number, options: HeadOptions) {
     super();
     const { classes, dropout = 0, init: start = 'default', bits = 32 } = options;
-    const { norm = 'none', normEps = 1e-5, normalize = false } = options;
+    const { norm = 'none', normEps = 1e-5, normalize = false, hidden = 0 } = options;
+    this.projection =
+      hidden > 0
+        ? new Sequential(...Array.from({ length: hidden }, () => hiddenLayer(inFeatures, start)).flat())
+        : null;
     this.norm = norm === 'batch' ? new BatchNorm1d(inFeatures, { affine: false, eps: normEps }) : null;
     this.#normalize = normalize;
     this.drop = new Dropout(dropout);
@@ -92,20 +112,20 @@ export class Head extends Module {
   forward(x: Tensor, ctx: Context): Tensor {
     this.#warnIfUntrained();
     let z = x;
-    if (this.norm) {
-      if (this.training && x.shape[0] === 1) {
-        throw new RangeError(
-          'the head norms over the batch, which in training needs more than one image; leave out a last batch of one (dropLast)',
-        );
-      }
-      z = this.norm.run(z, ctx);
+    if ((this.norm ?? this.projection) && this.training && x.shape[0] === 1) {
+      throw new RangeError(
+        'the head norms over the batch, which in training needs more than one image; leave out a last batch of one (dropLast)',
+      );
     }
+    if (this.norm) z = this.norm.run(z, ctx);
     if (this.#normalize) z = functional.normalize(z);
+    if (this.projection) z = this.projection.run(z, ctx);
     return this.linear.run(this.drop.run(z, ctx), ctx);
   }
 
   /** Why the head is no single linear layer in evaluation, or null when it is one. */
   get obstacle(): string | null {
+    if (this.projection) return 'the head has hidden layers';
     return this.#normalize ? 'the head brings features to one length, which no linear layer does' : null;
   }
 

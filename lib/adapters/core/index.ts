@@ -18,6 +18,7 @@ export {
   loadAdapterState,
   readAdapterFolder,
   saveAdapter,
+  startFrom,
   type AdapterConfig,
   type AdapterFolder,
   type SaveOptions,
@@ -28,8 +29,8 @@ export { Grafts, type Graft } from './grafts.js';
 export { Head, type HeadOptions } from './head.js';
 export { AdapterHost } from './host.js';
 export type { MergeOptions, MergeReport } from './merge.js';
-export { loadMerged, saveMerged } from './merged.js';
-export type { MergedInfo, MergedModel, SaveMergedOptions } from './merged.js';
+export { loadMerged, readMerged, saveMerged } from './merged.js';
+export type { MergedFile, MergedInfo, MergedModel, SaveMergedOptions } from './merged.js';
 export {
   defineMethod,
   learningRate,

@@ -13,6 +13,7 @@ import { Head } from './head.js';
 /** See `Adapter.merge`. */
 export interface MergeOptions {
   readonly probe?: Tensor;
+  readonly output?: (probe: Tensor) => Tensor;
   readonly partial?: boolean;
 }
 
@@ -58,7 +59,7 @@ export function mergeAdapter(adapter: Adapter, options: MergeOptions): { record:
     );
   }
   const grafts = adapter.grafts.filter((graft) => !reasons.has(graft));
-  const before = options.probe ? probeOutput(adapter, options.probe) : null;
+  const before = options.probe ? probeOutput(adapter, options.probe, options.output) : null;
 
   const drafts = noGrad(() => scope(() => foldAll(grafts)));
   const weights = drafts.map(({ module }) => ({
@@ -74,7 +75,7 @@ export function mergeAdapter(adapter: Adapter, options: MergeOptions): { record:
 
   const merged = drafts.map(({ path }) => path);
   if (classifier && adapter.model.classifier !== null) merged.push(adapter.model.classifier);
-  const after = options.probe ? probeOutput(adapter, options.probe) : null;
+  const after = options.probe ? probeOutput(adapter, options.probe, options.output) : null;
   return {
     // In reverse: a layer that changed twice gets its first values.
     record: { grafts, weights: [...readers, ...weights], classifier },
@@ -223,12 +224,12 @@ function setMerged(graft: Graft, merged: boolean): void {
 }
 
 /** Output for the probe in evaluation mode, on float64. */
-function probeOutput(adapter: Adapter, probe: Tensor): Tensor {
+function probeOutput(adapter: Adapter, probe: Tensor, output?: MergeOptions['output']): Tensor {
   const { model } = adapter;
   const training = model.training;
   model.eval();
   try {
-    return noGrad(() => scope(() => model.run(probe).to('float64')));
+    return noGrad(() => scope(() => (output ? output(probe) : model.run(probe)).to('float64')));
   } finally {
     model.train(training);
   }

@@ -14,7 +14,7 @@ export interface AdapterSummary {
   readonly method: string;
   readonly active: boolean;
   readonly merged: boolean;
-  /** Trained parameters: those of the grafts, of the head, of the backbone; and their sum. */
+  /** Parameters of the grafts; those of head and backbone that are trained; and the sum of what is trained. */
   readonly grafts: number;
   readonly head: number;
   readonly backbone: number;
@@ -51,7 +51,8 @@ export function summarize(adapter: Adapter): AdapterSummary {
   const replacing = adapter.grafts.filter(({ composition }) => composition.kind === 'replace');
   const replaced = count(replacing.flatMap(({ site }) => site.module.parameters()));
   const total = count(adapter.model.parameters()) - replaced + grafts + ownHead;
-  const trainable = grafts + head + backbone;
+  const own = adapter.namedOwnParameters().map(([, parameter]) => parameter);
+  const trainable = grafts + head + backbone - count(own.filter(({ requiresGrad }) => !requiresGrad));
   return {
     adapter: adapter.name,
     method: adapter.method.id,

@@ -2,6 +2,8 @@
 import { existsSync, mkdirSync, statSync } from 'node:fs';
 import { dirname, join } from 'node:path';
 import type { DetectionSample, Image, SampleSource } from '../../data/index.js';
+import type { Detection } from '../../heads/index.js';
+import type { CocoResult } from '../../metrics/index.js';
 import type { BoxBatch, DetectionEvaluation } from '../../train/index.js';
 import { isBuiltIn, openBuiltIn } from '../dataset.js';
 import { asUsage, table, UsageError } from '../output.js';
@@ -13,7 +15,8 @@ import { imagesOf, loadAll, loaderOptions, type TaskKit } from './kit.js';
 
 type Source = SampleSource<DetectionSample>;
 
-interface Found {
+/** An object for people. */
+export interface Found {
   readonly class: string;
   readonly score: number;
   /** (x1, y1, x2, y2) in pixels of the image. */
@@ -26,7 +29,7 @@ export const detectKit: TaskKit<Source, BoxBatch, DetectionEvaluation> = {
     const { DetectionShapes, openCoco } = await import('../../data/index.js');
     return openBuiltIn<Source>(data, (part) => new DetectionShapes(part)) ?? asUsage(() => openCoco(data, o));
   },
-  async openWhole(data, classNames) {
+  async openWhole(data, classNames, skipBroken) {
     const { CocoDataset } = await import('../../data/index.js');
     if (!existsSync(data) || !statSync(data).isFile())
       throw new UsageError(
@@ -34,7 +37,7 @@ export const detectKit: TaskKit<Source, BoxBatch, DetectionEvaluation> = {
       );
     const beside = join(dirname(data), 'images');
     const images = existsSync(beside) ? beside : dirname(data);
-    return asUsage(() => new CocoDataset({ annotations: data, images, classNames }));
+    return asUsage(() => new CocoDataset({ annotations: data, images, classNames, skipBroken }));
   },
   // Detectors resize and normalize by themselves.
   transforms: (_config, flags) => ({ train: [...flipSteps(flags), ...colorSteps(flags)], evaluate: [] }),
@@ -95,16 +98,11 @@ export const detectKit: TaskKit<Source, BoxBatch, DetectionEvaluation> = {
     if (!(model instanceof Detector)) throw new TypeError('the model is no detector');
     const first = firstLabel((spec as SpecOf<'detect'>).head);
     const pipeline = new Pipeline([{ kind: 'toFloat' }]);
-    const detect = (image: Image): { boxes: number[][]; labels: number[]; scores: number[] } =>
+    const detect = (image: Image): Labeled[] =>
       scope(() =>
         noGrad(() => {
           const [found] = model.detect(pipeline.collate([image], { device: o.device }));
-          const { boxes, labels, scores } = found!;
-          return {
-            boxes: boxes.tolist() as number[][],
-            labels: labels.tolist() as number[],
-            scores: scores.tolist() as number[],
-          };
+          return describeObjects(found!, first, o.minScore);
         }),
       );
     const paths = await imagesOf(targets);
@@ -113,18 +111,8 @@ export const detectKit: TaskKit<Source, BoxBatch, DetectionEvaluation> = {
     const answers: { path: string; overlay: string; objects: Found[] }[] = [];
     for (const [i, path] of paths.entries()) {
       for (const { value: image } of await loadAll([path], o.skipBroken, decodeImage)) {
-        const { boxes, labels, scores } = detect(image);
-        const places = [...scores.keys()].filter((k) => scores[k]! >= o.minScore);
         const overlay = join(o.out, names[i]!);
-        const objects = places.map((k): Found => {
-          const label = labels[k]! - first;
-          const box = boxes[k]! as Found['box'];
-          return { class: classNames[label] ?? String(label), score: scores[k]!, box };
-        });
-        const labeled = objects.map(({ class: name, score, box }, k) => ({
-          ...{ box, label: labels[places[k]!]! - first, text: `${name} ${Math.round(100 * score)}%` },
-        }));
-        await writeBoxOverlay(overlay, image, labeled);
+        const objects = await drawObjects(overlay, image, detect(image), classNames);
         answers.push({ path, overlay, objects });
       }
     }
@@ -139,17 +127,57 @@ export const detectKit: TaskKit<Source, BoxBatch, DetectionEvaluation> = {
   },
 };
 
-/** Average precision by class; null for a class of which nothing is annotated. */
-async function precisions(
-  { categoryIds, apPerCategory }: DetectionEvaluation['coco'],
+/** An object by the number of its class, from 0 on. */
+interface Labeled {
+  readonly label: number;
+  readonly score: number;
+  readonly box: Found['box'];
+}
+
+/** What was found with at least this score. */
+export function describeObjects({ boxes, labels, scores }: Detection, first: number, minScore: number): Labeled[] {
+  const [sides, numbers] = [boxes.tolist() as Found['box'][], labels.tolist() as number[]];
+  return (scores.tolist() as number[])
+    .map((score, k) => ({ score, label: numbers[k]! - first, box: sides[k]! }))
+    .filter(({ score }) => score >= minScore);
+}
+
+/** Writes an overlay of the boxes in an image, and says what they are. */
+export async function drawObjects(
+  overlay: string,
+  image: Image,
+  objects: readonly Labeled[],
   classNames: readonly string[],
-  { head }: SpecOf<'detect'>,
-): Promise<{ name: string; AP: number | null }[]> {
-  const { firstLabel } = await import('../../heads/index.js');
-  const first = firstLabel(head);
+): Promise<Found[]> {
+  const named = objects.map(({ label, score, box }) => ({
+    label,
+    found: { class: classNames[label] ?? String(label), score, box },
+  }));
+  const boxes = named.map(({ label, found: { class: name, score, box } }) => ({
+    ...{ box, label, text: `${name} ${Math.round(100 * score)}%` },
+  }));
+  await writeBoxOverlay(overlay, image, boxes);
+  return named.map(({ found }) => found);
+}
+
+/** Average precision by class; null for a class of which nothing is annotated. */
+export function averagePrecisions(
+  { categoryIds, apPerCategory }: CocoResult,
+  classNames: readonly string[],
+  first: number,
+): { name: string; AP: number | null }[] {
   return classNames.map((name, c) => {
     const at = categoryIds.indexOf(c + first);
     const AP = at < 0 ? -1 : apPerCategory[at]!;
     return { name, AP: AP < 0 ? null : AP };
   });
+}
+
+async function precisions(
+  coco: CocoResult,
+  classNames: readonly string[],
+  { head }: SpecOf<'detect'>,
+): Promise<{ name: string; AP: number | null }[]> {
+  const { firstLabel } = await import('../../heads/index.js');
+  return averagePrecisions(coco, classNames, firstLabel(head));
 }

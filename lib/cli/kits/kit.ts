@@ -62,7 +62,7 @@ export interface TaskKit<
   /** Opens data for training: a path, or the built-in set. */
   open(data: string, o: OpenOptions): Promise<SplitsOf<Source>>;
   /** Opens data for scoring that has no parts. */
-  openWhole(data: string, classNames: readonly string[]): Promise<Source>;
+  openWhole(data: string, classNames: readonly string[], skipBroken: boolean): Promise<Source>;
   /** Preparation for training and for evaluation. */
   transforms(config: Preprocessing, flags: PreprocessFlags): { train: TransformInput[]; evaluate: TransformInput[] };
   loader(source: Source, o: LoaderSettings): Promise<Loader<B>>;
@@ -89,6 +89,8 @@ export async function withKit<R>(
       return use((await import('./segment.js')).segmentKit);
     case 'detect':
       return use((await import('./detect.js')).detectKit);
+    case 'multi':
+      return use((await import('./multi.js')).multiKit);
     case 'video':
       return use((await import('./video.js')).videoKit);
   }

@@ -2,6 +2,7 @@
 import { mkdirSync } from 'node:fs';
 import { join } from 'node:path';
 import type { Image, SampleSource, SegmentationSample, TransformInput } from '../../data/index.js';
+import type { SegmentationResult } from '../../metrics/index.js';
 import type { MaskBatch, SegmentationEvaluation } from '../../train/index.js';
 import { isBuiltIn, openBuiltIn } from '../dataset.js';
 import { asUsage, table } from '../output.js';
@@ -20,9 +21,9 @@ export const segmentKit: TaskKit<Source, MaskBatch, SegmentationEvaluation> = {
     const builtIn = openBuiltIn<Source>(data, (part) => new SegmentationShapes(part));
     return builtIn ?? (await asUsage(() => openMasks(data, o)));
   },
-  async openWhole(data, classNames) {
-    const { MaskFolder } = await import('../../data/index.js');
-    return asUsage(() => new MaskFolder({ images: join(data, 'images'), masks: join(data, 'masks'), classNames }));
+  async openWhole(data, classNames, skipBroken) {
+    const { openMaskFolder } = await import('../../data/index.js');
+    return asUsage(() => openMaskFolder(data, { classNames, skipBroken }));
   },
   transforms(config, flags) {
     const { height, width, interpolation } = inputOf(config, flags);
@@ -56,16 +57,7 @@ export const segmentKit: TaskKit<Source, MaskBatch, SegmentationEvaluation> = {
   },
   describe(score, classNames) {
     const { segmentation, loss, samples, metrics = {} } = score;
-    const { iou, acc, dice, areas } = segmentation;
-    const number = (value: number | undefined): number | null =>
-      value === undefined || Number.isNaN(value) ? null : value;
-    const perClass = classNames.map((name, c) => ({
-      name,
-      pixels: areas.labeled[c] ?? 0,
-      iou: number(iou[c]),
-      accuracy: number(acc[c]),
-      dice: number(dice[c]),
-    }));
+    const perClass = perClassScores(segmentation, classNames);
     return Promise.resolve({
       data: { ...metrics, mDice: segmentation.mDice, loss, samples, perClass, classNames },
       text: () =>
@@ -74,10 +66,7 @@ export const segmentKit: TaskKit<Source, MaskBatch, SegmentationEvaluation> = {
             .map(([name, value]) => `${name} ${share(value)}`)
             .join('   ')}   loss ${loss.toFixed(4)}`,
           '',
-          table(
-            ['class', 'pixels', 'IoU', 'accuracy', 'Dice'],
-            perClass.map((c) => [c.name, `${c.pixels}`, share(c.iou), share(c.accuracy), share(c.dice)]),
-          ),
+          classTable(perClass),
         ].join('\n'),
     });
   },
@@ -104,24 +93,12 @@ export const segmentKit: TaskKit<Source, MaskBatch, SegmentationEvaluation> = {
           return functional.interpolate(logits, { size }).argmax(1).to('uint8').data() as Uint8Array;
         }),
       );
-    const found: { path: string; overlay: string; classes: { class: string; share: number }[] }[] = [];
+    const found: { path: string; overlay: string; classes: ClassShare[] }[] = [];
     for (const [i, path] of paths.entries()) {
       for (const { value: image } of await loadAll([path], o.skipBroken, decodeImage)) {
-        const labels = labelsOf(image);
-        const counts = new Map<number, number>();
-        for (const label of labels) counts.set(label, (counts.get(label) ?? 0) + 1);
-        const present = [...counts]
-          .sort((a, b) => b[1] - a[1])
-          .map(([label, n]) => ({ label, part: n / labels.length }));
         const overlay = join(o.out, names[i]!);
-        const nameOf = (label: number): string => classNames[label] ?? String(label);
-        const legend = present.map(({ label, part }) => ({ label, text: `${nameOf(label)} ${share(part)}` }));
-        await writeMaskOverlay(overlay, image, labels, legend);
-        found.push({
-          path,
-          overlay,
-          classes: present.map(({ label, part }) => ({ class: nameOf(label), share: part })),
-        });
+        const classes = await drawClasses(overlay, image, labelsOf(image), classNames);
+        found.push({ path, overlay, classes });
       }
     }
     return {
@@ -134,3 +111,57 @@ export const segmentKit: TaskKit<Source, MaskBatch, SegmentationEvaluation> = {
     };
   },
 };
+
+interface PixelScore {
+  readonly name: string;
+  readonly pixels: number;
+  readonly iou: number | null;
+  readonly accuracy: number | null;
+  readonly dice: number | null;
+}
+
+/** Scores of each class; null where there is nothing to divide by. */
+export function perClassScores(
+  { iou, acc, dice, areas }: SegmentationResult,
+  classNames: readonly string[],
+): PixelScore[] {
+  const number = (value: number | undefined): number | null =>
+    value === undefined || Number.isNaN(value) ? null : value;
+  return classNames.map((name, c) => ({
+    name,
+    pixels: areas.labeled[c] ?? 0,
+    iou: number(iou[c]),
+    accuracy: number(acc[c]),
+    dice: number(dice[c]),
+  }));
+}
+
+/** Scores by class, for people. */
+export function classTable(perClass: readonly PixelScore[]): string {
+  return table(
+    ['class', 'pixels', 'IoU', 'accuracy', 'Dice'],
+    perClass.map((c) => [c.name, `${c.pixels}`, share(c.iou), share(c.accuracy), share(c.dice)]),
+  );
+}
+
+/** How much of an image a class covers. */
+export interface ClassShare {
+  readonly class: string;
+  readonly share: number;
+}
+
+/** Writes an overlay of the classes of an image's pixels, and says which they are, the largest first. */
+export async function drawClasses(
+  overlay: string,
+  image: Image,
+  labels: Uint8Array,
+  classNames: readonly string[],
+): Promise<ClassShare[]> {
+  const counts = new Map<number, number>();
+  for (const label of labels) counts.set(label, (counts.get(label) ?? 0) + 1);
+  const present = [...counts].sort((a, b) => b[1] - a[1]).map(([label, n]) => ({ label, part: n / labels.length }));
+  const nameOf = (label: number): string => classNames[label] ?? String(label);
+  const legend = present.map(({ label, part }) => ({ label, text: `${nameOf(label)} ${share(part)}` }));
+  await writeMaskOverlay(overlay, image, labels, legend);
+  return present.map(({ label, part }) => ({ class: nameOf(label), share: part }));
+}

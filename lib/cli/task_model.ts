@@ -1,0 +1,259 @@
+/** The model of a task: a backbone, and what the task's specification says is around it. */
+import { existsSync } from 'node:fs';
+import { join } from 'node:path';
+import type { SegmentationHeadName } from '../heads/index.js';
+import type { Backbone, ClipTextTransformer, Host } from '../models/index.js';
+import type { DenseClipVisual } from '../systems/index.js';
+import type { Module } from '../nn/index.js';
+import type { Tensor } from '../tensor/index.js';
+import { asUsage, UsageError } from './output.js';
+import type { SpecOf, StoredTask, TaskSpec } from './task_spec.js';
+
+/** Whether a model of the task reads maps, so that its backbone gives up what only classification needs. */
+export const readsMaps = (spec: TaskSpec): boolean =>
+  spec.kind === 'detect' ||
+  spec.kind === 'multi' ||
+  (spec.kind === 'segment' && spec.head !== 'segmenter' && spec.head !== 'dense_clip');
+
+type StoredLanguage = NonNullable<StoredTask['language']>;
+
+/** What a model knows of language. */
+export interface Language extends StoredLanguage {
+  /** Weights of the text tower; null: random ones. */
+  readonly tower: ReadonlyMap<string, Tensor> | null;
+}
+
+/** Where language comes from. */
+export interface LanguageSource {
+  /** The backbone's weights, which may be a whole CLIP. */
+  readonly weights: string | null;
+  /** A file with a text tower; null: that of `weights`. */
+  readonly textWeights: string | null;
+  /** CLIP's vocabulary; null: names are spelled letter by letter. */
+  readonly vocabulary: string | null;
+}
+
+/** Whether a model reads the names of its classes. */
+export function readsNames(spec: TaskSpec): spec is SpecOf<'segment'> | SpecOf<'multi'> {
+  const hasLanguage = spec.kind === 'multi' || (spec.kind === 'segment' && spec.head === 'dense_clip');
+  return hasLanguage && spec.options['language'] !== false;
+}
+
+/** Learned vectors before a name: DenseCLIP's, and LV-Adapter's. */
+const CONTEXTS = { dense_clip: ['contexts', 8], lv_adapter: ['promptLength', 16] } as const;
+/** Start, three tokens, end. */
+const LEAST_TOKENS = 5;
+
+/**
+ * The language of a model that is to be trained: class names as tokens, and the text tower; null where there is none.
+ *
+ * @param embedDim of a tower without weights
+ * @throws UsageError when there is no text tower, or it has another vocabulary
+ */
+export async function readLanguage(
+  spec: TaskSpec,
+  classNames: readonly string[],
+  source: LanguageSource,
+  embedDim: number | undefined,
+): Promise<Language | null> {
+  if (!readsNames(spec)) return null;
+  const { ClipTokenizer } = await import('../models/index.js');
+  const { groupTaskClasses } = await import('../data/index.js');
+  const { textTowerSizes } = await import('../systems/index.js');
+  const { vocabulary, weights, textWeights } = source;
+  const tokenizer = asUsage(() => (vocabulary === null ? new ClipTokenizer([]) : ClipTokenizer.fromFile(vocabulary)));
+  const groups = spec.kind === 'multi' ? groupTaskClasses(classNames) : { classes: classNames };
+  const longest = Math.max(...Object.values(groups).flatMap((names) => names.map((n) => tokenizer.encode(n).length)));
+  const [option, usual] = CONTEXTS[spec.head as keyof typeof CONTEXTS];
+  const length = Math.max(LEAST_TOKENS, longest + 2);
+  const contextLength = length + Number(spec.options[option] ?? usual);
+  const file = textWeights ?? weights;
+  const tower = file === null ? null : await textTowerIn(file, contextLength);
+  const { vocabSize } = tokenizer;
+  const asked = (spec.options['text'] ?? {}) as Partial<StoredLanguage['text']>;
+  const sizes = tower
+    ? { ...textTowerSizes(tower), ...asked }
+    : { vocabSize, width: 512, heads: 8, layers: 12, embedDim: embedDim ?? asked.width ?? 512, ...asked };
+  if (sizes.vocabSize !== vocabSize)
+    throw new UsageError(
+      `the text tower in ${String(file)} knows ${sizes.vocabSize} tokens, and the names of the classes were split by a vocabulary of ` +
+        `${vocabSize}: give CLIP's with --vocabulary bpe_simple_vocab_16e6.txt.gz`,
+    );
+  const tokens = Object.fromEntries(
+    Object.entries(groups).map(([task, names]) => [
+      task,
+      tokenizer.tokenize(names, { contextLength: length }).tolist() as number[][],
+    ]),
+  );
+  return { tokens, text: { ...sizes, contextLength }, tower };
+}
+
+/** @throws UsageError when the file holds none */
+async function textTowerIn(file: string, contextLength: number): Promise<Map<string, Tensor>> {
+  const { readCheckpoint, stateDictOf } = await import('../checkpoint/index.js');
+  const { clipTextTower } = await import('../systems/index.js');
+  const state = stateDictOf(readCheckpoint(file));
+  try {
+    return clipTextTower(state, contextLength);
+  } catch (error) {
+    throw new UsageError(
+      `${file} holds no text tower of a CLIP, which reads the names of the classes: give one with --text-weights, or leave ` +
+        'language out with --head-set language=false',
+      { cause: error },
+    );
+  }
+}
+
+/** The text tower of an adapter lies in its folder where the backbone's weights do not hold it. */
+export const TEXT_FILE = 'text.safetensors';
+
+/** The language of a model that was trained, from what its adapter folder says. @throws as `readLanguage` */
+export async function storedLanguage(
+  stored: StoredLanguage | undefined,
+  folder: string,
+  weights: string,
+): Promise<Language | null> {
+  if (stored === undefined) return null;
+  const beside = join(folder, TEXT_FILE);
+  const file = existsSync(beside) ? beside : weights;
+  return { ...stored, tower: await textTowerIn(file, stored.text.contextLength) };
+}
+
+/** What is around the backbone, for messages of `modelFor`. */
+type Named = SpecOf<'segment'> | SpecOf<'multi'>;
+
+/** Options of a system without those that say what language there is. */
+function ownOptions({ options, channels }: Named, width: string): Record<string, unknown> {
+  const { language: _, text: __, ...own } = options;
+  return { ...(channels !== undefined && { [width]: channels }), ...own };
+}
+
+/** The model of a task: the backbone itself, or a fresh head or system around it. */
+export async function modelFor(
+  spec: TaskSpec,
+  backbone: Backbone,
+  classNames: readonly string[],
+  language: Language | null,
+): Promise<Host> {
+  const classes = classNames.length;
+  const width = 'channels' in spec && spec.channels !== undefined ? { channels: spec.channels } : {};
+  if (spec.kind === 'multi') return lvModel(spec, backbone, classNames, language);
+  const { createDetectionModel, createSegmentationModel } = await import('../heads/index.js');
+  if (spec.kind === 'detect')
+    return asUsage(() => createDetectionModel(spec.head, backbone, { classes, size: spec.size, ...width }));
+  if (spec.kind !== 'segment') return backbone;
+  if (spec.head === 'dense_clip') return denseClip(spec, backbone, classNames, language);
+  if (spec.head !== 'representation_separation') {
+    const head: SegmentationHeadName = spec.head;
+    return asUsage(() => createSegmentationModel(head, backbone, { classes, ...width }));
+  }
+  const { RepresentationSeparation } = await import('../systems/index.js');
+  return asUsage(() => new RepresentationSeparation(backbone, { ...ownOptions(spec, 'width'), classes }));
+}
+
+async function lvModel(
+  spec: SpecOf<'multi'>,
+  backbone: Backbone,
+  classNames: readonly string[],
+  language: Language | null,
+): Promise<Host> {
+  const { groupTaskClasses } = await import('../data/index.js');
+  const { LV_TASKS, LvMultiTask } = await import('../systems/index.js');
+  const { tensor } = await import('../tensor/index.js');
+  const groups = groupTaskClasses(classNames);
+  const strange = Object.keys(groups).find((task) => !LV_TASKS.some((known) => known === task));
+  if (strange !== undefined)
+    throw new UsageError(
+      `lv_adapter has the tasks ${LV_TASKS.join(', ')}; the data has '${strange}'. Rename its folder of masks`,
+    );
+  const tasks = Object.fromEntries(Object.entries(groups).map(([task, names]) => [task, names.length]));
+  const text = language && (await towerOf(language));
+  return asUsage(() => {
+    const model = new LvMultiTask(backbone, text, { ...ownOptions(spec, 'channels'), tasks, size: spec.size });
+    const ids = Object.entries(language?.tokens ?? {}).map(([task, rows]) => [task, tensor(rows, { dtype: 'int64' })]);
+    return model.setClasses(Object.fromEntries(ids) as Record<string, Tensor>);
+  });
+}
+
+/** A text tower with its weights. */
+async function towerOf({ text, tower }: Language): Promise<ClipTextTransformer> {
+  const { clipTextOptions, ClipTextTransformer } = await import('../models/index.js');
+  const made = new ClipTextTransformer(clipTextOptions.parse(text));
+  if (tower) made.loadStateDict(new Map(tower));
+  return made;
+}
+
+/** A DenseCLIP of the sizes of a CLIP's image tower, whose weights it takes over. */
+async function denseClip(
+  spec: SpecOf<'segment'>,
+  backbone: Backbone,
+  classNames: readonly string[],
+  language: Language | null,
+): Promise<Host> {
+  const { modelInfo } = await import('../models/index.js');
+  const { createDenseClip } = await import('../systems/index.js');
+  const { tensor } = await import('../tensor/index.js');
+  const { family, options } = modelInfo(backbone.name, backbone.options);
+  const visual = asUsage(() => visualOf(family, options, spec.options['outIndices']));
+  const { outIndices: _, ...own } = ownOptions(spec, 'channels');
+  const { contextLength, embedDim: __, ...text } = language?.text ?? { contextLength: 0, embedDim: 0 };
+  const rows = language?.tokens['classes'] ?? [];
+  const [side] = [options['imgSize']].flat() as number[];
+  const model = asUsage(() =>
+    createDenseClip(
+      { visual, ...(language && { text }) },
+      {
+        ...{ inputResolution: side, ...own, classes: [...classNames], language: language !== null },
+        ...(language && { textTokens: rows[0]?.length ?? 0, contexts: contextLength - (rows[0]?.length ?? 0) }),
+      },
+    ),
+  );
+  model.language?.setClasses(tensor(rows, { dtype: 'int64' }));
+  const towers = new Map(model.stateDict());
+  for (const [name, value] of backbone.stateDict()) {
+    if (towers.has(`backbone.${name}`)) towers.set(`backbone.${name}`, value);
+  }
+  for (const [name, value] of language?.tower ?? []) towers.set(`text_encoder.${name}`, value);
+  model.loadStateDict(towers);
+  return model;
+}
+
+/** The sizes of an image tower of CLIP. @throws RangeError for any other backbone */
+function visualOf(family: string, o: Readonly<Record<string, unknown>>, outIndices: unknown): DenseClipVisual {
+  const n = (name: string): number => o[name] as number;
+  if (family === 'clip_resnet')
+    return { layers: o['layers'] as number[], width: n('width'), outputDim: n('outputDim') };
+  if (family !== 'clip_vit')
+    throw new RangeError(
+      'dense_clip needs an image tower of CLIP: resnet50_clip, vit_base_patch16_clip_quickgelu_224 or the like',
+    );
+  const depth = n('depth');
+  // The published taps of 12 blocks; of others, the ends of four groups.
+  const usual = depth === 12 ? [3, 5, 7, 11] : [1, 2, 3, 4].map((i) => Math.round((i * depth) / 4) - 1);
+  return {
+    ...{
+      width: n('embedDim'),
+      layers: depth,
+      heads: n('numHeads'),
+      patchSize: n('patchSize'),
+      outputDim: n('projDim'),
+    },
+    outIndices: (outIndices ?? usual) as number[],
+  };
+}
+
+/** The backbone inside a model that `modelFor` has made. */
+export async function backboneOf(model: Host): Promise<Module> {
+  const { Detector, EncoderDecoder, Segmenter } = await import('../heads/index.js');
+  const { LvAdapter, RepresentationSeparation } = await import('../systems/index.js');
+  if (model instanceof EncoderDecoder || model instanceof LvAdapter) return model.backbone;
+  if (model instanceof RepresentationSeparation) return model.backbone;
+  if (model instanceof Segmenter) return model.encoder;
+  return model instanceof Detector ? model.backbone.body : model;
+}
+
+/** The text tower inside such a model. */
+export async function textTowerOf(model: Host): Promise<Module | null> {
+  const { DenseClip, LvAdapter } = await import('../systems/index.js');
+  return model instanceof DenseClip || model instanceof LvAdapter ? model.text_encoder : null;
+}
