@@ -210,10 +210,12 @@ function language(config: Config, text: ClipTextTransformer | null): Language {
     .expect('context_feature', 'attention');
   const { contextLength, width, embedDim } = text?.options ?? {};
   if (text) config.expect('token_embed_dim', width).expect('text_dim', embedDim);
+  else config.ignore('token_embed_dim', 'text_dim');
   const textTokens = config.get('text_tokens', config.get('context_length', 5));
   const decoder = config.get<Values | null>('context_decoder', null);
   return {
-    numClasses: config.get('num_classes'),
+    // A baseline may leave it to its head.
+    numClasses: config.get('num_classes', config.get<Values>('decode_head', {})['num_classes'] as number | undefined),
     textTokens,
     contexts: config.get('learnable_contexts', (contextLength ?? 0) - textTokens),
     contextDecoder: decoder && within(decoder, decoderOptions),
