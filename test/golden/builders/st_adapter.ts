@@ -137,19 +137,23 @@ function build(golden: GoldenCase): Built {
   return built;
 }
 
-const CLIP = { width: 768, resolution: 224, layers: 12, heads: 12 };
+const CLIP = {
+  B: { width: 768, resolution: 224, layers: 12, heads: 12 },
+  L: { width: 1024, resolution: 224, layers: 24, heads: 16 },
+};
 
 /** Rows say their configuration in words: `..., adapters before every MLP, kernel 3x1x1, channels 384`. */
 function count(row: CountsRow): Record<string, number> {
   const text = `${row.model}, ${configText(row)}`;
   const kernel = /kernel (\d+)x(\d+)x(\d+)/.exec(text)?.slice(1).map(Number);
   const hidden = /channels (\d+)/.exec(text)?.[1];
-  const patch = /(?:patch|B\/)(\d+)/.exec(text)?.[1];
-  if (!kernel || !hidden || !patch || !/base|ViT-B/.test(text)) {
+  const patch = /(?:patch|[BL]\/)(\d+)/.exec(text)?.[1];
+  const sizes = /large|ViT-L/.test(text) ? CLIP.L : /base|ViT-B/.test(text) ? CLIP.B : null;
+  if (!kernel || !hidden || !patch || !sizes) {
     throw new UnknownCase(`no builder knows the configuration '${text}' of st_adapter`);
   }
   const where = whereOf(/before every attention/.test(text), /before (?:every MLP|the MLPs)|and every MLP/.test(text));
-  const model = tower({ ...CLIP, patch: Number(patch), classes: row.num_classes ?? 0 });
+  const model = tower({ ...sizes, patch: Number(patch), classes: row.num_classes ?? 0 });
   const adapter: Adapter = graft(model, 'st_adapter', { hidden: Number(hidden), kernel, where });
   const clip = empty([1, 3, 8, 224, 224], { device: 'meta' });
   const macs = noGrad(() => scope(() => countMacs(() => model.eval().run(clip)).macs));
