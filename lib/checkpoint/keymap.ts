@@ -82,9 +82,11 @@ export function invertKeyMap(map: KeyMap): KeyRule[] {
 
 /** True when every rule can be inverted. */
 export function isInvertible(map: KeyMap): boolean {
-  return map.every(
-    (rule) => rule.kind !== 'drop' && !(rule.kind === 'rename' && rule.from instanceof RegExp && !hasBack(rule)),
-  );
+  // `every` would pass over holes, however many.
+  for (const rule of map) {
+    if (rule.kind === 'drop' || (rule.kind === 'rename' && rule.from instanceof RegExp && !hasBack(rule))) return false;
+  }
+  return true;
 }
 
 function hasBack(rule: RenameRule): boolean {

@@ -141,7 +141,9 @@ export function writeNpy(path: string, tensor: Tensor): void {
 
 /** Writes tensors as an uncompressed `.npz`, atomically, each aligned so that it can be mapped. */
 export function writeNpz(path: string, tensors: Iterable<readonly [string, Tensor]>): void {
-  const rows = [...tensors].map(([name, tensor]) => ({ name, tensor, header: npyHeader(tensor) }));
+  // One after the other, so that the first entry that is none ends it.
+  const rows: { name: string; tensor: Tensor; header: Buffer }[] = [];
+  for (const [name, tensor] of tensors) rows.push({ name, tensor, header: npyHeader(tensor) });
   writeAtomically(path, (sink) => {
     const archive = new ZipWriter(sink);
     for (const { name, tensor, header } of rows) {

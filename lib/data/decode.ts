@@ -36,6 +36,7 @@ export const imageSuffixes: readonly string[] = [
 
 /** True if the name ends as image files do, upper or lower case. */
 export function hasImageSuffix(name: string): boolean {
+  if (typeof name !== 'string') throw new TypeError(`hasImageSuffix: expected a file's name, got ${typeof name}`);
   const dot = name.lastIndexOf('.');
   return dot >= 0 && imageSuffixes.includes(name.slice(dot).toLowerCase());
 }

@@ -266,6 +266,11 @@ export function toFloat(): TransformOf<'toFloat'> {
 
 /** (x - mean) / std, one mean and one deviation per channel. Per batch, after `toFloat`. */
 export function normalize(mean: readonly number[], std: readonly number[]): TransformOf<'normalize'> {
+  for (const [name, values] of Object.entries({ mean, std })) {
+    // The holes of an endless list would be visited one by one.
+    if (!Array.isArray(values) || values.length > 1000)
+      throw new TypeError(`normalize: ${name} must be a list of one number per channel`);
+  }
   return make('normalize', { mean: [...mean], std: [...std] });
 }
 

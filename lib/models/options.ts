@@ -45,6 +45,17 @@ export function suggestion(name: string, candidates: Iterable<string>): string {
   return near.length > 0 ? `; did you mean ${near.join(' or ')}?` : '';
 }
 
+/** No option is so long a list, and the holes of a longer one would be visited one by one. */
+const LONGEST_LIST = 100_000;
+
+function refuseEndlessLists(value: unknown, owner: string): void {
+  if (typeof value !== 'object' || value === null) return;
+  for (const [key, entry] of Object.entries(value)) {
+    if (Array.isArray(entry) && entry.length > LONGEST_LIST)
+      throw new TypeError(`${owner}: option '${key}': a list of ${entry.length} entries; at most ${LONGEST_LIST}`);
+  }
+}
+
 /**
  * Checks `value` against `schema` and fills in defaults.
  *
@@ -52,14 +63,14 @@ export function suggestion(name: string, candidates: Iterable<string>): string {
  * @throws TypeError naming every wrong option, what was expected, and for unknown ones the nearest known
  */
 export function parseOptions<S extends z.ZodObject>(schema: S, value: unknown, owner: string): z.output<S> {
+  refuseEndlessLists(value, owner);
   const result = schema.safeParse(value);
   if (result.success) return result.data;
   const known = Object.keys(schema.shape);
   const problems = result.error.issues.flatMap((issue) => {
     if (issue.code === 'unrecognized_keys' && issue.path.length === 0) {
-      return issue.keys.map(
-        (key) => `unknown option '${key}'${suggestion(key, known) || `; known are ${known.join(', ')}`}`,
-      );
+      const others = known.length > 0 ? `; known are ${known.join(', ')}` : '; it takes none';
+      return issue.keys.map((key) => `unknown option '${key}'${suggestion(key, known) || others}`);
     }
     return [issue.path.length > 0 ? `option '${issue.path.join('.')}': ${issue.message}` : issue.message];
   });

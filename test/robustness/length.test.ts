@@ -6,13 +6,19 @@ import {
   call,
   fromTypedArray,
   grad,
+  hasImageSuffix,
+  isInvertible,
   ones,
   randperm,
+  selectSites,
+  step,
   tensor,
   TorchError,
+  transforms,
+  writeNpz,
   zeros,
 } from '../../lib/index.js';
-import type { Tensor } from '../../lib/index.js';
+import type { Rule, Tensor } from '../../lib/index.js';
 
 const endless = (): never[] => new Array<never>(2 ** 32 - 1);
 
@@ -27,6 +33,14 @@ describe('an array of 2^32 - 1 holes', () => {
     'lists of optional tensors': () => aten.index(ones([2]), endless()),
     'one overload': () => call('aten::cat', endless(), 0),
     grad: () => grad(endless(), endless()),
+    isInvertible: () => isInvertible(endless()),
+    hasImageSuffix: () => hasImageSuffix(endless() as unknown as string),
+    selectSites: () => selectSites({ at: endless() } as unknown as Rule, []),
+    normalize: () => transforms.normalize(endless(), [1]),
+    'steps of a schedule': () => step({ at: endless() }),
+    writeNpz: () => {
+      writeNpz('never-written.npz', endless());
+    },
   };
   test.each(Object.keys(calls))('%s', (name) => {
     const start = performance.now();

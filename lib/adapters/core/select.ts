@@ -46,7 +46,12 @@ export function matches(query: SiteQuery, site: Site, blocks = 0): boolean {
 /** Sites of a rule in the order of the model. */
 export function selectSites(rule: Rule, sites: readonly Site[]): Site[] {
   const queries = list<SiteQuery>(rule.at);
-  const blocks = sites.reduce((count, { depth = -1 }) => Math.max(count, depth + 1), 0);
+  for (const query of queries) {
+    if (typeof query !== 'object' || query === null)
+      throw new TypeError(`rule '${rule.id}': 'at' must be a query such as { role: 'linear' }, or a list of them`);
+  }
+  let blocks = 0;
+  for (const { depth = -1 } of sites) blocks = Math.max(blocks, depth + 1);
   return sites.filter((site) => queries.some((query) => matches(query, site, blocks)));
 }
 
