@@ -3,134 +3,18 @@ import { readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { beforeAll, describe, expect, test } from 'vitest';
-import { graft, loadPeft, readPeft, savePeft, type Adapter } from '../../lib/adapters/index.js';
+import { graft, loadPeft, readPeft, savePeft, type Adapter, type GraftOptions } from '../../lib/adapters/index.js';
 import { readSafetensors, writeSafetensors } from '../../lib/checkpoint/index.js';
-import {
-  createCustomModel,
-  createCustomTextModel,
-  exportState,
-  type Host,
-  loadState,
-  TextModel,
-} from '../../lib/models/index.js';
+import { loadState } from '../../lib/models/index.js';
 import { init } from '../../lib/nn/index.js';
-import { manualSeed, noGrad, randint, randn, scope, type Tensor } from '../../lib/tensor/index.js';
+import { noGrad, randn, scope, type Tensor } from '../../lib/tensor/index.js';
+import { type BackboneId, backbones, build, difference, filesOf, inputsOf, run } from './backbones.js';
 import { findEnvironment, runJobs, temporaryFolder } from './python.js';
 
 const TOLERANCE = 1e-5;
 const python = await findEnvironment();
 const folder = temporaryFolder();
 const jobsScript = fileURLToPath(new URL('peft_jobs', import.meta.url));
-
-// ---- models: ours, and as Python builds them ----------------------------------------------------------------------------
-
-interface Backbones {
-  readonly source: string;
-  readonly options: Readonly<Record<string, unknown>>;
-  readonly create: () => Host;
-  readonly names: 'timm' | 'transformers';
-}
-
-const vitOptions = { imgSize: 32, patchSize: 8, embedDim: 48, depth: 2, numHeads: 4, numClasses: 5 };
-const backbones = {
-  vit: {
-    source: 'timm:vit_tiny_patch16_224',
-    options: { img_size: 32, patch_size: 8, embed_dim: 48, depth: 2, num_heads: 4, num_classes: 5 },
-    create: () => createCustomModel('vit', vitOptions),
-    names: 'timm',
-  },
-  resnet: {
-    source: 'timm:resnet18',
-    options: { num_classes: 5 },
-    create: () => createCustomModel('resnet', { imgSize: 32, block: 'basic', layers: [2, 2, 2, 2], numClasses: 5 }),
-    names: 'timm',
-  },
-  convnext: {
-    source: 'timm:convnext_tiny',
-    options: { dims: [8, 16, 24, 32], depths: [1, 1, 1, 1], num_classes: 5 },
-    create: () =>
-      createCustomModel('convnext', { imgSize: 32, dims: [8, 16, 24, 32], depths: [1, 1, 1, 1], numClasses: 5 }),
-    names: 'timm',
-  },
-  hfVit: {
-    source: 'transformers:ViTForImageClassification',
-    options: {
-      ...{
-        image_size: 32,
-        patch_size: 8,
-        hidden_size: 48,
-        num_hidden_layers: 2,
-        num_attention_heads: 4,
-        num_labels: 5,
-      },
-      ...{ intermediate_size: 192, layer_norm_eps: 1e-6 },
-    },
-    create: () => createCustomModel('vit', vitOptions),
-    names: 'transformers',
-  },
-  t5: {
-    source: 'transformers:T5ForConditionalGeneration',
-    options: { vocab_size: 40, d_model: 32, d_kv: 8, d_ff: 64, num_layers: 2, num_heads: 4 },
-    create: () =>
-      createCustomTextModel('t5', { vocabulary: 40, dim: 32, headDim: 8, hidden: 64, depth: 2, numHeads: 4 }),
-    names: 'transformers',
-  },
-} as const satisfies Record<string, Backbones>;
-
-type BackboneId = keyof typeof backbones;
-
-/** Weights at which layers have their effect, the same at every call. */
-function build(id: BackboneId): Host {
-  manualSeed(21);
-  const model = backbones[id].create();
-  noGrad(() => {
-    for (const [name, tensor] of model.namedState()) {
-      if (name.endsWith('num_batches_tracked')) continue;
-      if (name.endsWith('running_var')) init.uniform_(tensor, 0.5, 1.5);
-      else init.normal_(tensor, tensor.ndim === 1 && /weight|gamma/.test(name) ? 1 : 0, 0.1);
-    }
-  });
-  return model.eval();
-}
-
-function inputsOf(model: Host): Map<string, Tensor> {
-  manualSeed(22);
-  if (model instanceof TextModel) {
-    return new Map([
-      ['input_ids', randint(2, 39, [2, 7])],
-      ['decoder_input_ids', randint(2, 39, [2, 5])],
-    ]);
-  }
-  return new Map([['x', randn([2, 3, 32, 32])]]);
-}
-
-function run(model: Host, inputs: ReadonlyMap<string, Tensor>): Tensor {
-  const [image] = inputs.values();
-  const get = (name: string): Tensor => inputs.get(name) as Tensor;
-  return noGrad(() =>
-    model instanceof TextModel
-      ? model.outputs({ inputIds: get('input_ids'), decoderInputIds: get('decoder_input_ids') }).logits
-      : model.run(image as Tensor),
-  );
-}
-
-const difference = (a: Tensor, b: Tensor): number =>
-  Number(a.sub(b).abs().max().item()) / Math.max(1, Number(b.abs().max().item()));
-
-/** The model's weights and inputs as files for Python, once each. */
-function filesOf(id: BackboneId): { weights: string; reference: string } {
-  const weights = join(folder, `${id}.safetensors`);
-  const reference = join(folder, `${id}_inputs.safetensors`);
-  const model = build(id);
-  writeSafetensors(weights, exportState(model, backbones[id].names), { format: 'pt' });
-  const isImage = backbones[id].source.startsWith('transformers') && !(model instanceof TextModel);
-  const name = (input: string): string => `input.${isImage ? 'pixel_values' : input}`;
-  writeSafetensors(
-    reference,
-    [...inputsOf(model)].map(([input, tensor]) => [name(input), tensor] as const),
-  );
-  return { weights, reference };
-}
 
 // ---- ours to peft -------------------------------------------------------------------------------------------------------
 
@@ -139,98 +23,64 @@ interface Ours {
   readonly backbone: BackboneId;
   readonly method: 'lora' | 'lokr';
   readonly options: Readonly<Record<string, unknown>>;
-  readonly head?: { classes: number; norm?: 'batch' } | 'train' | 'frozen';
+  readonly head?: NonNullable<GraftOptions['head']>;
 }
 
 const qkv = { name: 'qkv' };
-const ours: readonly Ours[] = [
-  {
-    id: 'LoRA on q and v of timm, a new head',
-    backbone: 'vit',
-    method: 'lora',
-    options: { rank: 3, alpha: 6 },
-    head: { classes: 5 },
-  },
-  {
-    id: 'LoRA on layers of several widths',
-    backbone: 'vit',
-    method: 'lora',
-    options: { rank: 4, at: { role: 'linear', inBlock: true } },
-    head: 'train',
-  },
-  {
-    id: 'LoRA with ranks of their own',
-    backbone: 'vit',
-    method: 'lora',
-    options: { rank: 2, at: qkv, also: [{ at: { name: 'fc1' }, rank: 5, alpha: 1 }] },
-    head: 'frozen',
-  },
-  {
-    id: 'LoRA, quantized, a head behind a norm',
-    backbone: 'vit',
-    method: 'lora',
-    options: { rank: 4, bits: 4, dropoutAt: 'rank' },
-    head: { classes: 5, norm: 'batch' },
-  },
-  {
-    id: 'LoRA on convolutions',
-    backbone: 'resnet',
-    method: 'lora',
-    options: { rank: 4, alpha: 2 },
-    head: { classes: 5 },
-  },
-  {
-    id: 'LoRA on depth-wise convolutions and linear layers',
-    backbone: 'convnext',
-    method: 'lora',
-    options: { rank: 2, at: [{ name: ['conv_dw', 'fc1'] }] },
-    head: 'train',
-  },
-  {
-    id: 'LoRA on q and v of transformers',
-    backbone: 'hfVit',
-    method: 'lora',
-    options: { rank: 3, alpha: 6 },
-    head: { classes: 5 },
-  },
-  {
-    id: 'LoRA on the whole projection, which is three layers there',
-    backbone: 'hfVit',
-    method: 'lora',
-    options: { rank: 3, at: qkv },
-    head: 'frozen',
-  },
-  { id: 'LoRA on T5', backbone: 't5', method: 'lora', options: { rank: 4 }, head: 'frozen' },
-  {
-    id: 'LoKr on whole projections',
-    backbone: 'vit',
-    method: 'lokr',
-    options: { rank: 2, alpha: 3, at: { name: ['qkv', 'fc1'] } },
-    head: { classes: 5 },
-  },
-  {
-    id: 'LoKr, both factors split',
-    backbone: 'vit',
-    method: 'lokr',
-    options: { rank: 2, decomposeBoth: true, decomposeFactor: 8, at: qkv },
-    head: 'frozen',
-  },
-  {
-    id: 'LoKr on convolutions',
-    backbone: 'resnet',
-    method: 'lokr',
-    options: { rank: 3, at: { role: 'conv', inBlock: true } },
-    head: 'frozen',
-  },
-  {
-    id: 'LoKr on convolutions, a core of kernels',
-    backbone: 'resnet',
-    method: 'lokr',
-    options: { rank: 3, effectiveConv: true, at: { name: 'conv1', inBlock: true } },
-    head: 'frozen',
-  },
-  { id: 'LoKr on q and v of transformers', backbone: 'hfVit', method: 'lokr', options: { rank: 2 }, head: 'frozen' },
-];
+const rows: readonly (readonly [Ours['id'], BackboneId, Ours['method'], Ours['options'], NonNullable<Ours['head']>])[] =
+  [
+    ['LoRA on q and v of timm, a new head', 'vit', 'lora', { rank: 3, alpha: 6 }, { classes: 5 }],
+    ['LoRA on layers of several widths', 'vit', 'lora', { rank: 4, at: { role: 'linear', inBlock: true } }, 'train'],
+    [
+      'LoRA with ranks of their own',
+      'vit',
+      'lora',
+      { rank: 2, at: qkv, also: [{ at: { name: 'fc1' }, rank: 5, alpha: 1 }] },
+      'frozen',
+    ],
+    [
+      'LoRA, quantized, a head behind a norm',
+      'vit',
+      'lora',
+      { rank: 4, bits: 4, dropoutAt: 'rank' },
+      { classes: 5, norm: 'batch' },
+    ],
+    ['LoRA on convolutions', 'resnet', 'lora', { rank: 4, alpha: 2 }, { classes: 5 }],
+    [
+      'LoRA on depth-wise convolutions and linear layers',
+      'convnext',
+      'lora',
+      { rank: 2, at: [{ name: ['conv_dw', 'fc1'] }] },
+      'train',
+    ],
+    ['LoRA on q and v of transformers', 'hfVit', 'lora', { rank: 3, alpha: 6 }, { classes: 5 }],
+    ['LoRA on the whole projection, which is three layers there', 'hfVit', 'lora', { rank: 3, at: qkv }, 'frozen'],
+    ['LoRA on T5', 't5', 'lora', { rank: 4 }, 'frozen'],
+    ['LoKr on whole projections', 'vit', 'lokr', { rank: 2, alpha: 3, at: { name: ['qkv', 'fc1'] } }, { classes: 5 }],
+    [
+      'LoKr, both factors split',
+      'vit',
+      'lokr',
+      { rank: 2, decomposeBoth: true, decomposeFactor: 8, at: qkv },
+      'frozen',
+    ],
+    ['LoKr on convolutions', 'resnet', 'lokr', { rank: 3, at: { role: 'conv', inBlock: true } }, 'frozen'],
+    [
+      'LoKr on convolutions, a core of kernels',
+      'resnet',
+      'lokr',
+      { rank: 3, effectiveConv: true, at: { name: 'conv1', inBlock: true } },
+      'frozen',
+    ],
+    ['LoKr on q and v of transformers', 'hfVit', 'lokr', { rank: 2 }, 'frozen'],
+  ];
+const ours: readonly Ours[] = rows.map(([id, backbone, method, options, head]) => ({
+  id,
+  backbone,
+  method,
+  options,
+  head,
+}));
 
 /** An adapter with random values. */
 function makeOurs({ backbone, method, options, head }: Ours): Adapter {
@@ -253,90 +103,63 @@ interface Theirs {
   readonly make: Readonly<Record<string, unknown>>;
 }
 
-const theirs: readonly Theirs[] = [
-  {
-    id: 'LoRA, rank-stabilized, with the head',
-    backbone: 'vit',
-    make: {
-      type: 'LoraConfig',
-      r: 4,
-      lora_alpha: 7,
-      use_rslora: true,
-      target_modules: ['qkv', 'fc1'],
-      modules_to_save: ['head'],
-    },
-  },
-  {
-    id: 'LoRA with patterns',
-    backbone: 'vit',
-    make: {
-      type: 'LoraConfig',
+const theirRows: readonly (readonly [string, BackboneId, string, Readonly<Record<string, unknown>>])[] = [
+  [
+    'LoRA, rank-stabilized, with the head',
+    'vit',
+    'LoraConfig',
+    { r: 4, lora_alpha: 7, use_rslora: true, target_modules: ['qkv', 'fc1'], modules_to_save: ['head'] },
+  ],
+  [
+    'LoRA with patterns',
+    'vit',
+    'LoraConfig',
+    {
       r: 2,
       lora_alpha: 2,
       target_modules: '.*\\.(qkv|proj|fc2)',
       rank_pattern: { 'blocks.0.attn.proj': 6, fc2: 3 },
       alpha_pattern: { '^blocks.1.mlp.fc2': 5 },
     },
-  },
-  {
-    id: 'LoRA on convolutions',
-    backbone: 'resnet',
-    make: {
-      type: 'LoraConfig',
-      r: 4,
-      lora_alpha: 4,
-      target_modules: ['conv2', 'downsample.0'],
-      modules_to_save: ['fc'],
-    },
-  },
-  {
-    id: 'LoRA on transformers',
-    backbone: 'hfVit',
-    make: {
-      type: 'LoraConfig',
-      r: 4,
-      lora_alpha: 4,
-      target_modules: ['q_proj', 'v_proj', 'fc1'],
-      modules_to_save: ['classifier'],
-    },
-  },
-  {
-    id: 'LoRA on T5',
-    backbone: 't5',
-    make: { type: 'LoraConfig', r: 2, lora_alpha: 4, target_modules: ['q', 'v', 'wi'] },
-  },
-  {
-    id: 'LoKr',
-    backbone: 'vit',
-    make: {
-      type: 'LoKrConfig',
-      r: 2,
-      alpha: 4,
-      decompose_both: true,
-      target_modules: ['qkv', 'fc1', 'fc2'],
-      modules_to_save: ['head'],
-    },
-  },
-  {
-    id: 'LoKr on convolutions',
-    backbone: 'resnet',
-    make: {
-      type: 'LoKrConfig',
-      r: 2,
-      alpha: 4,
-      use_effective_conv2d: true,
-      decompose_factor: 4,
-      target_modules: ['conv1', 'conv2'],
-    },
-  },
+  ],
+  [
+    'LoRA on convolutions',
+    'resnet',
+    'LoraConfig',
+    { r: 4, lora_alpha: 4, target_modules: ['conv2', 'downsample.0'], modules_to_save: ['fc'] },
+  ],
+  [
+    'LoRA on transformers',
+    'hfVit',
+    'LoraConfig',
+    { r: 4, lora_alpha: 4, target_modules: ['q_proj', 'v_proj', 'fc1'], modules_to_save: ['classifier'] },
+  ],
+  ['LoRA on T5', 't5', 'LoraConfig', { r: 2, lora_alpha: 4, target_modules: ['q', 'v', 'wi'] }],
+  [
+    'LoKr',
+    'vit',
+    'LoKrConfig',
+    { r: 2, alpha: 4, decompose_both: true, target_modules: ['qkv', 'fc1', 'fc2'], modules_to_save: ['head'] },
+  ],
+  [
+    'LoKr on convolutions',
+    'resnet',
+    'LoKrConfig',
+    { r: 2, alpha: 4, use_effective_conv2d: true, decompose_factor: 4, target_modules: ['conv1', 'conv2'] },
+  ],
 ];
+const theirs: readonly Theirs[] = theirRows.map(([id, backbone, type, options]) => ({
+  id,
+  backbone,
+  make: { type, ...options },
+}));
 
 const measured = new Map<string, number>();
 
 describe.skipIf(python.command === null)(`adapters of peft${python.reason}`, () => {
   beforeAll(async () => {
-    const ids = Object.keys(backbones) as BackboneId[];
-    const files = new Map(ids.map((id) => [id, scope(() => filesOf(id))]));
+    const ids = [...new Set([...ours, ...theirs].map(({ backbone }) => backbone))];
+    const files = new Map(ids.map((id) => [id, scope(() => filesOf(id, folder))]));
     const job = (id: BackboneId): object => ({
       source: backbones[id].source,
       options: backbones[id].options,

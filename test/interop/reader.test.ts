@@ -1,139 +1,174 @@
-/** Our own adapter folders read in Python by scripts/interop/adapters.py, beside timm's models. */
+/** Our own adapter folders read in Python by scripts/interop/adapters.py, beside the models of timm and transformers. */
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { beforeAll, describe, expect, test } from 'vitest';
-import { graft, type GraftOptions } from '../../lib/adapters/index.js';
-import { readSafetensors, writeSafetensors } from '../../lib/checkpoint/index.js';
-import { createCustomModel } from '../../lib/models/index.js';
+import { graft, listMethods } from '../../lib/adapters/index.js';
+import { readSafetensors } from '../../lib/checkpoint/index.js';
 import { init } from '../../lib/nn/index.js';
 import { manualSeed, noGrad, randn, scope, type Tensor } from '../../lib/tensor/index.js';
+import { type BackboneId, build, difference, facts, filesOf, inputsOf, run } from './backbones.js';
 import { findEnvironment, runJobs, runPython, temporaryFolder } from './python.js';
+import { cases, type ReaderCase } from './reader_cases.js';
 
+const TOLERANCE = 1e-5;
 const python = await findEnvironment();
 const folder = temporaryFolder();
 const script = fileURLToPath(new URL('reader_jobs', import.meta.url));
+const at = (name: string): string => join(folder, name);
 
-const models = {
-  vit: {
-    source: 'timm:vit_tiny_patch16_224',
-    options: { img_size: 32, patch_size: 8, embed_dim: 48, depth: 2, num_heads: 4, num_classes: 5 },
-    create: () =>
-      createCustomModel('vit', { imgSize: 32, patchSize: 8, embedDim: 48, depth: 2, numHeads: 4, numClasses: 5 }),
-  },
-  resnet: {
-    source: 'timm:resnet18',
-    options: { num_classes: 5 },
-    create: () => createCustomModel('resnet', { imgSize: 32, block: 'basic', layers: [2, 2, 2, 2], numClasses: 5 }),
-  },
-};
+const rows = cases.map((row, i) => ({
+  ...row,
+  name: `${row.method} on ${row.on}${row.note ? `, ${row.note}` : ''} ${JSON.stringify(row.options ?? {})}`,
+  at: at(`case_${i}`),
+}));
 
-const rows: readonly {
-  readonly id: string;
-  readonly on: keyof typeof models;
+/** An adapter with values at which all of it acts, saved; its logits. */
+function save({ method, on, options = {}, head = 'train' }: ReaderCase, path: string): Tensor {
+  const model = build(on);
+  const adapter = graft(model, method, options, { head, seed: 5 });
+  manualSeed(31);
+  noGrad(() => {
+    for (const [name, parameter] of adapter.namedParameters())
+      parameter.copy_(parameter.add(randn(parameter.shape).mul(name.endsWith('.scale') ? 0.02 : 0.05)));
+    for (const [name, buffer] of adapter.namedBuffers()) {
+      if (name.endsWith('running_var')) init.uniform_(buffer, 0.5, 2);
+      if (name.endsWith('running_mean')) init.normal_(buffer, 0, 0.1);
+    }
+  });
+  model.eval();
+  adapter.save(path);
+  return run(model, inputsOf(model, on));
+}
+
+/** What is refused, and why. */
+const refusals: readonly {
+  readonly name: string;
+  readonly on: BackboneId;
   readonly method: string;
-  readonly options?: Readonly<Record<string, unknown>>;
-  readonly head?: NonNullable<GraftOptions['head']>;
-  readonly hooks?: boolean;
+  readonly options: Readonly<Record<string, unknown>>;
+  readonly message: RegExp;
 }[] = [
-  { id: 'linear_probe', on: 'vit', method: 'linear_probe' },
-  { id: 'bitfit', on: 'vit', method: 'bitfit' },
   {
-    id: 'lora on slices, a head behind a norm',
+    name: 'prompts before the tokens of a Swin',
+    on: 'swin',
+    method: 'vpt',
+    options: {},
+    message: /prompts before the tokens.*VisionTransformer only/,
+  },
+  {
+    name: 'a prefix in a T5',
+    on: 't5',
+    method: 'prefix',
+    options: {},
+    message: /learned keys and values.*not into T5/,
+  },
+  {
+    name: 'mam in a BART',
+    on: 'bart',
+    method: 'mam',
+    options: { width: 4 },
+    message: /learned keys and values.*not into Bart/,
+  },
+  {
+    name: 'prompt tuning of a T5',
+    on: 't5',
+    method: 'prompt_tuning',
+    options: {},
+    message: /prompt_tuning is set into timm's VisionTransformer/,
+  },
+  {
+    name: 'a subspace of a T5',
+    on: 't5',
+    method: 'intrinsic_subspace',
+    options: { dimension: 3 },
+    message: /'block' of a T5/,
+  },
+  {
+    name: 'roles that names do not tell',
     on: 'vit',
     method: 'lora',
-    options: { rank: 3, alpha: 5 },
-    head: { classes: 5, norm: 'batch' },
+    options: { rank: 2, at: { role: 'q' }, also: [{ at: { role: 'v' }, rank: 2, alpha: 6 }] },
+    message: /which layers .*cannot be told by names/,
   },
-  { id: 'lora on convolutions', on: 'resnet', method: 'lora', options: { rank: 3 } },
-  { id: 'lokr on slices', on: 'vit', method: 'lokr', options: { rank: 2, decomposeBoth: true } },
-  { id: 'lokr on convolutions', on: 'resnet', method: 'lokr', options: { rank: 3 }, head: 'frozen' },
-  {
-    id: 'lokr, a core of kernels',
-    on: 'resnet',
-    method: 'lokr',
-    options: { rank: 3, effectiveConv: true },
-    head: 'frozen',
-  },
-  { id: 'krona', on: 'vit', method: 'krona', options: { scale: 0.5 } },
-  { id: 'ssf', on: 'vit', method: 'ssf' },
-  { id: 'adaptformer', on: 'vit', method: 'adaptformer', options: { hidden: 8 }, head: { classes: 5 }, hooks: true },
-  {
-    id: 'adaptformer behind, learned scale, norm',
-    on: 'vit',
-    method: 'adaptformer',
-    options: { hidden: 8, placement: 'sequential', scale: 'learned', norm: 'in' },
-    hooks: true,
-  },
-  { id: 'convpass', on: 'vit', method: 'convpass', options: { scale: 2 }, head: { classes: 5 }, hooks: true },
 ];
 
-const found = new Map<string, { difference: number; change: number }>();
+interface Answer {
+  /** How far the adapter moves the logits. */
+  readonly change: number;
+  /** What is left of that after `remove()`. */
+  readonly left: number;
+  /** Why `merged_state_dict` reads it not; empty where it does. */
+  readonly refusal: string;
+  /** What went wrong altogether, empty as a rule. */
+  readonly error: string;
+}
+
+/** A model that an adapter was not set into: what was said, whether its tensors are what they were, and hooks in it. */
+interface Refused {
+  readonly error: string;
+  readonly same: boolean;
+  readonly hooks: number;
+}
+
+const refused = new Map<string, Refused>();
+const found = new Map<string, Answer & { attached: number; merged: number | null }>();
 
 describe.skipIf(python.command === null)(`the reader in Python${python.reason}`, () => {
   beforeAll(async () => {
-    const jobs = rows.map(({ on, method, options = {}, head = 'train', hooks = false }, i) =>
-      scope(() => {
-        manualSeed(31 + i);
-        const { source, options: theirs, create } = models[on];
-        const model = create();
-        noGrad(() => {
-          for (const [name, tensor] of model.namedState())
-            if (tensor.ndim > 1) init.normal_(tensor, 0, 0.1);
-            else if (/(running_var|bn\d\.weight)$/.test(name)) init.uniform_(tensor, 0.5, 1.5);
-        });
-        model.eval();
-        const at = (name: string): string => join(folder, `${i}_${name}`);
-        writeSafetensors(at('weights.safetensors'), model.stateDict());
-        const adapter = graft(model, method, options, { head });
-        noGrad(() => {
-          for (const [name, parameter] of adapter.namedParameters())
-            parameter.copy_(parameter.add(randn(parameter.shape).mul(name.endsWith('.scale') ? 0.02 : 0.05)));
-          for (const [name, buffer] of adapter.namedBuffers())
-            if (name.endsWith('running_var')) init.uniform_(buffer, 0.5, 2);
-        });
-        model.eval();
-        adapter.save(at('adapter'));
-        const x = randn([2, 3, 32, 32]);
-        const logits = noGrad(() => model.run(x));
-        writeSafetensors(at('reference.safetensors'), [
-          ['x', x],
-          ['logits', logits],
-        ]);
-        const files = { weights: at('weights.safetensors'), reference: at('reference.safetensors') };
-        return { source, options: theirs, ...files, adapter: at('adapter'), out: at('out.safetensors'), hooks };
-      }),
-    );
-    const changes = await runJobs<{ change: number }>(python, script, folder, jobs);
-    rows.forEach(({ id }, i) => {
-      const read = (name: string): Tensor =>
-        readSafetensors(join(folder, `${i}_${name}.safetensors`)).tensors.get('logits') as Tensor;
-      const expected = read('reference');
-      const difference = Number(read('out').sub(expected).abs().max().item());
-      found.set(id, {
-        difference: difference / Math.max(1, Number(expected.abs().max().item())),
-        change: changes[i]?.change ?? 0,
-      });
+    const ids = [...new Set(rows.map(({ on }) => on))];
+    const files = new Map<BackboneId, object>(ids.map((id) => [id, scope(() => filesOf(id, folder))]));
+    const expected = rows.map((row) => save(row, row.at));
+    const jobs = rows.map((row) => {
+      const { source, options } = facts(row.on);
+      return { source, options, ...files.get(row.on), adapter: row.at, out: `${row.at}.safetensors` };
+    });
+    const refusable = refusals.map(({ on, method, options }, i) => {
+      graft(build(on), method, options, { head: 'frozen', seed: 5 }).save(at(`refused_${i}`));
+      return { source: facts(on).source, options: facts(on).options, adapter: at(`refused_${i}`) };
+    });
+    const answers = await runJobs<Answer | Refused>(python, script, folder, [...jobs, ...refusable]);
+    refusals.forEach(({ name }, i) => refused.set(name, answers[rows.length + i] as Refused));
+    rows.forEach(({ name, at: path }, i) => {
+      const answer = answers[i] as Answer;
+      const tensors = answer.error ? new Map<string, Tensor>() : readSafetensors(`${path}.safetensors`).tensors;
+      const to = (key: string): number | null => {
+        const logits = tensors.get(key);
+        return logits ? difference(logits, expected[i] as Tensor) : null;
+      };
+      found.set(name, { ...answer, attached: to('attached') ?? NaN, merged: to('merged') });
     });
   }, 300_000);
 
-  test.each(rows)('$id', ({ id }) => {
-    expect(found.get(id)?.change).toBeGreaterThan(1e-3);
-    expect(found.get(id)?.difference).toBeLessThan(1e-5);
+  test.each(rows)('$name', ({ name, how }) => {
+    const { error, change, left, refusal, attached, merged } = found.get(name) as NonNullable<
+      ReturnType<typeof found.get>
+    >;
+    expect(error).toBe('');
+    expect(change).toBeGreaterThan(1e-3);
+    expect(attached).toBeLessThan(TOLERANCE);
+    expect(left).toBe(0);
+    if (how === 'merged') expect(merged).toBeLessThan(TOLERANCE);
+    else expect(refusal).toMatch(/attach\(model, folder\)/);
   });
 
-  test('says what it does not read', async () => {
-    const model = models.vit.create();
-    graft(model, 'convpass', {}, { head: 'frozen' }).save(join(folder, 'convpass'));
+  test.each(refusals)('$name is refused, and nothing changes', ({ name, message }) => {
+    expect(refused.get(name)).toEqual({ error: expect.stringMatching(message) as string, same: true, hooks: 0 });
+  });
+
+  test('refuses other models and other folders', async () => {
     const code = `
-import adapters, sys
-for call in (lambda: adapters.merged_state_dict(sys.argv[1], {}), lambda: adapters.read(sys.argv[1] + "/..")):
+import adapters, sys, torch
+for call in (lambda: adapters.attach(torch.nn.Linear(2, 2), sys.argv[1]), lambda: adapters.read(sys.argv[1] + "/..")):
     try:
         call()
-    except (ValueError, OSError) as error:
+    except (adapters.NotRead, OSError) as error:
         print(error)
 `;
-    const text = await runPython(python, ['-c', code, join(folder, 'convpass')]);
-    expect(text).toMatch(/'convpass' is not merged by this reader \(full, bitfit.*`torchgraft merge`/);
-    expect(text).toMatch(/No such file/);
+    const text = await runPython(python, ['-c', code, rows[0]!.at]);
+    expect(text).toMatch(/Linear is no model that adapters are set into here; timm's[^]*No such file/);
+  });
+
+  test('every method is read', () => {
+    expect(new Set(rows.map(({ method }) => method))).toEqual(new Set(listMethods()));
   });
 });
