@@ -13,7 +13,7 @@ import {
 import { ExtraLevels } from '../heads/pyramid.js';
 import type { Backbone, ClipTextTransformer } from '../models/index.js';
 import { Context, everySecond } from '../nn/index.js';
-import { aten, type Tensor } from '../tensor/index.js';
+import { arange, aten, type Tensor } from '../tensor/index.js';
 import { LvAdapter, type LvAdapterOptions, type LvOutputs, type LvTask } from './lv_adapter.js';
 
 /** The tasks that label pixels. */
@@ -176,12 +176,23 @@ function stackedMasks(
 ): Tensor {
   const moved = masks.map((mask, i) => {
     const [h, w] = sizes[i] ?? [height, width];
-    const isOfSize = mask.shape[0] === h && mask.shape[1] === w;
-    // Numbers of classes are whole and small: float32 holds them exactly.
-    const own = isOfSize
-      ? mask
-      : aten._upsampleNearestExact2d(mask.to('float32').unsqueeze(0).unsqueeze(0), [h, w]).squeeze(0).squeeze(0);
+    const own = nearest(nearest(mask, 0, h), 1, w);
     return aten.constantPadNd(own.to('int64'), [0, width - w, 0, height - h], IGNORED);
   });
   return aten.stack(moved);
+}
+
+/** Another length of one axis: each new place is that in which its middle lies. */
+function nearest(mask: Tensor, axis: 0 | 1, length: number): Tensor {
+  const before = mask.shape[axis] ?? 0;
+  if (before === length) return mask;
+  const middles = arange(length, { dtype: 'float64', device: mask.device }).add(0.5);
+  return mask.indexSelect(
+    axis,
+    middles
+      .mul(before / length)
+      .floor()
+      .to('int64')
+      .clamp(0, before - 1),
+  );
 }
