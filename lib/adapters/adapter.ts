@@ -153,6 +153,11 @@ export const adapter = defineMethod({
     const beside = filled(attention, first, width);
     const behind = filled(mlp, second, width);
     const rules = design === 'multi_head_parallel' ? headRules(width, reparametrize) : [];
+    if (rules.length === 0 && !beside && !behind) {
+      throw new RangeError(
+        "adapter: neither attention nor mlp has a place left; give one of them options, or take the method 'linear_probe'",
+      );
+    }
     if (beside) rules.push(bottleneckRule('attention', beside, sites));
     if (behind) rules.push(bottleneckRule('mlp', behind, sites));
     return rules;

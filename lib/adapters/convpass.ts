@@ -18,7 +18,7 @@ import {
 } from '../nn/index.js';
 import type { Tensor } from '../tensor/index.js';
 import { defineMethod, parallel, type Surroundings } from './core/index.js';
-import { overPatches } from './patch_map.js';
+import { overPatches, requirePatches } from './patch_map.js';
 
 /** What a convolutional bypass can be told. */
 export interface ConvBypassOptions {
@@ -133,8 +133,9 @@ export const convpass = defineMethod({
     /** Stochastic depth of the bypasses: that of their blocks, or a rate that rises linearly to this in the last block. */
     dropPath: z.union([z.literal('block'), z.number().min(0).max(1)]).default('block'),
   }),
-  rules: ({ scale, where, dropPath, ...form }) =>
-    WHERE[where].map((id) => ({
+  rules: ({ scale, where, dropPath, ...form }, sites) => {
+    requirePatches('convpass', sites);
+    return WHERE[where].map((id) => ({
       id,
       at: { role: PATHS[id] },
       compose: parallel(scale),
@@ -142,6 +143,7 @@ export const convpass = defineMethod({
         const rate = dropPath === 'block' ? rateOfBlock(site, around) : risingRate(site, around, dropPath);
         return new ConvBypass(site.in, { ...form, dropPath: rate, layout: site.layout });
       },
-    })),
+    }));
+  },
   officialName: ({ site, rule, leaf }) => `${site?.block ?? ''}.adapter_${rule}.adapter_${leaf}`,
 });

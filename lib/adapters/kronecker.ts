@@ -57,7 +57,7 @@ export class KroneckerFactors extends SharedPart {
   readonly left: Parameter;
   readonly right: Parameter;
 
-  /** @throws RangeError when n does not divide both widths */
+  /** @throws RangeError when n does not divide both widths, or the rank exceeds them */
   constructor(
     readonly inFeatures: number,
     readonly outFeatures: number,
@@ -65,6 +65,13 @@ export class KroneckerFactors extends SharedPart {
   ) {
     super();
     checkDivisible(n, inFeatures, outFeatures);
+    if (rank > Math.min(inFeatures, outFeatures)) {
+      const [rows, columns] = [inFeatures / n, outFeatures / n];
+      throw new RangeError(
+        `rank ${rank} exceeds what a ${inFeatures} to ${outFeatures} layer can hold, whose blocks are ${rows} x ${columns}; ` +
+          `at most ${Math.min(rows, columns)} is of use`,
+      );
+    }
     this.left = new Parameter(empty([n, inFeatures / n, rank]));
     this.right = new Parameter(empty([n, rank, outFeatures / n]));
     if (start === 'zero') init.zeros_(this.left);

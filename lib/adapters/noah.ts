@@ -87,6 +87,9 @@ export class NoahLora extends Module implements DeltaForm {
 
   constructor(site: Site, rank: number, place: Place, { dropout, zero }: StartOptions) {
     super();
+    const most = Math.min(site.in, site.out);
+    if (rank > most)
+      throw new RangeError(`rank ${rank} exceeds what a ${site.in} to ${site.out} layer can hold; at most ${most}`);
     this.a = new Linear(site.in, rank, { bias: false });
     this.b = new Linear(rank, site.out, { bias: false });
     this.drop = new Dropout(dropout);

@@ -1,11 +1,23 @@
 /** What methods that convolve over tokens share: the patches of a sequence as a map, the other tokens beside them. */
-import type { Context } from '../nn/index.js';
+import type { Context, Site } from '../nn/index.js';
 import { aten, type Tensor } from '../tensor/index.js';
 
 /** What becomes of the patches, as maps [B, C, H, W], and of tokens that are no patches, [B, n, C]. */
 export interface PatchFunctions {
   readonly onMap: (map: Tensor) => Tensor;
   readonly onRest: (tokens: Tensor) => Tensor;
+}
+
+/**
+ * For methods whose forms call `overPatches`.
+ *
+ * @throws RangeError when the sites are those of a model that reads no images
+ */
+export function requirePatches(method: string, sites: readonly Site[]): void {
+  if (sites.some(({ roles }) => roles.includes('input'))) return;
+  throw new RangeError(
+    `${method}: convolves over the patches of images, and this model reads none; lora, krona, adapter and mam fit models of text`,
+  );
 }
 
 /**

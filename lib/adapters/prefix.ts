@@ -123,16 +123,23 @@ function secondAttention(options: PrefixOptions): Rule[] {
     id: 'prefix',
     at: { role: 'heads' },
     compose: composition === 'gated' ? sequential({ residual: false }) : parallel(),
-    form: (site, around) =>
-      new PrefixAttention(site, {
+    form: (site, around) => {
+      const attention = around.all.find(({ path }) => path === attentionPath(site.path))?.module ?? null;
+      if (composition === 'gated' && (attention === null || attention === site.module)) {
+        throw new RangeError(
+          "the gate weighs the prefix against the keys of an attention, and the heads here keep theirs to themselves; composition 'add' would do",
+        );
+      }
+      return new PrefixAttention(site, {
         source: sourceFor(site, 'heads', around, options),
         nonlinearity,
         scaled,
         composition: composition === 'gated' ? 'gated' : 'add',
         requery: query === 'normed' ? { input: inputs(site.path), ...queryProjection(site, around.all) } : null,
         queries: queries(site.path),
-        attention: around.all.find(({ path }) => path === attentionPath(site.path))?.module ?? null,
-      }),
+        attention,
+      });
+    },
   });
   return rules;
 }

@@ -145,6 +145,13 @@ export class Memory {
   }
 }
 
+/** What an attention keeps in the context, by itself, while its heads run. */
+interface Heard {
+  readonly k: Tensor;
+  /** What is added to the scores (or, of bool, which of them count), or how it follows from the queries. */
+  readonly mask: Tensor | null | ((queries: Tensor) => Tensor | null);
+}
+
 /** How a second attention meets the first. */
 export interface PrefixAttentionOptions {
   readonly source: PrefixSource;
@@ -219,17 +226,16 @@ export class PrefixAttention extends Module {
 
   /** log Σ exp of the attention's own scores [B, H, N, 1]. */
   #total(q: Tensor, ctx: Context): Tensor {
-    const own = ctx.state.get(this.#options.attention) as { k: Tensor; mask?: Tensor | null } | undefined;
-    if (own?.mask === undefined) {
-      throw new RangeError(
-        "a gate of this form needs an attention that says its mask, as text models do; use composition 'concat', which gives the same numbers for softmax on plain queries",
-      );
-    }
+    const own = ctx.state.get(this.#options.attention) as Heard | undefined;
+    if (!own) throw new Error('the heads of an attention do not say what they read: run the whole attention');
     if (own.k.shape[0] !== q.shape[0]) {
       throw new RangeError('a gated second attention cannot take part in a mixed batch; run its samples by themselves');
     }
     const scores = q.mul(this.#scale).matmul(own.k.transpose(2, 3));
-    return (own.mask ? scores.add(own.mask) : scores).logsumexp([-1], true);
+    const mask = typeof own.mask === 'function' ? own.mask(q) : own.mask;
+    if (mask === null) return scores.logsumexp([-1], true);
+    const masked = mask.dtype === 'bool' ? scores.maskedFill(mask.logicalNot(), -Infinity) : scores.add(mask);
+    return masked.logsumexp([-1], true);
   }
 }
 

@@ -7,7 +7,7 @@ import { z } from 'zod';
 import { type Context, Conv2d, functional, Module, Parameter, Sequential, type Site } from '../nn/index.js';
 import { aten, type Tensor, zeros } from '../tensor/index.js';
 import { defineMethod, type Rule, sequential } from './core/index.js';
-import { overPatches } from './patch_map.js';
+import { overPatches, requirePatches } from './patch_map.js';
 import { groupEnds, stagesOf } from './stage_ends.js';
 
 /** s = σ(We ReLU(Wc mean(c))) per channel; gives c s, or s alone. [B, C, H, W] to [B, C, H, W] or [B, C, 1, 1]. */
@@ -155,7 +155,10 @@ export const proTuning = defineMethod({
     /** Into how many stages the blocks of a transformer of one width are cut. */
     stages: z.int().positive().default(4),
   }),
-  rules: ({ positions, stages, ...block }, sites) => rulesOf(positionsOf(sites, stages), positions, block),
+  rules: ({ positions, stages, ...block }, sites) => {
+    requirePatches('pro_tuning', sites);
+    return rulesOf(positionsOf(sites, stages), positions, block);
+  },
   backboneMode: 'eval',
   officialName: ({ rule, leaf }) => `prompts.${rule}.${leaf}`,
 });

@@ -7,7 +7,7 @@ import { z } from 'zod';
 import { type Context, Conv2d, functional, init, Module, pixelCrossEntropy, type Site } from '../nn/index.js';
 import { aten, type Tensor } from '../tensor/index.js';
 import { defineMethod, type Rule, sequential } from './core/index.js';
-import { overPatches } from './patch_map.js';
+import { overPatches, requirePatches } from './patch_map.js';
 import { groupEnds, stagesOf } from './stage_ends.js';
 
 /** Name of the labels among `ctx.inputs`: integers [B, H, W]. With them a prompt matcher adds its own loss. */
@@ -115,6 +115,7 @@ export const spm = defineMethod({
     stages: z.int().min(2).default(4),
   }),
   rules: ({ classes, width, iterations, lossWeight, stages: count }, sites) => {
+    requirePatches('spm', sites);
     const stages = stagesOf(sites);
     const isStaged = stages.length > 1;
     const ends = (isStaged ? stages : groupEnds(sites, count, 'spm')).slice(0, -1);

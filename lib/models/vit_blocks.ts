@@ -110,6 +110,14 @@ export interface ViTBlockOptions {
   readonly causal?: boolean;
 }
 
+/** What the heads of an attention read while they run. */
+interface Heard {
+  readonly k: Tensor;
+  readonly v: Tensor;
+  /** What `scoreMask` gives for queries. */
+  readonly mask: (queries: Tensor) => Tensor | null;
+}
+
 /**
  * Multi-head self-attention: softmax(q k^T / sqrt(d)) v per head of width d = D / heads, then `proj`. Rows 0..D-1 of
  * `qkv` make q (head after head), then k, then v. [B, N, D] -> [B, N, D].
@@ -173,7 +181,9 @@ export class Attention extends Module {
     const qkv = this.qkv.run(x, ctx).reshape([batch, length, 3, this.numHeads, headDim]).permute([2, 0, 3, 1, 4]);
     // One unbind: its gradient is one stack, where three selects would each make a gradient of full size.
     const [q, k, v] = qkv.unbind(0) as [Tensor, Tensor, Tensor];
-    ctx.state.set(this, { k: this.keys.run(k, ctx), v: this.values.run(v, ctx) });
+    const [keys, values] = [this.keys.run(k, ctx), this.values.run(v, ctx)];
+    const mask = (queries: Tensor): Tensor | null => this.scoreMask(queries, keys, ctx);
+    ctx.state.set(this, { k: keys, v: values, mask } satisfies Heard);
     const joined = this.core.run(q, ctx).transpose(1, 2).reshape([batch, length, dim]);
     ctx.state.delete(this);
     return joined;
@@ -181,8 +191,8 @@ export class Attention extends Module {
 
   /** softmax(q k^T / sqrt(d)) v for queries [B, H, N, d]; grafts may have lengthened keys and values. */
   private mix(q: Tensor, ctx: Context): Tensor {
-    const { k, v } = ctx.state.get(this) as { k: Tensor; v: Tensor };
-    return aten.scaledDotProductAttention(q, k, v, this.scoreMask(q, k, ctx), this.training ? this.attnDrop : 0);
+    const { k, v, mask } = ctx.state.get(this) as Heard;
+    return aten.scaledDotProductAttention(q, k, v, mask(q), this.training ? this.attnDrop : 0);
   }
 
   /** Added to the scores of queries [B, H, L, d] and keys [B, H, S, d], or (bool) which of them count; null for nothing. */

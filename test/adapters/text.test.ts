@@ -18,6 +18,7 @@ interface Row {
 }
 
 const rows: readonly Row[] = [
+  { method: 'full', identityAtStart: true },
   { method: 'bitfit', identityAtStart: true },
   { method: 'lora', options: { rank: 2 }, identityAtStart: true, merges: true },
   {

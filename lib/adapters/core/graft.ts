@@ -3,7 +3,7 @@
  * fails before the last phase leaves the model as it was.
  */
 import type { z } from 'zod';
-import { BatchNorm2d, Linear, Conv2d, type Module, type Site } from '../../nn/index.js';
+import { BatchNorm2d, Linear, Conv2d, type Module, type Parameter, type Site } from '../../nn/index.js';
 import { type Host, parseOptions } from '../../models/index.js';
 import { getRngState, keep, manualSeed, scope, setRngState, withDefaults } from '../../tensor/index.js';
 import { Adapter, type HeadChoice } from './adapter.js';
@@ -135,18 +135,16 @@ function seeded<T>(seed: number | undefined, make: () => T): T {
  */
 function rehearse(model: Host, make: () => unknown): void {
   if (model.parameters()[0]?.device === 'meta') return;
-  const state = getRngState();
-  try {
-    withDefaults({ device: 'meta' }, () => {
-      scope(() => {
-        make();
-      });
-    });
-  } catch (error) {
-    if (error instanceof RangeError) throw error;
-  } finally {
-    setRngState(state);
-  }
+  scope(() => {
+    const state = getRngState();
+    try {
+      withDefaults({ device: 'meta' }, make);
+    } catch (error) {
+      if (error instanceof RangeError) throw error;
+    } finally {
+      setRngState(state);
+    }
+  });
 }
 
 /** New parts are made where the model is and in its dtype. */
@@ -219,12 +217,15 @@ function makeOverlays(
   head: HeadChoice,
 ): Overlay[] {
   const overlays: Overlay[] = [];
+  // A parameter that stands under several names, as tied embeddings do, has one value.
+  const seen = new Set<Parameter>();
   for (const [path, module] of model.namedModules()) {
     if (model.isUntouchable(path)) continue;
     const prefix = path === '' ? '' : `${path}.`;
     const own = new Set<unknown>(Object.values(module));
     for (const [leaf, parameter] of module.namedParameters()) {
-      if (!own.has(parameter)) continue;
+      if (!own.has(parameter) || seen.has(parameter)) continue;
+      seen.add(parameter);
       const name = prefix + leaf;
       const wanted = model.isInClassifier(name) ? head === 'train' : trains?.({ name, parameter, module }) === true;
       if (wanted) overlays.push({ name, target: parameter, trains: true, value: keep(parameter.detach().clone()) });
