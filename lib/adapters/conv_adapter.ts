@@ -245,13 +245,20 @@ function officialStart({ activation, layout, roles }: Site): Start {
   return activation === 'gelu' ? 'trunc_normal' : 'fan_out';
 }
 
+/**
+ * floor(channels / reduction), exact where a quotient such as 8 / 1.6 is rounded up to a whole number, as the official
+ * code's floor division is.
+ */
+function bottleneckWidth(channels: number, reduction: number): number {
+  const width = Math.round((channels - (channels % reduction)) / reduction);
+  if (width >= 1) return width;
+  throw new RangeError(`a reduction of ${reduction} leaves none of ${channels} channels; at most ${channels}`);
+}
+
 function adapterForm(site: Site, scheme: keyof typeof SCHEMES, reduction: number, start: Start | 'official'): Module {
   const readsOutput = scheme.endsWith('seq');
   const inChannels = readsOutput ? site.out : site.in;
-  const width = Math.floor(inChannels / reduction);
-  if (width < 1) {
-    throw new RangeError(`a reduction of ${reduction} leaves none of ${inChannels} channels; at most ${inChannels}`);
-  }
+  const width = bottleneckWidth(inChannels, reduction);
   const Form = site.layout === 'tokens' ? TokenConvAdapter : ConvAdapter;
   return new Form({
     inChannels,
@@ -267,15 +274,20 @@ function adapterForm(site: Site, scheme: keyof typeof SCHEMES, reduction: number
 
 /** Beside CLIP's attention pool, on its query: the official adapter also sees the other tokens, whose result nobody reads. */
 function poolAdapter(site: Site, reduction: number, start: Start | 'official'): LinearAdapter {
-  const width = Math.floor(site.in / reduction);
-  if (width < 1)
-    throw new RangeError(`a reduction of ${reduction} leaves none of ${site.in} channels; at most ${site.in}`);
-  const adapter = new LinearAdapter(site.in, site.out, width);
+  const adapter = new LinearAdapter(site.in, site.out, bottleneckWidth(site.in, reduction));
   if (start === 'zero') {
     init.zeros_(adapter.fc2.weight);
     if (adapter.fc2.bias) init.zeros_(adapter.fc2.bias);
   }
   return adapter;
+}
+
+/** Side of the square images that a model takes. */
+function sideOf({ size }: Site): number {
+  const [height, width] = size ?? [];
+  if (height !== undefined && height === width) return height;
+  const given = size ? `of ${size.join(' x ')} pixels` : 'of any size';
+  throw new RangeError(`the padding prompt is for square images, and the model takes those ${given}; give imageSize`);
 }
 
 type Trains = (parameter: BackboneParameter) => boolean;
@@ -339,8 +351,8 @@ export const convAdapter = defineMethod({
     finalNorm: z.boolean().default(false),
     /** Border of the `prompt` variant, in pixels. */
     promptSize: z.int().positive().default(10),
-    /** Side of the images, for the `prompt` variant. */
-    imageSize: z.int().positive().default(224),
+    /** Side of the images, for the `prompt` variant. Default: the model's. */
+    imageSize: z.int().positive().optional(),
   }),
   rules: ({ reduction, scheme, variant, init: start, finalNorm, promptSize, imageSize }) => {
     const rules: Rule[] = [];
@@ -358,7 +370,7 @@ export const convAdapter = defineMethod({
       rules.push({ id: 'bias', at, compose: affine(), form, optional: true });
     }
     if (variant === 'prompt') {
-      const form = (site: Site): Module => new PaddingPrompt(imageSize, promptSize, site.in);
+      const form = (site: Site): Module => new PaddingPrompt(imageSize ?? sideOf(site), promptSize, site.in);
       rules.push({ id: 'prompt', at: { role: 'input' }, compose: sequential({ residual: false }), form });
     }
     if (finalNorm) {

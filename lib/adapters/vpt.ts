@@ -71,9 +71,14 @@ const options = z.strictObject({
   batchCoupling: z.enum(['none', 'official']).default('none'),
   /** What of the backbone is trained besides: nothing, everything named `bias`, or the class token. */
   also: z.enum(['none', 'bias', 'cls']).default('none'),
+  /** The prompts, and what comes with them, stay as they start: the comparison that trains the head only. */
+  frozen: z.boolean().default(false),
 });
 
 type Options = z.output<typeof options>;
+
+/** A part that the method brings, not trained where the options say so. */
+const part = <M extends Module>(o: Options, module: M): M => (o.frozen ? module.requiresGrad_(false) : module);
 
 /** Where the tokens enter the blocks; convolutional networks have no such place. */
 const tokensSite = (around: Surroundings): Site | undefined => around.all.find(({ roles }) => roles.includes('tokens'));
@@ -110,7 +115,7 @@ function projectionOf(o: Options, dim: number, around: Surroundings): PromptProj
   if (o.project > 0 && widths.size > 1) {
     throw new RangeError(`one projection cannot serve blocks of ${[...widths].join(', ')} channels; leave project out`);
   }
-  return o.project > 0 ? around.shared('prompt_proj', () => new PromptProjection(o.project, dim)) : null;
+  return o.project > 0 ? around.shared('prompt_proj', () => part(o, new PromptProjection(o.project, dim))) : null;
 }
 
 /** A shared table of `rows` times `count` prompts and one of its rows as it enters at `site`. */
@@ -122,7 +127,7 @@ function promptsOf(
 ): Prompts {
   const width = o.project > 0 ? o.project : site.in;
   const bound = promptBound(needPatches(around).kernelSize, inputWidth(o, around) ?? width);
-  const table = around.shared(at.table, () => new PromptTable(at.rows, at.count, width, bound));
+  const table = around.shared(at.table, () => part(o, new PromptTable(at.rows, at.count, width, bound)));
   return new Prompts(table, at.row, { projection: projectionOf(o, site.in, around), dropout: o.dropout });
 }
 
@@ -208,7 +213,8 @@ function pixelRule(o: Options): Rule {
   const form = (site: Site, around: Surroundings): Module => {
     const conv = needPatches(around);
     const bound = promptBound(conv.kernelSize, site.in);
-    return new InsertPrompts(new PixelPrompts(o.tokens, conv, PIXEL_START[o.location] ?? 'bounded', bound));
+    const prompts = part(o, new PixelPrompts(o.tokens, conv, PIXEL_START[o.location] ?? 'bounded', bound));
+    return new InsertPrompts(prompts);
   };
   return { id: 'prompt', at: { role: 'tokens' }, compose: sequential({ residual: false }), form };
 }
@@ -216,7 +222,7 @@ function pixelRule(o: Options): Rule {
 function padRule(o: Options): Rule {
   const start = o.initiation === 'random' ? 'uniform' : 'gaussian';
   const form = (site: Site, around: Surroundings): Module =>
-    new FramePrompt(imageSize(site, o, around), o.tokens, start);
+    part(o, new FramePrompt(imageSize(site, o, around), o.tokens, start));
   return { id: 'prompt', at: { role: 'input' }, compose: sequential({ residual: false }), form };
 }
 
@@ -229,7 +235,7 @@ function belowRules(o: Options): Rule[] {
     const onPatches = patchConvolution(around) !== null;
     const start = onPatches ? 'bounded' : o.initiation === 'random' ? 'uniform' : 'gaussian';
     const bound = promptBound(site.module.kernelSize, site.out);
-    return new ChannelPrompt(imageSize(input, o, around), o.tokens, site.module, start, bound);
+    return part(o, new ChannelPrompt(imageSize(input, o, around), o.tokens, site.module, start, bound));
   };
   const norm = ({ module }: Site): Module => {
     if (!(module instanceof BatchNorm2d))
@@ -240,7 +246,7 @@ function belowRules(o: Options): Rule[] {
     noGrad(() => {
       own.namedState().forEach(([, tensor], i) => tensor.copy_(values[i]?.[1] as Tensor));
     });
-    return own;
+    return part(o, own);
   };
   return [
     { id: 'below', at: [{ path: 'patch_embed.proj' }, { path: 'conv1' }], compose: replace(), form: convolution },
@@ -248,9 +254,53 @@ function belowRules(o: Options): Rule[] {
   ];
 }
 
-function poolRule({ pool, tokens }: Options): Rule[] {
+/** How many prompts stand among the tokens that the head reads. */
+function promptsAtEnd(o: Options, blocks: number): number {
+  if (!o.location.startsWith('prepend')) return 0;
+  return o.deep && o.noExpand && !o.reverse && (o.deepLayers ?? blocks) < blocks ? 0 : o.tokens;
+}
+
+function poolRule(o: Options, blocks: number): Rule[] {
+  const { pool } = o;
   if (pool === 'original') return [];
-  return [{ id: 'pool', at: { role: 'pool' }, compose: replace(), form: () => new PromptPool(pool, tokens) }];
+  const prompts = promptsAtEnd(o, blocks);
+  if (pool === 'prompt' && prompts === 0) {
+    throw new RangeError(
+      "vpt: pool 'prompt' finds no prompts among the tokens at the end; take img, or location prepend",
+    );
+  }
+  return [{ id: 'pool', at: { role: 'pool' }, compose: replace(), form: () => new PromptPool(pool, prompts) }];
+}
+
+/** @throws RangeError for options that would be without effect, or that the model's blocks do not suffice for */
+function checkOptions(o: Options, blocks: number): void {
+  const refuse = (why: string): never => {
+    throw new RangeError(`vpt: ${why}`);
+  };
+  const { location, deepLayers: n } = o;
+  if (!['prepend', 'add', 'add_1'].includes(location)) {
+    const given = o.deep ? 'deep' : o.project > 0 ? 'project' : o.dropout > 0 ? 'dropout' : null;
+    if (given)
+      refuse(
+        `${given} is for prompts of the width of tokens, not for location ${location}; take prepend, add or add_1`,
+      );
+  }
+  if (!['pad', 'below'].includes(location) && o.initiation !== 'random')
+    refuse(
+      `initiation ${o.initiation} is for pad and below; prompts at location ${location} have a start of their own`,
+    );
+  if (!o.deep) {
+    const given =
+      n !== undefined ? 'deepLayers' : (['noExpand', 'reverse', 'deepShared'] as const).find((key) => o[key]);
+    if (given) refuse(`${given} is for deep prompts; give deep: true`);
+    return;
+  }
+  if (n === undefined && (o.reverse || o.noExpand))
+    refuse(`${o.reverse ? 'reverse' : 'noExpand'} needs deepLayers, the number of blocks with prompts of their own`);
+  if (n !== undefined && blocks > 0 && n > blocks)
+    refuse(`deepLayers is ${n}, and the model has ${blocks} blocks; at most ${blocks}`);
+  if (location !== 'prepend' && (o.reverse || o.noExpand))
+    refuse(`${o.reverse ? 'reverse' : 'noExpand'} is for prompts that stand among the tokens; take location prepend`);
 }
 
 /** Official name of a shared part or graft, without the prefix (`enc.transformer.` on ViT, `enc.` on Swin and MAE). */
@@ -274,10 +324,13 @@ export const vpt = defineMethod({
   summary: 'learned tokens, pixels or channels at the input, or at every block',
   paper: 'Jia et al., Visual Prompt Tuning, ECCV 2022, arXiv 2203.12119',
   options,
-  rules: (o) => {
-    if (o.location === 'pad') return [padRule(o), ...poolRule(o)];
-    if (o.location === 'below') return belowRules(o);
-    return [...(o.location.startsWith('prepend_pixel') ? [pixelRule(o)] : tokenRules(o)), ...poolRule(o)];
+  rules: (o, sites) => {
+    const blocks = sites.filter(({ roles }) => roles.includes('block')).length;
+    checkOptions(o, blocks);
+    const pool = poolRule(o, blocks);
+    if (o.location === 'pad') return [padRule(o), ...pool];
+    if (o.location === 'below') return [...belowRules(o), ...pool];
+    return [...(o.location.startsWith('prepend_pixel') ? [pixelRule(o)] : tokenRules(o)), ...pool];
   },
   trains:
     ({ also }) =>

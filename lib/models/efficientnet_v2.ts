@@ -29,15 +29,22 @@ import {
   outputsOf,
   poolMap,
 } from './blocks.js';
-import { convNormSilu, efficientBlock, parseStage, sameConv, startConvolution } from './efficientnet_blocks.js';
+import {
+  convNormSilu,
+  efficientBlock,
+  parseStage,
+  sameConv,
+  type StageSpec,
+  startConvolution,
+} from './efficientnet_blocks.js';
 import { type Family, imageSize, preprocessing } from './family.js';
 
 const positive = z.int().positive();
 const rate = z.number().min(0).max(1);
 
 const options = z.strictObject({
-  /** One text per stage, such as `er_r4_k3_s2_e4_c48`. */
-  stages: z.array(z.string()).min(1),
+  /** One text per stage, such as `er_r4_k3_s2_e4_c48`; a list of texts for a stage of several kinds of blocks. */
+  stages: z.array(z.union([z.string(), z.array(z.string()).min(1)])).min(1),
   /** Factor of widths (then rounded to multiples of 8) and of repeats (then rounded up). */
   widthFactor: z.number().positive().default(1),
   depthFactor: z.number().positive().default(1),
@@ -57,6 +64,8 @@ const options = z.strictObject({
   dropPathRate: rate.default(0),
   /** Mean and deviation of the pixels: of ImageNet, or 0.5. */
   colors: z.enum(['imagenet', 'half']).default('imagenet'),
+  /** Of convolutions with a stride: as TensorFlow does (`same`), or on both sides, as torchvision's weights need it. */
+  padding: z.enum(['same', 'symmetric']).default('same'),
   /** The center crop's share of the resized image's side. */
   cropPct: z.number().positive().max(1).default(1),
 });
@@ -72,6 +81,9 @@ export class EfficientNetV2 extends Backbone {
   readonly numFeatures: number;
   readonly featureLevels: readonly FeatureLevel[];
   readonly globalPool: EfficientNetV2Options['globalPool'];
+  readonly padding: EfficientNetV2Options['padding'];
+  /** The kind of the blocks of each stage; of the first, where a stage has several. */
+  readonly kinds: readonly StageSpec['type'][];
 
   /** The image batch. */
   readonly input: Identity;
@@ -98,7 +110,8 @@ export class EfficientNetV2 extends Backbone {
     const norm: NormOptions = { eps: o.bnEps, momentum: o.bnMomentum };
     const stemChannels = widthOf(o.stemChannels, o);
     this.input = imageSite(o.inChans);
-    this.conv_stem = sameConv(o.inChans, stemChannels, 3, 2);
+    this.padding = o.padding;
+    this.conv_stem = sameConv(o.inChans, stemChannels, 3, { stride: 2, pad: o.padding });
     this.bn1 = batchNormSite(stemChannels, norm);
     this.stem = site(new Span((x, ctx) => convNormSilu(this.conv_stem, this.bn1, x, ctx)), {
       role: 'stem',
@@ -107,6 +120,7 @@ export class EfficientNetV2 extends Backbone {
       layout: 'map',
       stride: 2,
     });
+    this.kinds = o.stages.map((texts) => parseStage([texts].flat()[0] ?? '').type);
     const { stages, levels, channels } = buildStages(o, stemChannels, norm);
     this.blocks = stages;
     this.featureLevels = levels;
@@ -168,28 +182,34 @@ function widthOf(channels: number, { widthFactor, leastWidth }: EfficientNetV2Op
 }
 
 function buildStages(o: EfficientNetV2Options, stemChannels: number, norm: NormOptions) {
-  const specs = o.stages.map((text) => {
+  const specOf = (text: string): ReturnType<typeof parseStage> => {
     const spec = parseStage(text);
     return { ...spec, repeats: Math.ceil(spec.repeats * o.depthFactor), channels: widthOf(spec.channels, o) };
-  });
+  };
+  const specs = o.stages.map((texts) => (typeof texts === 'string' ? [texts] : texts).map(specOf));
   // One more than the last index: the official rate never reaches its maximum.
-  const total = specs.reduce((sum, { repeats }) => sum + repeats, 0);
+  const total = specs.flat().reduce((sum, { repeats }) => sum + repeats, 0);
   const stages = new BlockList();
   const levels: FeatureLevel[] = [];
   let depth = 0;
   let inChannels = stemChannels;
   let reduction = 2;
-  specs.forEach(({ type, repeats, ...spec }, stage) => {
+  specs.forEach((kinds, stage) => {
     const entering = inChannels;
     const blocks = new BlockList();
-    for (let j = 0; j < repeats; j++, depth++) {
-      const dropPath = dropPathRateAt(o.dropPathRate, depth, total + 1);
-      const stride = j === 0 ? spec.stride : 1;
-      blocks.push(efficientBlock(type, { ...spec, stride, inChannels, dropPath, norm, stage, depth }));
-      inChannels = spec.channels;
+    for (const { type, repeats, ...spec } of kinds) {
+      for (let j = 0; j < repeats; j++, depth++) {
+        const dropPath = dropPathRateAt(o.dropPathRate, depth, total + 1);
+        const stride = j === 0 ? spec.stride : 1;
+        blocks.push(
+          efficientBlock(type, { ...spec, stride, inChannels, dropPath, norm, pad: o.padding, stage, depth }),
+        );
+        inChannels = spec.channels;
+      }
     }
-    reduction *= spec.stride;
-    const ends = { in: entering, out: inChannels, layout: 'map', stage, stride: spec.stride } as const;
+    const shrinks = kinds.reduce((product, { stride }) => product * stride, 1);
+    reduction *= shrinks;
+    const ends = { in: entering, out: inChannels, layout: 'map', stage, stride: shrinks } as const;
     stages.push(site(blocks, { role: 'stage', ...ends }));
     // A level is the last map of its resolution.
     if (levels.at(-1)?.stride === reduction) levels.pop();

@@ -25,10 +25,10 @@ import { BlockList, classifierSite, dropPathRateAt, identitySite } from './block
 import { ClassifierHead } from './classifier_head.js';
 import { requireSameLength, sizePair } from './family.js';
 import { resamplePosEmbed } from './pos_embed.js';
-import { NormedPatchEmbed, PatchMerging, SwinBlock, SwinStage, WindowAttention } from './swin_blocks.js';
+import { PatchMerging, SwinBlock, SwinStage, WindowAttention } from './swin_blocks.js';
 import { type Extent, relativePositionIndex, windowOf, Windows } from './swin_windows.js';
 import type { swinOptions } from './swin_variants.js';
-import { tokenNorm } from './vit_blocks.js';
+import { PatchEmbed, tokenNorm } from './vit_blocks.js';
 
 /** Options of a Swin transformer, defaults filled in. */
 export type SwinOptions = z.output<typeof swinOptions>;
@@ -67,7 +67,7 @@ export class SwinTransformer extends Backbone {
   readonly absolute_pos_embed: Parameter | null;
   /** The image batch. */
   readonly input: Identity;
-  readonly patch_embed: NormedPatchEmbed;
+  readonly patch_embed: PatchEmbed;
   readonly pos_drop: Dropout;
   /** The token sequence that enters the first stage. */
   readonly tokens: Identity;
@@ -95,7 +95,7 @@ export class SwinTransformer extends Backbone {
     this.featureLevels = dims.map((channels, i) => ({ path: `layers.${i}`, channels, stride: patch[0] * 2 ** i }));
 
     this.input = identitySite('input', o.inChans, 'map');
-    this.patch_embed = new NormedPatchEmbed(sizePair(o.imgSize), patch, o.inChans, o.embedDim, {
+    this.patch_embed = new PatchEmbed(sizePair(o.imgSize), patch, o.inChans, o.embedDim, {
       sizes: o.dynamicImgSize ? 'any' : 'exact',
       normEps: o.patchNorm ? o.normEps : null,
     });

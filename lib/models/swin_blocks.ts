@@ -22,28 +22,7 @@ import {
   relativePositions,
   type Windows,
 } from './swin_windows.js';
-import { Attention, Mlp, PatchEmbed, type PatchEmbedOptions, stretch, tokenNorm } from './vit_blocks.js';
-
-/** `PatchEmbed` with a norm on the tokens. [B, C, H, W] -> [B, N, D]. */
-export class NormedPatchEmbed extends PatchEmbed {
-  readonly norm: LayerNorm | null;
-
-  constructor(
-    imgSize: Extent,
-    patchSize: Extent,
-    inChans: number,
-    embedDim: number,
-    options: PatchEmbedOptions & { normEps: number | null },
-  ) {
-    super(imgSize, patchSize, inChans, embedDim, options);
-    this.norm = options.normEps === null ? null : tokenNorm(embedDim, options.normEps);
-  }
-
-  override forward(x: Tensor, ctx: Context): Tensor {
-    const tokens = super.forward(x, ctx);
-    return this.norm ? this.norm.run(tokens, ctx) : tokens;
-  }
-}
+import { Attention, Mlp, stretch, tokenNorm } from './vit_blocks.js';
 
 /** Rows and columns of the patches in a sequence [B, prefix + N, C]. @throws RangeError when other tokens follow them */
 function gridOf(x: Tensor, ctx: Context): Extent {

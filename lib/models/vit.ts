@@ -87,6 +87,7 @@ export class VisionTransformer extends Backbone {
     this.patch_embed = new PatchEmbed(sizePair(o.imgSize), patch, o.inChans, dim, {
       sizes: o.dynamicImgSize ? 'any' : o.strictImgSize ? 'exact' : 'count',
       bias: !o.preNorm,
+      normEps: o.patchNorm ? o.normEps : null,
     });
     const [rows, columns] = this.patch_embed.grid;
     this.cls_token = o.classToken ? new Parameter(empty([1, 1, dim])) : null;

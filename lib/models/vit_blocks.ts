@@ -21,8 +21,9 @@ import { aten, ones, type Tensor } from '../tensor/index.js';
 import { headWidth, identitySite } from './blocks.js';
 
 /**
- * Which images a patch embedding takes: those of its size, those with as many patches (positions then go by the raster
- * order), or any that divide into patches.
+ * Which images a patch embedding takes: those of its size, also those with as many patches (positions then go by the
+ * raster order), or also any that divide into patches. Of images of its size the pixels behind the last whole patch are
+ * left out.
  */
 export type SizeRule = 'exact' | 'count' | 'any';
 
@@ -32,11 +33,14 @@ export interface PatchEmbedOptions {
   readonly sizes?: SizeRule;
   /** Default true. */
   readonly bias?: boolean;
+  /** A norm on the tokens with this added to the variance, or null for none. Default null. */
+  readonly normEps?: number | null;
 }
 
 /** Image [B, C, H, W] to tokens [B, N, D], row by row; says the grid to the context. */
 export class PatchEmbed extends Module {
   readonly proj: Conv2d;
+  readonly norm: LayerNorm | null;
   readonly #sizes: SizeRule;
 
   constructor(
@@ -44,13 +48,14 @@ export class PatchEmbed extends Module {
     readonly patchSize: readonly [number, number],
     inChans: number,
     embedDim: number,
-    { sizes = 'exact', bias = true }: PatchEmbedOptions = {},
+    { sizes = 'exact', bias = true, normEps = null }: PatchEmbedOptions = {},
   ) {
     super();
     this.#sizes = sizes;
     this.proj = site(new Conv2d(inChans, embedDim, { kernelSize: [...patchSize], stride: [...patchSize], bias }), {
       role: 'conv',
     });
+    this.norm = normEps === null ? null : tokenNorm(embedDim, normEps);
     site(this, {
       role: 'patch_embed',
       in: inChans,
@@ -70,23 +75,25 @@ export class PatchEmbed extends Module {
     const [, , height = 0, width = 0] = x.shape;
     const [ph, pw] = this.patchSize;
     const [rows, columns] = [Math.floor(height / ph), Math.floor(width / pw)];
-    if (!this.#fits(height, width, rows * columns)) {
+    const isOwnSize = height === this.imgSize[0] && width === this.imgSize[1];
+    if (!isOwnSize && !this.#takes(rows * columns)) {
       throw new RangeError(
         `this vision transformer was built for images of ${this.imgSize.join(' x ')} and was given ${height} x ${width}; ` +
           'resize them, or create the model with { imgSize } of that size or { dynamicImgSize: true }',
       );
     }
-    if (height % ph !== 0 || width % pw !== 0) {
+    if (!isOwnSize && (height % ph !== 0 || width % pw !== 0)) {
       throw new RangeError(`an image of ${height} x ${width} does not divide into patches of ${ph} x ${pw}`);
     }
     ctx.grid = [rows, columns];
-    return this.proj.run(x, ctx).flatten(2).transpose(1, 2);
+    const tokens = this.proj.run(x, ctx).flatten(2).transpose(1, 2);
+    return this.norm ? this.norm.run(tokens, ctx) : tokens;
   }
 
-  #fits(height: number, width: number, patches: number): boolean {
-    if (this.#sizes === 'any' || (height === this.imgSize[0] && width === this.imgSize[1])) return true;
+  /** Whether images of another size, of so many patches, are taken. */
+  #takes(patches: number): boolean {
     const [rows, columns] = this.grid;
-    return this.#sizes === 'count' && patches === rows * columns;
+    return this.#sizes === 'any' || (this.#sizes === 'count' && patches === rows * columns);
   }
 }
 

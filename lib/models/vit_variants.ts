@@ -25,6 +25,8 @@ export const vitOptions = z.strictObject({
   /** Norm after the pool instead of before. Default (null): unless the class token is read. */
   fcNorm: z.boolean().nullable().default(null),
   normEps: z.number().positive().default(1e-6),
+  /** A norm on the patches, before class token and positions. */
+  patchNorm: z.boolean().default(false),
   /** A norm on the tokens before the first block; the patch convolution then has no bias. */
   preNorm: z.boolean().default(false),
   /** Nonlinearity of the MLPs. */

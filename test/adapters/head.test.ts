@@ -150,3 +150,47 @@ describe('a head that starts from texts', () => {
     }).toThrow(/brings no head of its own/);
   });
 });
+
+describe('a head with hidden layers', () => {
+  const features = (model: Backbone, x: Tensor): Tensor => noGrad(() => model.run(x));
+
+  it('equals its formula, is stored, and is no single linear layer', () => {
+    const model = clip();
+    const x = images();
+    const z = features(model, x);
+    const adapter = graft(model, 'vpt', { location: 'add_1' }, { head: { classes: 4, hidden: 2 } });
+    const head = adapter.headModule;
+    expect(head?.namedParameters().map(([name]) => name)).toEqual([
+      ...[0, 4].flatMap((i) => [i, i + 2].flatMap((n) => [`projection.${n}.weight`, `projection.${n}.bias`])),
+      'linear.weight',
+      'linear.bias',
+    ]);
+    // Kaiming over fan-out: the start that goes with the prior.
+    expect(Number(head?.getModule('projection.0').parameters()[0]?.std().item())).toBeCloseTo(Math.sqrt(2 / 10), 0.5);
+    model.eval();
+    const state = new Map(head?.namedState());
+    const get = (name: string): Tensor => state.get(name) as Tensor;
+    let expected = z;
+    for (const i of [0, 4]) {
+      expected = functional.linear(expected, get(`projection.${i}.weight`), get(`projection.${i}.bias`)).relu();
+      expected = expected.div(Math.sqrt(1 + 1e-5));
+    }
+    expected = functional.linear(expected, get('linear.weight'), get('linear.bias'));
+    expect(
+      error(
+        noGrad(() => head?.run(z) as Tensor),
+        expected,
+      ),
+    ).toBeLessThan(1e-5);
+    const probe = graft(clip(), 'linear_probe', {}, { head: { classes: 4, hidden: 1 } });
+    expect(() => probe.merge()).toThrow(/hidden layers/);
+
+    adapter.save(join(folder, 'hidden'));
+    const y = noGrad(() => model.run(x));
+    const other = clip();
+    loadAdapter(other, join(folder, 'hidden'));
+    expect(noGrad(() => other.run(x)).equal(y)).toBe(true);
+    trainingMode(model, { backbone: 'eval' });
+    expect(() => model.run(x.narrow(0, 0, 1))).toThrow(/more than one image/);
+  });
+});

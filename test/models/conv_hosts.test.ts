@@ -33,6 +33,22 @@ const clip = (): Backbone =>
   createCustomModel('clip_resnet', { layers: [1, 1], width: 8, heads: 4, outputDim: 12, imgSize: 32, numClasses: 5 });
 
 describe('BiT', () => {
+  test('rounds widths to 8 as timm does, unless the inner ones are given', () => {
+    const options = { layers: [1], channels: [20], stemChannels: 6, normGroups: 1, numClasses: 0 };
+    const shapes = (more: Record<string, unknown>): readonly (readonly number[] | undefined)[] => {
+      const state = createCustomModel('resnetv2', { ...options, ...more }).stateDict();
+      return ['stem.conv.weight', 'stages.0.blocks.0.conv3.weight'].map((name) => state.get(name)?.shape);
+    };
+    expect(shapes({})).toEqual([
+      [8, 3, 7, 7],
+      [24, 8, 1, 1],
+    ]);
+    expect(shapes({ midChannels: [5] })).toEqual([
+      [6, 3, 7, 7],
+      [20, 5, 1, 1],
+    ]);
+  });
+
   test.each([
     ["Google's npz files", googleBitNames(layers), 'resnet/block2/unit02/c/standardized_conv2d/kernel', [1, 1, 8, 32]],
     ["Google's npz files", googleBitNames(layers), 'resnet/head/conv2d/kernel', [1, 1, 32, 5]],
@@ -170,5 +186,38 @@ describe('Conv-Adapter', () => {
     expect(names).toContain('attnpool.tuning_module.fc1.weight');
     expect(names).toContain('layer2.0.tuning_module.conv2.bias');
     expect(bitUnitPath('stages.1.blocks.9')).toBe('body.block2.unit10');
+  });
+
+  test('divides widths as the official code does, down', () => {
+    // 8 / 1.6 rounds up to 5 in binary, and 1.6 is larger than it looks.
+    const adapter = graft(efficient({ stages: ['cn_r1_k3_s1_e1_c8_skip'] }), 'conv_adapter', { reduction: 1.6 });
+    const [, first] = adapter.namedParameters().find(([name]) => name.endsWith('adapter.conv1.weight')) ?? [];
+    expect(first?.shape).toEqual([4, 2, 3, 3]);
+    expect(() => graft(efficient(), 'conv_adapter', { reduction: 3 })).toThrow(/take a reduction that divides/);
+    expect(() => graft(efficient(), 'conv_adapter', { reduction: 9 })).toThrow(/leaves none of 8 channels; at most 8/);
+  });
+
+  test('frames images of the size that the model takes', () => {
+    const adapter = graft(clip(), 'conv_adapter', { variant: 'prompt', promptSize: 3 });
+    expect(adapter.grafts[0]?.form.parameters()[0]?.shape).toEqual([1, 3, 3, 32]);
+    expect(() => graft(clip(), 'conv_adapter', { variant: 'prompt', promptSize: 16 })).toThrow(/at most 15/);
+    const wide = efficient({ imgSize: [32, 48] });
+    expect(() => graft(wide, 'conv_adapter', { variant: 'prompt' })).toThrow(/those of 32 x 48 pixels; give imageSize/);
+  });
+});
+
+describe('EfficientNet-V2 with stages of several kinds', () => {
+  test('is the same network as with a stage for each kind, but for names and levels', () => {
+    const kinds = ['er_r1_k3_s2_e4_c16', 'ir_r2_k3_s1_e2_c24_se0.25'];
+    const apart = randomize(efficient({ stages: kinds }));
+    const together = efficient({ stages: [kinds] });
+    const renamed = [...apart.stateDict()].map(([name, t]) => [
+      name.replace(/^blocks\.1\.(\d)/, (_, j: string) => `blocks.0.${Number(j) + 1}`),
+      t,
+    ]);
+    loadState(together, new Map(renamed as [string, Tensor][]));
+    const x = randn([2, 3, 32, 40]);
+    expect(noGrad(() => together.run(x)).equal(noGrad(() => apart.run(x)))).toBe(true);
+    expect(together.featureLevels).toEqual([{ path: 'blocks.0', channels: 24, stride: 4 }]);
   });
 });

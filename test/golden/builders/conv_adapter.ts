@@ -65,6 +65,8 @@ interface HostCase {
   readonly keyMap: (model: Backbone) => KeyMap;
   /** Whether a new norm is set in after the last stage. */
   readonly finalNorm?: boolean;
+  /** Whether the official code accepts the method `prompt` here and then sets nothing in. */
+  readonly withoutPrompt?: boolean;
   /** From the names that the method gives its tensors to those on this host. Default: the same. */
   readonly graft?: (official: string) => string;
   /** Adds what the checkpoints hold besides. */
@@ -144,16 +146,18 @@ const HOSTS: Readonly<Record<string, HostCase>> = {
   efficientnetv2: {
     model: (config) =>
       createCustomModel('efficientnet_v2', {
-        stages: config.get<string[][]>('arch').flat(),
+        stages: config.get<string[][]>('arch'),
         stemChannels: config.get('stem_size'),
         headChannels: config.get('num_features'),
         ...headOptions(config),
       }),
     keyMap: () => headNames('classifier'),
+    withoutPrompt: true,
   },
   swin: {
     model: (config) => swinOf(config, 'microsoft'),
     keyMap: (model) => microsoftNames(asSwin(model), 'head.linear'),
+    withoutPrompt: true,
     complete: (built, model) => withMicrosoftBuffers(built, asSwin(model)),
   },
 };
@@ -166,8 +170,14 @@ function hostOf(backbone: string): HostCase {
   return host;
 }
 
-function adapt(model: Backbone, config: Config, finalNorm: boolean): Adapter {
-  const method = config.get<string>('method');
+function adapt(
+  model: Backbone,
+  config: Config,
+  { finalNorm = false, withoutPrompt = false }: Partial<HostCase>,
+): Adapter {
+  const given = config.get<string>('method');
+  // What is trained then is what `linear` trains.
+  const method = given === 'prompt' && withoutPrompt ? 'linear' : given;
   const scheme = config.get<string | null>('scheme', null) ?? 'conv_par';
   const reduction = config.get<number | null>('adapt_size', null) ?? 8;
   const promptSize = config.get<number | null>('prompt_size', null) ?? 10;
@@ -190,7 +200,7 @@ function chain(config: Config): Built {
     dims: [numberAt(config, 'dim', 'dims')],
     numClasses: 0,
   });
-  const adapter = adapt(model, config, false);
+  const adapter = adapt(model, config, {});
   const built = adapted(model, adapter, { keyMap: OFFICIAL_CONVNEXT_NAMES });
   const state = [...built.state].flatMap(([name, entry]): [string, Entry][] => {
     const [, own] = /^stages\.0\.(.+)$/.exec(name) ?? [];
@@ -219,7 +229,7 @@ function build({ config: values }: GoldenCase): Built {
 
 function classifier(host: HostCase, config: Config): Built {
   const model = host.model(config);
-  const adapter = adapt(model, config, host.finalNorm ?? false);
+  const adapter = adapt(model, config, host);
   const built = adapted(model, adapter, { keyMap: host.keyMap(model), ...(host.graft && { graft: host.graft }) });
   return host.complete?.(built, model) ?? built;
 }
@@ -240,7 +250,7 @@ function count(row: CountsRow): Record<string, number> {
   const config = new Config(typeof row.config === 'string' ? {} : row.config).ignore('note');
   const [name, options] = PUBLISHED[row.model] ?? [row.model, {}];
   const model = published(name, row.num_classes ?? 1000, options);
-  const adapter = adapt(model, config, model instanceof ResNet);
+  const adapter = adapt(model, config, { finalNorm: model instanceof ResNet });
   config.done();
   const { plain_backbone_parameters: plain = NaN, ...figures } = countAdapted(model, adapter);
   const head = model.getModule(model.classifier).parameters();

@@ -58,6 +58,7 @@ export function vitOf(config: Config): Backbone {
     fcNorm: config.get<boolean | null>('fc_norm', null),
     normEps: config.get(config.has('layer_norm_eps') ? 'layer_norm_eps' : 'norm_eps', 1e-6),
     preNorm: config.get('pre_norm', false),
+    patchNorm: config.get('patch_norm', false),
     initValues: config.get<number | null>('init_values', null),
     regTokens: config.get('reg_tokens', 0),
     noEmbedClass: config.get('no_embed_class', false),

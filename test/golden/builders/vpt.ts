@@ -1,9 +1,9 @@
 /** Visual prompt tuning on vision transformers, MAE's among them, Swin, ResNet and ConvNeXt. */
-import { graft, type Adapter } from '../../../lib/adapters/index.js';
+import { graft, type Adapter, type HeadChoice } from '../../../lib/adapters/index.js';
 import type { KeyMap } from '../../../lib/checkpoint/index.js';
 import { createCustomModel, OFFICIAL_CONVNEXT_NAMES, type Backbone } from '../../../lib/models/index.js';
-import { Context, type GraftSet, type Module } from '../../../lib/nn/index.js';
-import type { Tensor } from '../../../lib/tensor/index.js';
+import { Context, type GraftSet, type Module, Parameter } from '../../../lib/nn/index.js';
+import { empty, type Tensor } from '../../../lib/tensor/index.js';
 import { type Built, type Builder, Config, type Entry, soleInput, UnknownCase } from '../builder.js';
 import type { CountsRow, GoldenCase } from '../case.js';
 import { adapted, countAdapted } from './adapted.js';
@@ -22,10 +22,15 @@ const LOCATIONS: Readonly<Record<string, string>> = {
   below: 'below',
 };
 
-/** What `transfer_type` trains besides the prompts. */
-const ALSO: Readonly<Record<string, string>> = { prompt: 'none', 'prompt+bias': 'bias', 'cls+prompt': 'cls' };
+/** What `transfer_type` trains besides the prompts, or instead of them. */
+const TRANSFER: Readonly<Record<string, { also?: string; frozen?: boolean }>> = {
+  prompt: {},
+  'prompt+bias': { also: 'bias' },
+  'cls+prompt': { also: 'cls' },
+  'prompt-noupdate': { frozen: true },
+};
 
-function known(table: Readonly<Record<string, string>>, key: string): string {
+function known<T>(table: Readonly<Record<string, T>>, key: string): T {
   const value = Object.hasOwn(table, key) ? table[key] : undefined;
   if (value === undefined) throw new UnknownCase(`vpt knows ${Object.keys(table).join(', ')}, not '${key}'`);
   return value;
@@ -36,20 +41,28 @@ function promptOptions(config: Config, pools: Readonly<Record<string, string>>):
   const prompt = new Config(config.get('prompt'));
   const layers = prompt.get<number | null>('NUM_DEEP_LAYERS', null);
   const location = known(LOCATIONS, prompt.get('LOCATION', 'prepend'));
-  const initiation = prompt.get<string>('INITIATION', 'random');
-  const options = {
-    tokens: prompt.get('NUM_TOKENS', 5),
-    location,
-    deep: prompt.get('DEEP', false),
+  const isGaussian = prompt.get<string>('INITIATION', 'random') === 'gaussian';
+  const deep = {
+    deep: true,
     ...(layers !== null && { deepLayers: layers }),
     reverse: prompt.get('REVERSE_DEEP', false),
     deepShared: prompt.get('DEEP_SHARED', false),
-    noExpand: prompt.get('FORWARD_DEEP_NOEXPAND', false),
+    noExpand: prompt.get('FORWARD_DEEP_NOEXPAND', false) && layers !== null,
+  };
+  const ofTokens = {
+    ...(prompt.get<boolean>('DEEP', false) && deep),
     project: Math.max(0, prompt.get('PROJECT', -1)),
     dropout: prompt.get('DROPOUT', 0),
-    initiation: initiation === 'gaussian' ? 'gaussian' : 'random',
+  };
+  // The official code has settings for all locations, and each heeds its own.
+  const isToken = ['prepend', 'add', 'add_1'].includes(location);
+  const options = {
+    tokens: prompt.get('NUM_TOKENS', 5),
+    location,
+    ...(isToken && ofTokens),
+    ...(['pad', 'below'].includes(location) && isGaussian && { initiation: 'gaussian' }),
     pool: known(pools, prompt.get('VIT_POOL_TYPE', 'original')),
-    also: known(ALSO, config.get('transfer_type', 'prompt')),
+    ...known(TRANSFER, config.get('transfer_type', 'prompt')),
   };
   prompt.done();
   return options;
@@ -113,11 +126,11 @@ function inputOf(model: Backbone, path: string, x: Tensor): Tensor {
 }
 
 /** The model of a case with its prompts; the bare cases know no head. */
-type Host = (config: Config, head: 'train' | 'frozen') => { model: Backbone; adapter: Adapter; built: Built };
+type Host = (config: Config, head: HeadChoice) => { model: Backbone; adapter: Adapter; built: Built };
 
 const pairOf = (size: number | [number, number]): [number, number] => (typeof size === 'number' ? [size, size] : size);
 
-function transformer(config: Config, head: 'train' | 'frozen', names: 'official' | 'mae' | 'moco'): ReturnType<Host> {
+function transformer(config: Config, head: HeadChoice, names: 'official' | 'mae' | 'moco'): ReturnType<Host> {
   const mae = names === 'mae';
   const timm = names !== 'official';
   const options = promptOptions(config, mae ? MAE_POOLS : POOLS);
@@ -154,7 +167,7 @@ function transformer(config: Config, head: 'train' | 'frozen', names: 'official'
   return { model, adapter, built: { ...built, state: splitQkv(built.state) } };
 }
 
-function resnet(config: Config, head: 'train' | 'frozen'): ReturnType<Host> {
+function resnet(config: Config, head: HeadChoice): ReturnType<Host> {
   const size = config.get<number>('crop_size');
   const options: Record<string, unknown> = { ...promptOptions(config, POOLS), imageSize: [size, size] };
   config.expect('expansion', 1, 4);
@@ -178,10 +191,28 @@ function resnet(config: Config, head: 'train' | 'frozen'): ReturnType<Host> {
   return { model, adapter, built: adapted(model, adapter, naming) };
 }
 
-function swin(config: Config, head: 'train' | 'frozen'): ReturnType<Host> {
+/** Parameters that the official Swin holds for nothing: a projection, and a table of the first stage without rows. */
+function unusedParts(options: Record<string, unknown>, dim: number, blocks: number): [string, Entry][] {
+  const { project = 0, deep = false, tokens } = options as { project?: number; deep?: boolean; tokens: number };
+  const parameter = (...shape: number[]): Entry => ({ tensor: new Parameter(empty(shape)) });
+  return [
+    ...(project > 0
+      ? ([
+          ['enc.prompt_proj.weight', parameter(dim, project)],
+          ['enc.prompt_proj.bias', parameter(dim)],
+        ] as [string, Entry][])
+      : []),
+    ...(deep && blocks === 1
+      ? ([['enc.deep_prompt_embeddings_0', parameter(0, tokens, dim)]] as [string, Entry][])
+      : []),
+  ];
+}
+
+function swin(config: Config, head: HeadChoice): ReturnType<Host> {
   const coupling = config.get<string>('batch_coupling', 'official');
-  // The official code never applies the projection here.
-  const options = { ...promptOptions(config, POOLS), project: 0, batchCoupling: coupling };
+  const given = promptOptions(config, POOLS);
+  // The official code has the projection here, and never applies it.
+  const options = { ...given, project: 0, batchCoupling: coupling };
   const model = swinOf(config, 'microsoft');
   const adapter = graft(model, 'vpt', options, { head });
   const keyMap: KeyMap = [
@@ -191,7 +222,9 @@ function swin(config: Config, head: 'train' | 'frozen'): ReturnType<Host> {
     { kind: 'rename', from: 'enc.absolute_pos_embed', to: 'absolute_pos_embed' },
     ...microsoftNames(model, 'head.last_layer'),
   ];
-  const built = adapted(model, adapter, { keyMap, graft: (name) => `enc.${name}` });
+  const whole = adapted(model, adapter, { keyMap, graft: (name) => `enc.${name}` });
+  const unused = unusedParts(given, model.patch_embed.proj.outChannels, config.get<number[]>('depths')[0] ?? 0);
+  const built = { ...whole, state: new Map([...whole.state, ...unused]) };
   return { model, adapter, built: withMicrosoftBuffers(built, model, (name) => `enc.${name}`) };
 }
 
@@ -209,7 +242,7 @@ const SPLIT_CONVNEXT: KeyMap = [
   ...OFFICIAL_CONVNEXT_NAMES,
 ];
 
-function convnext(config: Config, head: 'train' | 'frozen'): ReturnType<Host> {
+function convnext(config: Config, head: HeadChoice): ReturnType<Host> {
   const size = config.get<number>('crop_size');
   const model = convnextOf(config);
   const adapter = graft(model, 'vpt', { ...promptOptions(config, POOLS), imageSize: [size, size] }, { head });
@@ -221,10 +254,19 @@ const hosts: Readonly<Record<string, Host>> = {
   vit_mae: (config, head) => transformer(config, head, 'mae'),
   vit_moco: (config, head) => transformer(config, head, 'moco'),
   vit_mocov3: (config, head) => transformer(config, head, 'moco'),
+  vit_moco_v3: (config, head) => transformer(config, head, 'moco'),
+  mocov3: (config, head) => transformer(config, head, 'moco'),
+  mae: (config, head) => transformer(config, head, 'mae'),
   resnet,
   swin,
   convnext,
 };
+
+/** A head with hidden layers, in the place of the model's own. */
+function headEntries({ headModule }: Adapter): [string, Entry][] {
+  const state = headModule?.namedState() ?? [];
+  return state.map(([leaf, tensor]) => [`head.${leaf.replace(/^linear\./, 'last_layer.')}`, { tensor }]);
+}
 
 function build({ config: values }: GoldenCase): Built {
   const config = new Config(values);
@@ -232,9 +274,11 @@ function build({ config: values }: GoldenCase): Built {
   const host = Object.hasOwn(hosts, name) ? hosts[name] : undefined;
   if (!host) throw new UnknownCase(`no builder knows the backbone '${name}' of vpt`);
   const output = config.get<string | null>('output', null);
-  const { model, adapter, built } = host(config, output === null ? 'train' : 'frozen');
+  const hidden = config.get(config.has('mlp_num') ? 'mlp_num' : 'MLP_NUM', 0);
+  const deepHead: HeadChoice = hidden > 0 ? { classes: config.get('num_classes'), hidden } : 'train';
+  const { model, adapter, built } = host(config, output === null ? deepHead : 'frozen');
   config.done();
-  if (output === null) return built;
+  if (output === null) return { ...built, state: new Map([...built.state, ...headEntries(adapter)]) };
   if (output.startsWith('padded image')) {
     const form = adapter.grafts[0]?.form;
     if (!form) throw new UnknownCase('the padded image is asked for, and no prompt makes one');
