@@ -71,16 +71,17 @@ function stateOf(whole: LvAdapter): Map<string, Entry> {
 }
 
 function network(config: Config, { outputs: declared = {} }: GoldenCase): Built {
+  const text = config.get<TextConfig | null>('text_encoder', null);
   const whole = model({
     layers: config.get('backbone_layers'),
     width: config.get('backbone_width'),
     channels: config.get('channels'),
     textDim: config.get('text_dim', 1),
-    heads: config.get('heads'),
+    heads: config.get('heads', 1),
     tasks: config.get('tasks'),
     promptLength: config.get('prompt_length', 1),
     textTokens: config.get('text_tokens', 0),
-    text: config.get('language', true) ? config.get<TextConfig | null>('text_encoder', null) : null,
+    text: config.get('language', true) ? text : null,
     headChannels: config.get('head_channels'),
     stage: config.get('stage', 'adapt'),
   });
