@@ -50,6 +50,7 @@ export {
   detectionHeads,
   detectorOver,
   firstLabel,
+  paddingOf,
   pickLevels,
   segmentationHeads,
 } from './on_backbone.js';

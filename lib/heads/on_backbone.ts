@@ -148,7 +148,7 @@ export function createDetectionModel(
   if (!Number.isInteger(classes) || classes < 1)
     throw new RangeError(`createDetectionModel: classes must be a positive whole number, got ${classes}`);
   const { mean = backbone.config.mean, std = backbone.config.std, boxWidth = 4 * outChannels } = options;
-  const input = { minSize: size, maxSize, mean, std };
+  const input = { minSize: size, maxSize, mean, std, sizeDivisible: paddingOf(backbone) };
   const levels = pickLevels(backbone.featureLevels);
   const stride = backbone.featureLevels[levels[0] ?? 0]?.stride ?? 4;
   const anchor = options.anchor ?? defaultAnchor(stride, size);
@@ -160,6 +160,13 @@ export function createDetectionModel(
     outChannels,
   });
   return detectorOver(head, pyramid, { input, classes, anchor, boxWidth });
+}
+
+/** Sides of padded images are multiples of this: 32, and what the backbone asks for. */
+export function paddingOf({ sizeMultiple }: Backbone): number {
+  let padding = 32;
+  while (padding % sizeMultiple !== 0) padding += 32;
+  return padding;
 }
 
 /** Side of the smallest anchors where nothing else is said. */

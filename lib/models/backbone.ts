@@ -50,6 +50,11 @@ export abstract class Backbone extends Host {
     this.config = config;
   }
 
+  /** What the sides of images must be multiples of, for heads that pad them; 1 where any size will do. */
+  get sizeMultiple(): number {
+    return 1;
+  }
+
   /** Parts that lie between the last feature level and the logits, by path; those with parameters leave with `toTrunk`. */
   protected get tail(): readonly string[] {
     return [this.classifier];

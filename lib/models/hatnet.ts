@@ -94,6 +94,12 @@ class HatDownsample extends Module {
   }
 }
 
+function leastCommonMultiple(a: number, b: number): number {
+  let multiple = a;
+  while (multiple % b !== 0) multiple += a;
+  return multiple;
+}
+
 /** HAT-Net: a convolutional stem to a quarter of the size, four stages, mean, classifier; no norm at the end. */
 export class HatNet extends Backbone {
   readonly name: string;
@@ -116,6 +122,7 @@ export class HatNet extends Backbone {
   /** `classifier` in the state dict: dropout, linear layer. */
   head: Sequential;
   readonly #headDrop: number;
+  readonly #sizeMultiple: number;
 
   constructor(name: string, o: HatNetOptions, config: Preprocessing) {
     super(config);
@@ -134,12 +141,18 @@ export class HatNet extends Backbone {
     this.features = identitySite('features', c4, 'map');
     this.pre_logits = identitySite('pre_logits', c4, 'vector');
     this.#headDrop = o.headDropRate;
+    this.#sizeMultiple = windows.map((side, stage) => side * 4 * 2 ** stage).reduce(leastCommonMultiple);
     this.head = this.newHead(o.numClasses);
     this.apply((module) => {
       if (!(module instanceof Conv2d || module instanceof Linear)) return;
       init.truncNormal_(module.weight, { std: 0.02 });
       if (module.bias) init.zeros_(module.bias);
     });
+  }
+
+  /** Maps must divide into the windows of their stage: 224 for the published models. */
+  override get sizeMultiple(): number {
+    return this.#sizeMultiple;
   }
 
   /** Stem, stages and what lies between them, in the order of the computation. */

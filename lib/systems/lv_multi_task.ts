@@ -8,6 +8,7 @@ import {
   type DetectionTarget,
   type Detector,
   detectorOver,
+  paddingOf,
   PyramidSource,
 } from '../heads/index.js';
 import { ExtraLevels } from '../heads/pyramid.js';
@@ -100,7 +101,7 @@ export class LvMultiTask extends LvAdapter {
     const { anchor = defaultAnchor(4, size), boxWidth, ...sizes } = rest;
     super(backbone, text, sizes);
     const { mean, std } = backbone.config;
-    const input = { minSize: size, maxSize, mean, std };
+    const input = { minSize: size, maxSize, mean, std, sizeDivisible: paddingOf(backbone) };
     const { channels, tasks } = this.settings;
     this.#input = new DetectionInput(input);
     this.detector = tasks.det

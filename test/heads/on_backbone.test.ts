@@ -85,6 +85,17 @@ describe('detection', () => {
     expect(labels.every((label) => label >= first && label < first + 2)).toBe(true);
   });
 
+  it('pads images to what the windows of the backbone need', () => {
+    manualSeed(3);
+    const four = { dims: [8, 8, 8, 8], depths: [1, 1, 1, 1], windows: [3, 1, 1, 1], headDim: 4 };
+    const backbone = createCustomModel('hatnet', { ...four, imgSize: 96, numClasses: 2 });
+    expect(backbone.sizeMultiple).toBe(96);
+    expect(createModel('hatnet_tiny', { numClasses: 0 }).sizeMultiple).toBe(224);
+    const model = createDetectionModel('retinanet', backbone, { classes: 2, size: 40, channels: 8 }).eval();
+    const [found] = noGrad(() => model.detect([rand([3, 50, 40])]));
+    expect(found?.boxes.shape[1]).toBe(4);
+  });
+
   it('has anchors that fit the images', () => {
     expect(() => createDetectionModel('yolo' as 'retinanet', resnet(), { classes: 2 })).toThrow(
       /no detection head 'yolo'/,
