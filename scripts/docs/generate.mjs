@@ -5,7 +5,24 @@
 import { existsSync, readdirSync, readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
-import { compatibility, listFamilies, listMethods, listModels, methodInfo, modelInfo } from '../../dist/index.js';
+import {
+  compatibility,
+  countMacs,
+  createModel,
+  createTextModel,
+  empty,
+  graft,
+  listFamilies,
+  listMethods,
+  listModels,
+  listTextModels,
+  methodInfo,
+  modelInfo,
+  noGrad,
+  scope,
+  withDefaults,
+} from '../../dist/index.js';
+import { references } from './method-references.mjs';
 
 const root = fileURLToPath(new URL('../..', import.meta.url));
 const made = '<!-- Made by `npm run docs`; change the code instead. -->';
@@ -46,6 +63,79 @@ function modelsPage() {
   return `${[intro.slice(0, 2).join('\n\n'), intro.slice(2).join('\n'), ...sections].join('\n\n')}\n`;
 }
 
+/**
+ * Sets a method into a model without a head; null if it trains nothing else.
+ * @param {import('../../dist/index.js').Host} host
+ * @param {string} id
+ * @param {Record<string, unknown>} options
+ */
+function graftAlone(host, id, options) {
+  try {
+    return graft(host, id, options);
+  } catch (error) {
+    if (/nothing would be trained/.test(error.message)) return null;
+    throw error;
+  }
+}
+
+/**
+ * What a method is on the backbone of its published figure, all on the meta device: parameters without a head, whether it
+ * merges, and by how much it makes a pass longer where it does not.
+ * @param {string} id
+ */
+function measured(id) {
+  const { on, options = {}, image = on, frames = 1 } = references[id];
+  return scope(() =>
+    withDefaults({ device: 'meta' }, () => {
+      const host = listTextModels().includes(on) ? createTextModel(on) : createModel(on, { numClasses: 0 });
+      const trainable = graftAlone(host, id, options)?.summary().trainable ?? 0;
+      const model = createModel(image, { numClasses: 0 }).eval();
+      const [channels, ...size] = model.config.inputSize;
+      const macs = (/** @type {number[]} */ shape) => noGrad(() => countMacs(() => model.run(empty(shape))).macs);
+      const plain = macs([1, channels, ...size]) * frames;
+      const adapter = graftAlone(model, id, image === on ? options : {});
+      const grown = macs(frames > 1 ? [1, channels, frames, ...size] : [1, channels, ...size]);
+      try {
+        adapter?.merge();
+        return { trainable, merges: true, growth: 0 };
+      } catch (error) {
+        if (!/cannot be merged/.test(error.message)) throw error;
+        return { trainable, merges: false, growth: grown / plain - 1 };
+      }
+    }),
+  );
+}
+
+/** The table of what is where and what it costs. */
+function comparison() {
+  const rows = listMethods().map((id) => {
+    const { where, on, options, says = '', image } = references[id];
+    const { trainable, merges, growth } = measured(id);
+    const setting = Object.entries(options ?? {}).map(([key, value]) => `${key} ${value}`);
+    return [
+      `[${id}](#${id})`,
+      where,
+      [`\`${on}\``, ...setting].join(', '),
+      count(trainable),
+      says,
+      merges ? 'yes' : 'no',
+      merges ? 'none' : `${(100 * growth).toFixed(1)} %${image ? ` (\`${image}\`, defaults)` : ''}`,
+    ];
+  });
+  return table(
+    [
+      'method',
+      'where',
+      'published figure: backbone, options',
+      'parameters here',
+      'published',
+      'merges',
+      'more GMACs at inference',
+    ],
+    rows,
+  );
+}
+
 /** Backbones that stand for the kinds there are. */
 const examples = ['resnet50', 'convnext_tiny', 'vit_base_patch16_224', 'swin_tiny_patch4_window7_224'];
 
@@ -73,7 +163,27 @@ function methodsPage() {
     'head for 10 classes; an empty cell means that the backbone has no place for it (`torchgraft matrix` says why). What an',
     'option does stands at its declaration in `lib/adapters/` and in the types.',
   ];
-  return `${['# Methods', made, intro.join('\n'), table(['method', 'what it does', ...examples], overview), ...sections].join('\n\n')}\n`;
+  const cost = [
+    'What each costs, on the backbone and with the options of a published figure where there is one (default options else),',
+    'without the head. What merges costs nothing at inference; the others take so many more multiply-accumulates for an image.',
+  ];
+  const choice = [
+    'For a first try: `conv_adapter` on convolutional backbones, `lora` on transformers, `ssf` where inference must stay as fast',
+    'as it is, `fact` or `kadaptation` where the file must be small, `st_adapter` for video, `linear_probe` as the yardstick.',
+    '[Choosing a method](choosing-a-method.md) says why, and what to turn when it does not learn.',
+  ];
+  const page = [
+    '# Methods',
+    made,
+    choice.join('\n'),
+    intro.join('\n'),
+    table(['method', 'what it does', ...examples], overview),
+    '## What they cost',
+    cost.join('\n'),
+    comparison(),
+    ...sections,
+  ];
+  return `${page.join('\n\n')}\n`;
 }
 
 /**
@@ -92,17 +202,17 @@ const systems = [
   ['Pro-tuning', 'pro_tuning', 'method pro_tuning'],
   ['ST-Adapter', 'st_adapter', 'method st_adapter'],
   ['SPM', 'spm', 'method spm'],
-  ['DenseCLIP', 'dense_clip', 'lib/systems/dense_clip.ts', 'Rao et al., DenseCLIP, CVPR 2022, arXiv 2112.01518'],
+  ['DenseCLIP', 'dense_clip', 'head dense_clip', 'Rao et al., DenseCLIP, CVPR 2022, arXiv 2112.01518'],
   [
     'LV-Adapter',
     'lv_adapter',
-    'lib/systems/lv_adapter.ts',
+    'head lv_adapter',
     'Liang et al., Effective Adaptation in Multi-Task Co-Training for Unified Autonomous Driving, NeurIPS 2022, arXiv 2209.08953',
   ],
   [
     'Representation Separation',
     'representation_separation',
-    'lib/systems/representation_separation.ts',
+    'head representation_separation',
     'Hong et al., Representation Separation for Semantic Segmentation with Vision Transformers, 2022, arXiv 2212.13764',
   ],
   ['ConvNeXt', 'convnext', 'family convnext'],
@@ -142,7 +252,7 @@ function readmePage() {
   const rows = systems.map(([name, cases, where, paper]) => {
     const [kind, id] = where.split(' ');
     if (kind === 'method') return [name, `[\`${id}\`](docs/methods.md#${id})`, methodInfo(id).paper, checked(cases)];
-    if (kind !== 'family') return [name, `[\`${where}\`](${where})`, paper, checked(cases)];
+    if (kind === 'head') return [name, `[\`--head ${id}\`](docs/dense-and-video.md#systems)`, paper, checked(cases)];
     const info = modelInfo(listModels(id)[0] ?? '');
     return [name, `[\`${id}\`](docs/models.md#${id})`, info.paper, checked(cases)];
   });
