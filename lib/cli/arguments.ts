@@ -72,8 +72,11 @@ export function existingFile(path: string, option: string): string {
 
 /** `--names`: whose names the tensors of a file get. */
 export function namesOption(): Option {
-  return new Option('--names <whose>', "names of the tensors: ours, timm's, the official repository's, transformers'")
-    .choices(['own', 'timm', 'official', 'transformers'])
+  return new Option(
+    '--names <whose>',
+    "names of the tensors: ours, timm's, the official repository's, transformers', torchvision's",
+  )
+    .choices(['own', 'timm', 'official', 'transformers', 'torchvision'])
     .default('own');
 }
 

@@ -80,9 +80,21 @@ function padSame(x: Tensor, { kernelSize, stride, padding }: Conv2d): Tensor {
   return pads.some((n) => n > 0) ? aten.constantPadNd(x, pads) : x;
 }
 
-/** A convolution without a bias, padded as `padSame` says: by itself where that is the same on both sides for every size. */
-export function sameConv(inChannels: number, outChannels: number, kernel: number, stride = 1, groups = 1): Conv2d {
-  const padding = stride === 1 && kernel % 2 === 1 ? (kernel - 1) / 2 : 0;
+/** How convolutions are padded: as TensorFlow does, by the size of the map; or with half a kernel on every side. */
+export type ConvPadding = 'same' | 'symmetric';
+
+/**
+ * A convolution without a bias. With `same` it is padded as `padSame` says: by itself where that is the same on both sides
+ * for every size; with `symmetric` always by itself.
+ */
+export function sameConv(
+  inChannels: number,
+  outChannels: number,
+  kernel: number,
+  { stride = 1, groups = 1, pad = 'same' }: { stride?: number; groups?: number; pad?: ConvPadding } = {},
+): Conv2d {
+  const isFixed = pad === 'symmetric' || (stride === 1 && kernel % 2 === 1);
+  const padding = isFixed ? Math.floor((kernel - 1) / 2) : 0;
   return convSite(inChannels, outChannels, { kernelSize: kernel, stride, padding, groups });
 }
 
@@ -114,6 +126,7 @@ export interface EfficientBlockOptions extends Omit<StageSpec, 'type' | 'repeats
   readonly inChannels: number;
   readonly dropPath: number;
   readonly norm: NormOptions;
+  readonly pad: ConvPadding;
   readonly stage: number;
   readonly depth: number;
 }
@@ -162,7 +175,7 @@ class ConvBnAct extends EfficientBlock {
 
   constructor(o: EfficientBlockOptions) {
     super(o, o.kernel);
-    this.conv = sameConv(o.inChannels, o.channels, o.kernel, o.stride);
+    this.conv = sameConv(o.inChannels, o.channels, o.kernel, o);
     this.bn1 = batchNormSite(o.channels, o.norm);
   }
 
@@ -182,7 +195,7 @@ class EdgeResidual extends EfficientBlock {
   constructor(o: EfficientBlockOptions) {
     super(o, o.kernel);
     const mid = makeDivisible(o.inChannels * o.expansion);
-    this.conv_exp = sameConv(o.inChannels, mid, o.kernel, o.stride);
+    this.conv_exp = sameConv(o.inChannels, mid, o.kernel, o);
     this.bn1 = batchNormSite(mid, o.norm);
     this.se = squeezeExcite(mid, o);
     this.conv_pwl = sameConv(mid, o.channels, 1);
@@ -210,7 +223,7 @@ export class InvertedResidual extends EfficientBlock {
     const mid = makeDivisible(o.inChannels * o.expansion);
     this.conv_pw = sameConv(o.inChannels, mid, 1);
     this.bn1 = batchNormSite(mid, o.norm);
-    this.conv_dw = sameConv(mid, mid, o.kernel, o.stride, mid);
+    this.conv_dw = sameConv(mid, mid, o.kernel, { ...o, groups: mid });
     this.bn2 = batchNormSite(mid, o.norm);
     this.se = squeezeExcite(mid, o);
     this.conv_pwl = sameConv(mid, o.channels, 1);

@@ -16,9 +16,12 @@ from safetensors.torch import load_file
 import models
 
 
-def check(source, weights, reference=None, options=None, tolerance=1e-5):
+def check(source, weights, reference=None, options=None, tolerance=1e-5, double=False):
     """Loads the weights, strictly, and compares; returns differences and whether all are small enough."""
-    model = models.load(models.create(source, options), weights)
+    model = models.create(source, options)
+    if double:
+        model, _ = models.in_double(model, {})
+    model = models.load(model, weights)
     if reference is None:
         return {"source": source, "differences": {}, "ok": True}
     tensors = load_file(reference)
@@ -37,6 +40,7 @@ def main():
     parser.add_argument("--reference", help="inputs and expected outputs; without it only names and shapes are checked")
     parser.add_argument("--options", type=json.loads, default={}, help="options of the model, as JSON")
     parser.add_argument("--tolerance", type=float, default=1e-5)
+    parser.add_argument("--double", action="store_true", help="compute in float64")
     parser.add_argument("--jobs", help="a JSON file with a list of such checks")
     flags = vars(parser.parse_args())
     jobs = flags.pop("jobs")

@@ -27,8 +27,11 @@ import { SetupError, compareVersions, findPython, output, runScript } from '../b
 const torch = `torch==${process.platform === 'darwin' ? fetchedVersion.replace(/\+.*/, '') : fetchedVersion}`;
 /** What the scripts are tested with. */
 const packages = ['numpy', 'safetensors==0.8.0', 'transformers==5.23.0', 'peft==0.21.2', 'pyyaml', 'pillow'];
-/** Its own requirements would bring a torchvision, whose operators load only beside the PyTorch it was built for. */
-const alone = ['timm==1.0.29'];
+/**
+ * Without what they require: a PyTorch that torchvision was built for would come along. Its operators do not load beside
+ * this one, and its classifiers need none; see `torchvision_works` in models.py.
+ */
+const alone = ['timm==1.0.29', 'torchvision==0.28.0'];
 
 /** `pip --python` is as old as this. */
 const pipMinimum = '22.3';
@@ -169,7 +172,10 @@ export async function obtainPython(env = process.env) {
   const own = env['TORCHGRAFT_INTEROP_PYTHON'];
   if (own) {
     if (
-      output(own, ['-c', 'import torch, timm, transformers, peft, safetensors'], { ...env, PYTHONPATH: here }) === null
+      output(own, ['-c', 'import models; models.import_timm(); import transformers, peft'], {
+        ...env,
+        PYTHONPATH: here,
+      }) === null
     )
       throw new SetupError(
         `TORCHGRAFT_INTEROP_PYTHON is ${own}, which lacks torch, timm, transformers, peft or safetensors`,

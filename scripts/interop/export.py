@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 import models
 
 
-def export(source, out, options=None, weights=None, pretrained=False, random=False, seed=0, batch=2, format="safetensors"):
+def export(source, out, options=None, weights=None, pretrained=False, random=False, seed=0, batch=2, format="safetensors", double=False):
     """Writes the three files into the folder `out`."""
     torch.manual_seed(seed)
     model = models.create(source, options, pretrained)
@@ -27,6 +27,8 @@ def export(source, out, options=None, weights=None, pretrained=False, random=Fal
     if random:
         models.randomize(model, seed)
     inputs = models.example_inputs(model, seed, batch)
+    if double:
+        model, inputs = models.in_double(model, inputs)
     outputs = models.run(model, inputs)
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
@@ -50,6 +52,7 @@ def main():
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--batch", type=int, default=2)
     parser.add_argument("--format", choices=["safetensors", "torch"], default="safetensors")
+    parser.add_argument("--double", action="store_true", help="compute in float64, which tells a wrong layer from rounding")
     parser.add_argument("--jobs", help="a JSON file with a list of such exports, made one after the other")
     flags = vars(parser.parse_args())
     jobs = flags.pop("jobs")

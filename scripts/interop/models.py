@@ -1,6 +1,7 @@
 """Models of timm, transformers and torchvision by name, their weights and what they compute: shared by the scripts here."""
 
 import contextlib
+import functools
 import importlib.abc
 import importlib.machinery
 import importlib.util
@@ -47,13 +48,38 @@ class _Absent(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         pass
 
 
+def _forget_torchvision():
+    for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
+        del sys.modules[name]
+
+
+#: Operators for boxes and regions, which no classifier computes with; torchvision's modules speak of them when imported.
+OPERATORS = ("nms", "roi_align", "roi_pool", "ps_roi_align", "ps_roi_pool", "deform_conv2d", "qnms", "qroi_align")
+_declared = []
+
+
+@functools.cache
 def torchvision_works():
-    """Whether torchvision is there and its operators fit this PyTorch."""
+    """Whether torchvision is there. Where its operators are for another PyTorch, they are declared and stay empty: its
+    classifiers need none of them."""
+    if importlib.util.find_spec("torchvision") is None:
+        return False
     try:
         import torchvision  # noqa: F401
+
+        return True
     except Exception:  # a wheel for another PyTorch fails with whatever its operators raise
-        for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
-            del sys.modules[name]
+        _forget_torchvision()
+    library = torch.library.Library("torchvision", "FRAGMENT")
+    for name in OPERATORS:
+        for operator in (name, f"_{name}_backward"):
+            with contextlib.suppress(RuntimeError):  # those that there are
+                library.define(f"{operator}(Tensor x) -> Tensor")
+    _declared.append(library)  # which takes its operators with it when it goes
+    try:
+        import torchvision  # noqa: F401
+    except Exception:
+        _forget_torchvision()
         return False
     return True
 
@@ -70,8 +96,7 @@ def optional_torchvision():
         yield
     finally:
         sys.meta_path.remove(finder)
-        for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
-            del sys.modules[name]
+        _forget_torchvision()
 
 
 def import_timm():
@@ -84,7 +109,8 @@ def import_timm():
 def create(source, options=None, pretrained=False):
     """A model in evaluation mode.
 
-    source: `timm:resnet50`, `torchvision:resnet50`, or `transformers:CLIPModel` (a class; without weights it is built from
+    source: `timm:resnet50`, `torchvision:resnet50` (or a class such as `torchvision:SwinTransformer`), or
+    `transformers:CLIPModel` (a class; without weights it is built from
     its configuration's defaults and `options`; with `pretrained`, `options["path"]` names the weights).
     options: keyword arguments of timm's and torchvision's functions, of the configuration for transformers.
     """
@@ -94,11 +120,15 @@ def create(source, options=None, pretrained=False):
         model = import_timm().create_model(name, pretrained=pretrained, **options)
     elif library == "torchvision":
         if not torchvision_works():
-            raise SystemExit("torchvision is not installed beside this PyTorch; install one of the same release")
-        from torchvision.models import get_model
+            raise SystemExit("torchvision is not installed, or cannot be imported beside this PyTorch; install one of its release")
+        from torchvision import models
 
-        model = get_model(name, weights="DEFAULT" if pretrained else None, **options)
+        if name in models.list_models():
+            model = models.get_model(name, weights="DEFAULT" if pretrained else None, **options)
+        else:
+            model = getattr(models, name)(**options)
     elif library == "transformers":
+        torchvision_works()  # transformers imports it where it is
         import transformers
 
         kind = getattr(transformers, name, None)
@@ -138,12 +168,13 @@ def randomize(model, seed):
 
 
 def example_inputs(model, seed, batch):
-    """Inputs of the shapes that the model was built for, by the names of its arguments; `x` for images of timm."""
+    """Inputs of the shapes that the model was built for, by the names of its arguments; `x` for images of timm and torchvision."""
     generator = torch.Generator().manual_seed(seed + 1)
     config = getattr(model, "config", None)
     if config is None:
         cfg = getattr(model, "pretrained_cfg", None) or {}
-        shape = cfg.get("input_size", (3, 224, 224))
+        side = getattr(model, "image_size", 224)
+        shape = cfg.get("input_size", (3, side, side))
         return {"x": torch.randn(batch, *shape, generator=generator)}
 
     def images(part):
@@ -166,6 +197,11 @@ def example_inputs(model, seed, batch):
     if getattr(config, "is_encoder_decoder", False):
         inputs["decoder_input_ids"] = ids(config.vocab_size, 9)
     return inputs
+
+
+def in_double(model, inputs):
+    """The same in float64."""
+    return model.double(), {name: value.double() if value.is_floating_point() else value for name, value in inputs.items()}
 
 
 def run(model, inputs):

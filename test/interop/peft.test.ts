@@ -277,7 +277,7 @@ describe('what peft has no place for, and what is not read', () => {
     const path = changed({});
     expect(() => loadPeft(build('resnet'), path)).toThrow(/it was trained beside vit, and this is resnet/);
     expect(() => loadPeft(build('resnet'), path, { fingerprint: 'ignore' })).toThrow(
-      /for another model than resnet: it adapts 'blocks\.0\.attn\.qkv'.*names of own, timm, official, transformers were tried/,
+      /for another model than resnet: it adapts 'blocks\.0\.attn\.qkv'.*names of own, timm, official, transformers, torchvision were tried/,
     );
     const other = build('vit');
     noGrad(() => other.getModule('blocks.0.attn.qkv').parameters()[0]?.add_(1));

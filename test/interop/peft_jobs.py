@@ -9,11 +9,13 @@ import json
 import sys
 from pathlib import Path
 
-import peft
-import torch
-from safetensors.torch import load_file, save_file
-
 import models
+
+models.torchvision_works()  # which transformers, and so peft, import where it is
+
+import peft  # noqa: E402
+import torch  # noqa: E402
+from safetensors.torch import load_file, save_file  # noqa: E402
 
 
 def run(job):
