@@ -157,8 +157,8 @@ const options = z.strictObject({
 /** Options of CLIP's residual network, defaults filled in. */
 export type ClipResNetOptions = z.output<typeof options>;
 
-/** timm's names (`resnet50_clip`). */
-function timmNames(stages: number): KeyMap {
+/** timm's names (`resnet50_clip`) to ours, which are OpenAI's, for a network of `stages` stages. Invertible. */
+export function timmClipResnetNames(stages: number): KeyMap {
   return [
     { kind: 'rename', from: 'stem.conv{k}.conv.{leaf}', to: 'conv{k}.{leaf}' },
     { kind: 'rename', from: 'stem.conv{k}.bn.{leaf}', to: 'bn{k}.{leaf}' },
@@ -280,7 +280,7 @@ export class ClipResNet extends StagedBackbone {
    */
   override convertStateDict(state: ReadonlyMap<string, Tensor>): Map<string, Tensor> {
     const out = state.has('stem.conv1.conv.weight')
-      ? applyKeyMap(timmNames(this.stages.length), state).tensors
+      ? applyKeyMap(timmClipResnetNames(this.stages.length), state).tensors
       : visualTower(state, 'resnet');
     const positions = out.get('attnpool.positional_embedding');
     if (positions && !this.isTrunk) {

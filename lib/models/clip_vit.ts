@@ -31,7 +31,8 @@ export class ClipVisionTransformer extends VisionTransformer {
     const head = out.get('head.weight');
     if (this.proj && head && !out.has('proj.weight') && head.shape.join() === this.proj.weight.shape.join()) {
       out.delete('head.weight');
-      out.delete('head.bias');
+      // Another bias would be a trained classifier's; the loader then reports it.
+      if (out.get('head.bias')?.any().item() === false) out.delete('head.bias');
       out.set('proj.weight', head);
     }
     // A tower that was built without a projection has no use for the file's.

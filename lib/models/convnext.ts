@@ -57,6 +57,14 @@ export const SSF_CONVNEXT_NAMES: KeyMap = [
   { kind: 'rename', from: 'stages.{stage}.downsample.proj.{leaf}', to: 'stages.{stage}.downsample.1.{leaf}' },
 ];
 
+/**
+ * From the shapes of timm's smallest models, which hold the linear layers of their MLPs as 1x1 convolutions; can be
+ * inverted.
+ */
+export const TIMM_CONV_MLP: KeyMap = ['fc1', 'fc2'].flatMap((layer) =>
+  [3, 2].map((dim) => ({ kind: 'squeeze', match: `stages.{i}.blocks.{j}.mlp.${layer}.weight`, dim }) as const),
+);
+
 /** ConvNeXt. See the option schema for what can be chosen; stages are `stages.0`, `stages.1`, ... as in timm. */
 export class ConvNeXt extends Backbone {
   readonly name: string;

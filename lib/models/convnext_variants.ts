@@ -1,5 +1,6 @@
 /** Options and published sizes of ConvNeXt (`convnext.ts`). */
 import { z } from 'zod';
+import { CLIP_COLORS } from './clip_vit.js';
 import { ConvNeXt } from './convnext.js';
 import { type Family, imageSize, preprocessing, sizePair } from './family.js';
 
@@ -63,7 +64,8 @@ const variants: Readonly<Record<string, Variant>> = {
   convnext_base: { depths: [3, 3, 27, 3], dims: doubling(128) },
   convnext_large: { depths: [3, 3, 27, 3], dims: doubling(192) },
   convnext_xlarge: { depths: [3, 3, 27, 3], dims: doubling(256) },
-  convnext_xxlarge: { depths: [3, 4, 30, 3], dims: doubling(384), normEps: 1e-5 },
+  // Trained as the image tower of a CLIP.
+  convnext_xxlarge: { depths: [3, 4, 30, 3], dims: doubling(384), normEps: 1e-5, imgSize: 256 },
   // The published small and base ones have no layer scale.
   convnext_isotropic_small: isotropic(18, 384, null),
   convnext_isotropic_base: isotropic(18, 768, null),
@@ -77,7 +79,9 @@ export const convnext: Family<typeof convnextOptions> = {
   options: convnextOptions,
   variants,
   create: (name, o) => {
-    const cropPct = Math.min(...sizePair(o.imgSize)) >= 384 ? 1 : 0.875;
-    return new ConvNeXt(name, o, preprocessing(o, { interpolation: 'bicubic', cropPct }));
+    const isTower = name === 'convnext_xxlarge';
+    const cropPct = isTower || Math.min(...sizePair(o.imgSize)) >= 384 ? 1 : 0.875;
+    const colors = isTower ? CLIP_COLORS : {};
+    return new ConvNeXt(name, o, preprocessing(o, { interpolation: 'bicubic', cropPct, ...colors }));
   },
 };

@@ -20,6 +20,12 @@ export interface Family<S extends z.ZodObject = z.ZodObject, M extends Host = Ba
 /** An image's side, or [height, width]. */
 export const imageSize = z.union([z.int().positive(), z.tuple([z.int().positive(), z.int().positive()])]);
 
+/** Side of a kernel with a center: that of a convolution which keeps the map's size. */
+export const oddKernel = z
+  .int()
+  .positive()
+  .refine((side) => side % 2 === 1, { error: 'a kernel that keeps the size of the map has an odd side' });
+
 /** A size as [height, width]. */
 export function sizePair(size: z.output<typeof imageSize>): [height: number, width: number] {
   return typeof size === 'number' ? [size, size] : [size[0], size[1]];

@@ -32,7 +32,7 @@ import {
   outputsOf,
   poolMap,
 } from './blocks.js';
-import { type Family, imageSize, preprocessing, requireSameLength } from './family.js';
+import { type Family, imageSize, oddKernel, preprocessing, requireSameLength } from './family.js';
 import { HatBlock, mapNorm } from './hatnet_blocks.js';
 
 const positive = z.int().positive();
@@ -53,7 +53,7 @@ const options = z.strictObject({
   /** Side of the cells that keys and values of the global attention are averaged over. */
   pools: four.default([8, 4, 2, 1]),
   /** Kernel of the MLP's depth-wise convolution per stage. */
-  kernelSizes: four.default([3, 3, 3, 3]),
+  kernelSizes: z.array(oddKernel).length(4).default([3, 3, 3, 3]),
   activation: z.enum(ACTIVATIONS).default('silu'),
   numClasses: z.int().nonnegative().default(1000),
   inChans: positive.default(3),

@@ -82,7 +82,6 @@ abstract class HorNetBase extends Backbone {
   /** Weights truncated normal (0.02, cut at +-2) or Xavier-uniform, biases 0; the classifier times `headInitScale`. */
   private initWeights(o: HorNetOptions | HorNetIsotropicOptions): void {
     this.apply((module) => {
-      if (module instanceof GlobalLocalFilter) init.truncNormal_(module.complex_weight, { std: 0.02 });
       if (!(module instanceof Conv2d || module instanceof Linear)) return;
       if (o.uniformInit) init.xavierUniform_(module.weight);
       else init.truncNormal_(module.weight, { std: 0.02 });

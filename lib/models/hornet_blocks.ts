@@ -4,6 +4,7 @@ import {
   type Conv2d,
   DropPath,
   GELU,
+  init,
   type LayerNorm,
   LayerNorm2d,
   Linear,
@@ -60,7 +61,7 @@ export class GlobalLocalFilter extends Module {
     }
     const half = channels / 2;
     this.dw = convSite(half, half, { kernelSize: 3, padding: 1, groups: half });
-    this.complex_weight = new Parameter(empty([half, ...grid, 2]));
+    this.complex_weight = new Parameter(init.truncNormal_(empty([half, ...grid, 2]), { std: 0.02 }));
     this.pre_norm = site(new LayerNorm2d(channels, { eps: 1e-6 }), { role: 'norm' });
     this.post_norm = site(new LayerNorm2d(channels, { eps: 1e-6 }), { role: 'norm' });
   }

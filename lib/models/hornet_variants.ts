@@ -1,13 +1,13 @@
 /** Options and published sizes of HorNet (`hornet.ts`). */
 import { z } from 'zod';
-import { type Family, imageSize, preprocessing, sizePair } from './family.js';
+import { type Family, imageSize, oddKernel, preprocessing, sizePair } from './family.js';
 import { HorNet, HorNetIsotropic } from './hornet.js';
 
 const positive = z.int().positive();
 const rate = z.number().min(0).max(1);
 
 /** A depth-wise convolution of that kernel, or the [h, w] of a global filter. */
-const filter = z.union([positive, z.tuple([positive, positive])]);
+const filter = z.union([oddKernel, z.tuple([positive, positive])]);
 
 const common = {
   imgSize: imageSize.default(224),

@@ -11,7 +11,7 @@ export type { ClipLogits, ClipOptions } from './clip.js';
 export { AttentionPool2d } from './clip_attention_pool.js';
 export { clipKeyMap, openaiTextTransformer, openaiVisionTransformer } from './clip_names.js';
 export type { ClipFormat } from './clip_names.js';
-export { ClipBottleneck, ClipResNet } from './clip_resnet.js';
+export { ClipBottleneck, ClipResNet, timmClipResnetNames } from './clip_resnet.js';
 export type { ClipBottleneckOptions, ClipResNetOptions } from './clip_resnet.js';
 export { clipBlock, clipTextOptions, ClipTextTransformer, endOfText } from './clip_text.js';
 export type { ClipTextOptions } from './clip_text.js';
@@ -24,6 +24,7 @@ export {
   OFFICIAL_CONVNEXT_NAMES,
   OFFICIAL_ISOTROPIC_NAMES,
   SSF_CONVNEXT_NAMES,
+  TIMM_CONV_MLP,
   type ConvNeXtOptions,
 } from './convnext.js';
 export { EfficientNetV2 } from './efficientnet_v2.js';
@@ -50,7 +51,7 @@ export { compoundLoss, pixelsOf } from './revcol_loss.js';
 export type { Supervision, SupervisionOptions, SupervisionTarget } from './revcol_loss.js';
 export { InternImage } from './internimage.js';
 export type { InternImageOptions } from './internimage.js';
-export { loadState, loadWeights } from './load.js';
+export { loadModel, loadState, loadWeights } from './load.js';
 export type { WeightsOptions, WeightsReport } from './load.js';
 export { editDistance, nearest, parseOptions, suggestion } from './options.js';
 export { resamplePosEmbed } from './pos_embed.js';

@@ -1,7 +1,7 @@
 /** Options and published sizes of InternImage (`internimage.ts`). */
 import { z } from 'zod';
 import { ACTIVATIONS } from '../nn/index.js';
-import { type Family, imageSize, preprocessing } from './family.js';
+import { type Family, imageSize, oddKernel, preprocessing } from './family.js';
 import { InternImage } from './internimage.js';
 
 const positive = z.int().positive();
@@ -30,7 +30,7 @@ export const internImageOptions = z.strictObject({
   /** Norms also behind them; without layer scale. */
   resPostNorm: z.boolean().default(false),
   /** Kernel of the depth-wise convolutions in front of the offsets; null: as the deformable ones, 3. */
-  dwKernelSize: positive.nullable().default(null),
+  dwKernelSize: oddKernel.nullable().default(null),
   /** Layers of the third level that a norm of their own follows; null for none. */
   level2PostNormIds: z.array(z.int().nonnegative()).nullable().default(null),
   /** Mixes each convolution's result with its input, by a learned share per group. */

@@ -1,9 +1,11 @@
 /** Pretrained weights from a file into a backbone. */
 import { readCheckpoint, stateDictOf } from '../checkpoint/index.js';
 import { compareState, describeReport, type LoadReport } from '../nn/index.js';
-import type { Tensor } from '../tensor/index.js';
+import { scope, type Tensor, withDefaults } from '../tensor/index.js';
+import type { Backbone } from './backbone.js';
 import { importState } from './formats.js';
 import type { Host } from './host.js';
+import { createModel, type ModelOptions } from './registry.js';
 
 /** How a file may differ from the model. */
 export interface WeightsOptions {
@@ -38,6 +40,30 @@ export interface WeightsReport extends LoadReport {
  */
 export function loadWeights(model: Host, path: string, options: WeightsOptions = {}): WeightsReport {
   return loadState(model, stateDictOf(readCheckpoint(path)), options, path);
+}
+
+/**
+ * Builds a backbone with the weights of a file, which is recognized by its names; see `loadWeights` for the formats.
+ *
+ * @param name such as `resnet50`; see `listModels()`
+ * @param options what differs from the published model. Without `numClasses` the model has as many classes as the
+ *   file's classifier, and none when the file has none; with another number, the classifier is a fresh one
+ * @throws RangeError for an unknown name, with the nearest ones; TypeError for an unknown or wrong option; Error with a
+ *   short list of missing, unexpected and wrongly shaped names when the file does not fit
+ *
+ * ```ts
+ * const model = loadModel('convnext_tiny', 'convnext_tiny_22k_224.pth'); // 21841 classes
+ * const own = loadModel('convnext_tiny', 'convnext_tiny_22k_224.pth', { numClasses: 10 });
+ * ```
+ */
+export function loadModel(name: string, path: string, options: ModelOptions = {}, how: WeightsOptions = {}): Backbone {
+  const shape = withDefaults({ device: 'meta' }, () => createModel(name, options));
+  const state = stateDictOf(readCheckpoint(path));
+  const stored = scope(() => importState(shape, state).get(`${shape.classifier}.weight`)?.shape[0] ?? 0);
+  const model = createModel(name, { ...options, numClasses: options.numClasses ?? stored });
+  const isOther = options.numClasses !== undefined && options.numClasses !== stored;
+  loadState(model, state, isOther ? { classifier: 'drop', ...how } : how, path);
+  return model;
 }
 
 /** `loadWeights` from a state dict in memory; `origin` names it in errors. */

@@ -163,7 +163,10 @@ const options = z.strictObject({
   layers: z.array(positive).min(1),
   /** Factor of all widths: 3 in `101x3`. */
   widthFactor: positive.default(1),
-  /** Channels that leave each stage, before the factor. Default 256, 512, 1024, ... */
+  /**
+   * Channels that leave each stage, before the factor. Default 256, 512, 1024, ... These and the stem's are rounded to 8
+   * as in timm, unless `midChannels` are given.
+   */
   channels: z.array(positive).min(1).optional(),
   /** Channels inside the blocks of each stage, before the factor. Default: a quarter of `channels`, rounded to 8. */
   midChannels: z.array(positive).min(1).optional(),
@@ -214,7 +217,7 @@ export class ResNetV2 extends StagedBackbone {
     this.name = name;
     this.globalPool = o.globalPool;
     this.layers = o.layers;
-    const stemChannels = o.stemChannels * o.widthFactor;
+    const stemChannels = widened(o)(o.stemChannels);
     this.input = imageSite(o.inChans);
     this.stem = new Stem(o.inChans, stemChannels, o.weightEps);
     const { stages, levels, channels } = buildStages(o, stemChannels);
@@ -267,9 +270,14 @@ function startClassifier({ fc }: ClassifierHead): void {
   if (fc.bias) init.zeros_(fc.bias);
 }
 
+/** Channels with the factor: rounded to 8 as in timm, unless those inside the blocks are given too. */
+function widened({ widthFactor, midChannels }: ResNetV2Options): (channels: number) => number {
+  return (channels) => (midChannels ? channels * widthFactor : makeDivisible(channels * widthFactor));
+}
+
 function buildStages(o: ResNetV2Options, stemChannels: number) {
-  const outs = o.channels ?? o.layers.map((_, i) => 256 * 2 ** i);
-  const mids = o.midChannels?.map((n) => n * o.widthFactor) ?? outs.map((n) => makeDivisible((n * o.widthFactor) / 4));
+  const outs = (o.channels ?? o.layers.map((_, i) => 256 * 2 ** i)).map(widened(o));
+  const mids = o.midChannels?.map((n) => n * o.widthFactor) ?? outs.map((n) => makeDivisible(n / 4));
   const strides = o.strides ?? o.layers.map((_, i) => (i === 0 ? 1 : 2));
   requireSameLength('ResNetV2', { layers: o.layers, channels: outs, midChannels: mids, strides });
   const total = o.layers.reduce((sum, n) => sum + n, 0);
@@ -279,7 +287,7 @@ function buildStages(o: ResNetV2Options, stemChannels: number) {
   let inChannels = stemChannels;
   let reduction = 4;
   o.layers.forEach((count, stage) => {
-    const outChannels = (outs[stage] ?? 0) * o.widthFactor;
+    const outChannels = outs[stage] ?? 0;
     const entering = inChannels;
     const stageStride = strides[stage] ?? 1;
     const blocks = new BlockList();

@@ -3,6 +3,7 @@
  * refining the levels of the one before through an invertible sum. Cai et al., ICLR 2023, arXiv 2212.11696.
  */
 import { z } from 'zod';
+import type { KeyMap } from '../checkpoint/index.js';
 import {
   Context,
   Conv2d,
@@ -17,7 +18,7 @@ import {
 import { noGrad, type Tensor } from '../tensor/index.js';
 import { Backbone, type FeatureLevel, type Preprocessing } from './backbone.js';
 import { convSite, dropPathRateAt, identitySite, imageSite } from './blocks.js';
-import { type Family, imageSize, preprocessing, requireSameLength } from './family.js';
+import { type Family, imageSize, oddKernel, preprocessing, requireSameLength } from './family.js';
 import { Column, Decoder, RevColHead, SimpleDecoder } from './revcol_blocks.js';
 import type { Supervision } from './revcol_loss.js';
 import { type ColumnsOutput, runColumns } from './revcol_reversible.js';
@@ -32,7 +33,7 @@ const options = z.strictObject({
   layers: z.array(positive).length(4),
   /** Number of columns. */
   columns: positive,
-  kernelSize: positive.default(3),
+  kernelSize: oddKernel.default(3),
   /** Width of the MLPs, in channels of their level. */
   expansion: positive.default(4),
   /** Whether the finest level also reads the coarsest of the column before, as in the huge model. */
@@ -56,10 +57,18 @@ const options = z.strictObject({
 /** Options of a RevCol, defaults filled in. */
 export type RevColOptions = z.output<typeof options>;
 
+/** Supervised training's files in a model with one classifier, which is the last of their four. */
+const SUPERVISED_NAMES: KeyMap = [
+  { kind: 'drop', match: /^(decoder_blocks|cls_blocks\.[0-2])\./ },
+  { kind: 'rename', from: 'cls_blocks.3.{rest...}', to: 'cls.{rest...}' },
+];
+
 /** RevCol. Columns are `subnet0`, `subnet1`, ...; the features are the four levels of the last. */
 export class RevCol extends Backbone {
   readonly name: string;
   readonly classifier: string;
+  /** A model with one classifier also takes the files of supervised training; their decoders have no use in it. */
+  override readonly keyMap: KeyMap;
   readonly numFeatures: number;
   readonly featureLevels: readonly FeatureLevel[];
   /** Whether the backward pass recomputes what lies between the columns instead of keeping it. May be switched. */
@@ -88,6 +97,7 @@ export class RevCol extends Backbone {
     const [finest = 0, , , coarsest = 0] = o.channels;
     this.name = name;
     this.reversible = o.reversible;
+    this.keyMap = o.supervised ? [] : SUPERVISED_NAMES;
     this.numFeatures = coarsest;
     this.classifier = o.supervised ? 'cls_blocks.3.classifier.1' : 'cls.classifier.1';
     this.featureLevels = o.channels.map((channels, i) => ({

@@ -1,5 +1,5 @@
 import { describe, expect, test } from 'vitest';
-import { createCustomClip, createCustomModel, createModel } from '../../lib/models/index.js';
+import { createCustomClip, createCustomModel, createModel, HorFpn } from '../../lib/models/index.js';
 import { manualSeed, type Tensor } from '../../lib/tensor/index.js';
 
 const spread = (tensor: Tensor | undefined): number => Number(tensor?.detach().square().mean().sqrt().item());
@@ -98,6 +98,17 @@ describe('fresh weights', () => {
     model.resetClassifier(500);
     expect(spread(model.stateDict().get('head.fc.weight'))).toBeCloseTo(0.01, 3);
     expect(isAll(model.stateDict().get('head.fc.bias'), 0)).toBe(true);
+  });
+
+  test('HorNet and HorFPN: global filters truncated normal 0.02', () => {
+    manualSeed(0);
+    const net = createCustomModel('hornet', { depths: [1], baseDim: 16, orders: [2], scales: [1], filters: [[8, 5]] });
+    const neck = new HorFpn({ inChannels: [4], outChannels: 16, gated: { filter: [8, 5] } });
+    for (const [module, path] of [
+      [net, 'stages.0.0.gnconv.dwconv.complex_weight'],
+      [neck, 'fpn_convs.0.dwconv.complex_weight'],
+    ] as const)
+      expect(Math.abs(spread(module.stateDict().get(path)) - 0.02)).toBeLessThan(0.002);
   });
 
   test('EfficientNet-V2: fan-out per group, classifier uniform by the number of classes', () => {

@@ -130,3 +130,13 @@ describe('wrong names and options', () => {
 function createInput() {
   return zeros([1, 3, 32, 32]);
 }
+
+test.each([
+  ['convnext', { depths: [1], dims: [8], kernelSize: 4 }, /kernel of 4 has no center/],
+  ['hornet', { depths: [1], baseDim: 8, orders: [2], scales: [1], filters: [4] }, /'filters\.0': .*odd side/],
+  ['hatnet', { kernelSizes: [3, 2, 3, 3] }, /'kernelSizes\.1': .*odd side/],
+  ['revcol', { channels: [4, 4, 4, 4], layers: [1, 1, 1, 1], columns: 1, kernelSize: 2 }, /'kernelSize': .*odd side/],
+  ['internimage', { channels: 8, depths: [1], groups: [2], dwKernelSize: 4 }, /'dwKernelSize': .*odd side/],
+] as const)("%s refuses kernels that would change the map's size: %o", (family, options, message) => {
+  expect(() => createCustomModel(family, options)).toThrow(message);
+});

@@ -16,7 +16,7 @@ import {
   createCustomModel,
   listClips,
 } from '../../../lib/models/index.js';
-import { Context, type Module } from '../../../lib/nn/index.js';
+import { Context, type Module, Sequential } from '../../../lib/nn/index.js';
 import { type Tensor, tensor } from '../../../lib/tensor/index.js';
 import {
   type Built,
@@ -30,6 +30,7 @@ import {
   UnknownCase,
 } from '../builder.js';
 import type { CountsRow, GoldenCase } from '../case.js';
+import { countBackbone } from './backbone_counts.js';
 
 /** OpenAI's names of a tower alone or of a block, to ours: the whole archive's, which they are a part of. */
 function entriesOfTower(tower: Module): Map<string, Entry> {
@@ -139,23 +140,35 @@ const parts: Readonly<Record<string, (config: Config) => Built>> = {
     return alone(block, entriesOf(block));
   },
   ResidualAttentionBlock: (config) => {
-    const mask = optional(config, 'attn_mask');
-    if (mask !== null && !String(mask).startsWith('causal'))
-      throw new UnknownCase(`no builder knows the mask '${mask}'`);
     const sizes = { width: config.get<number>('d_model'), heads: config.get<number>('n_head') };
-    const block = clipBlock({ ...sizes, causal: mask !== null });
-    const prefix = 'transformer.resblocks.0.';
-    const entries = Array.from(entriesOfBlock(block, prefix), ([name, entry]) => [name.slice(prefix.length), entry]);
-    return alone(block, new Map(entries as [string, Entry][]), (x) => x.transpose(0, 1));
+    const block = clipBlock({ ...sizes, causal: isCausal(config) });
+    return alone(block, entriesOfBlocks([block], 'transformer.resblocks.0.'), lengthFirst);
+  },
+  Transformer: (config) => {
+    const sizes = { width: config.get<number>('width'), heads: config.get<number>('heads') };
+    const causal = isCausal(config);
+    const blocks = Array.from({ length: config.get<number>('layers') }, () => clipBlock({ ...sizes, causal }));
+    return alone(new Sequential(...blocks), entriesOfBlocks(blocks, 'transformer.'), lengthFirst);
   },
 };
 
-/** Entries of a block under the names that it has as the first of a tower. */
-function entriesOfBlock(block: Module, prefix: string): Map<string, Entry> {
-  const holder = { namedState: () => block.namedState().map(([name, t]) => [`blocks.0.${name}`, t] as const) };
-  const entries = entriesOfTower(holder as unknown as Module);
-  return new Map([...entries].filter(([name]) => name.startsWith(prefix)));
+/** Entries of some blocks under the names that they have as the first of a tower, without `prefix`. */
+function entriesOfBlocks(blocks: readonly Module[], prefix: string): Map<string, Entry> {
+  const namedState = () =>
+    blocks.flatMap((block, i) => block.namedState().map(([name, t]) => [`blocks.${i}.${name}`, t] as const));
+  const entries = entriesOfTower({ namedState } as unknown as Module);
+  return new Map(Array.from(entries, ([name, entry]) => [name.slice(prefix.length), entry]));
 }
+
+/** @throws UnknownCase for a mask that is neither absent nor causal */
+function isCausal(config: Config): boolean {
+  const mask = optional(config, 'attn_mask');
+  if (mask !== null && !String(mask).startsWith('causal')) throw new UnknownCase(`no builder knows the mask '${mask}'`);
+  return mask !== null;
+}
+
+/** Length first, as the official blocks have it, or back. */
+const lengthFirst = (x: Tensor): Tensor => x.transpose(0, 1);
 
 /** A value that may be null or absent. */
 function optional(config: Config, key: string): string | number | null {
@@ -269,7 +282,9 @@ function count(row: CountsRow): Record<string, number> {
   const clip = createClip(row.model);
   const size = (module: Module): number => module.parameters().reduce((sum, p) => sum + p.numel(), 0);
   const [total, visual] = [size(clip), size(clip.visual)];
+  const { macs = 0 } = countBackbone(clip.visual, { ...row, image_size: clip.visual.config.inputSize[1] });
   return {
+    macs,
     total_parameters: total,
     trainable_parameters: total,
     visual_parameters: visual,

@@ -4,17 +4,15 @@ import {
   createCustomModel,
   OFFICIAL_CONVNEXT_NAMES,
   OFFICIAL_ISOTROPIC_NAMES,
+  TIMM_CONV_MLP,
   type Backbone,
 } from '../../../lib/models/index.js';
 import { Context } from '../../../lib/nn/index.js';
 import { type Built, type Builder, Config, entriesThrough, type Entry, soleInput, UnknownCase } from '../builder.js';
 import type { CountsRow, GoldenCase } from '../case.js';
-import { countParameters, plain, published } from './timm_backbones.js';
-
-/** timm's models with `conv_mlp` hold their linear layers as 1x1 convolutions. */
-const CONV_MLP: KeyMap = ['fc1', 'fc2'].flatMap((layer) =>
-  [3, 2].map((dim) => ({ kind: 'squeeze', match: `stages.{i}.blocks.{j}.mlp.${layer}.weight`, dim }) as const),
-);
+import { countBackbone } from './backbone_counts.js';
+import { isPyramid, pyramid } from './pyramid.js';
+import { plain, published } from './timm_backbones.js';
 
 /** The first of several spellings of a key that the config has. */
 function either(config: Config, ...keys: string[]): string {
@@ -42,7 +40,7 @@ export function convnextOf(config: Config, more: Record<string, unknown> = {}): 
     dims: config.get('dims'),
     patchSize: config.get('patch_size', 4),
     inChans: config.get('in_chans', 3),
-    numClasses: config.get('num_classes'),
+    numClasses: config.get<number | null>('num_classes', 1000) ?? 0,
     headNormFirst: config.get('head_norm_first', false),
     headInitScale: config.get('head_init_scale', 1),
     dropRate: config.get(either(config, 'drop_rate', 'head_dropout'), 0),
@@ -86,14 +84,18 @@ function build(golden: GoldenCase): Built {
   config.expect('naming', 'official', 'timm');
   const module = config.get<string>('module');
   const names = config.get<string>('naming', 'official') === 'timm' ? [] : OFFICIAL_CONVNEXT_NAMES;
-  const keyMap = config.get('conv_mlp', false) ? [...names, ...CONV_MLP] : names;
+  const keyMap = config.get('conv_mlp', false) ? [...names, ...TIMM_CONV_MLP] : names;
   const makers: Readonly<Record<string, () => Built>> = {
     Block: () => block(config, keyMap),
     ConvNeXtBlock: () => block(config, keyMap),
-    ConvNeXt: () => whole(convnextOf(config), keyMap),
     ConvNeXtIsotropic: () => whole(isotropicOf(config), OFFICIAL_ISOTROPIC_NAMES),
   };
-  const built = makers[module]?.();
+  const network = (): Built => {
+    if (!isPyramid(module, config)) return whole(convnextOf(config), keyMap);
+    const model = convnextOf(config, { featureNorms: true, numClasses: 0 });
+    return pyramid(model, config, golden, entriesThrough(model.toTrunk(), keyMap));
+  };
+  const built = module.startsWith('ConvNeXt') && !(module in makers) ? network() : makers[module]?.();
   if (!built) throw new UnknownCase(`no builder knows the module '${module}' of convnext`);
   config.done();
   return built;
@@ -101,7 +103,7 @@ function build(golden: GoldenCase): Built {
 
 /** Rows name models as the papers do, or `timm convnext_atto`. */
 function count(row: CountsRow): Record<string, number> {
-  return countParameters(published(row.model.replace(/^timm /, ''), row.num_classes ?? 1000));
+  return countBackbone(published(row.model.replace(/^timm /, ''), row.num_classes ?? 1000), row);
 }
 
 export const convnext: Builder = { system: 'convnext', build, count };

@@ -7,7 +7,8 @@ import { Context } from '../../../lib/nn/index.js';
 import type { Tensor } from '../../../lib/tensor/index.js';
 import { bare, type Built, type Builder, Config, entriesOf, soleInput, UnknownCase } from '../builder.js';
 import type { CountsRow, GoldenCase } from '../case.js';
-import { countParameters, plain, published } from './timm_backbones.js';
+import { countBackbone } from './backbone_counts.js';
+import { plain, published } from './timm_backbones.js';
 
 function ghostModule(config: Config): Built {
   const module = new GhostModule(config.get('inp'), config.get('oup'), {
@@ -129,16 +130,17 @@ function statistics({ module }: Built): Record<string, Tensor> {
   return Object.fromEntries((module?.namedBuffers() ?? []).map(([name, buffer]) => [`after.${name}`, buffer]));
 }
 
-function count({ model, config: values, num_classes: numClasses }: CountsRow): Record<string, number> {
+function count(row: CountsRow): Record<string, number> {
+  const { model, config: values, num_classes: numClasses } = row;
   const config = new Config(typeof values === 'string' ? {} : values);
   const classes = { numClasses: numClasses ?? 1000 };
   if (model === 'c_ghostnet')
-    return countParameters(createCustomModel('ghostnet', { width: config.get('width', 1), ...classes }));
+    return countBackbone(createCustomModel('ghostnet', { width: config.get('width', 1), ...classes }), row);
   if (model === 'ghost_resnet50') {
     const options = { ratio: config.get<number>('s', 4), cheapKernel: config.get<number>('d', 3), ...classes };
-    return countParameters(createModel('ghost_resnet50', options));
+    return countBackbone(createModel('ghost_resnet50', options), row);
   }
-  return countParameters(published(model, classes.numClasses));
+  return countBackbone(published(model, classes.numClasses), row);
 }
 
 export const ghostnet: Builder = { system: 'ghostnet', build, count };

@@ -4,9 +4,11 @@ import { type GatedFilter, GnConv } from '../../../lib/models/hornet_blocks.js';
 import { type Backbone, createCustomModel } from '../../../lib/models/index.js';
 import { Context, type Module } from '../../../lib/nn/index.js';
 import type { Tensor } from '../../../lib/tensor/index.js';
-import { bare, type Built, type Builder, Config, entriesOf, soleInput, UnknownCase } from '../builder.js';
+import { bare, type Built, type Builder, Config, entriesOf, UnknownCase } from '../builder.js';
 import type { CountsRow, GoldenCase } from '../case.js';
-import { countParameters, plain, published } from './timm_backbones.js';
+import { countBackbone } from './backbone_counts.js';
+import { isPyramid, pyramid } from './pyramid.js';
+import { plain, published } from './timm_backbones.js';
 
 type Values = Readonly<Record<string, unknown>>;
 
@@ -19,8 +21,9 @@ function filterOf(config: Config, key: 'filter' | 'type', kernel: number): Gated
   }
   if (kind !== 'global_local' && kind !== 'gngf' && kind !== 'GF')
     throw new UnknownCase(`the config's ${key} is '${kind}'`);
-  const [h, w] = key === 'type' ? [32, 17] : [14, 8];
-  return [config.get('h', h), config.get('w', w)];
+  // A network's filters have a size of their own; in the pyramid the width follows from the height.
+  const h = config.get('h', key === 'type' ? 32 : 14);
+  return [h, config.get('w', key === 'type' ? Math.floor(h / 2) + 1 : 8)];
 }
 
 /** A filter as counts.json writes it. */
@@ -79,42 +82,33 @@ function isotropic(config: Config): Backbone {
 const named = (letter: string, maps: readonly Tensor[]): Record<string, Tensor> =>
   Object.fromEntries(maps.map((map, i) => [`${letter}${i + 2}`, map]));
 
-function features(config: Config): Built {
-  const model = network(config, true);
-  const indices = config.get<number[]>('out_indices', [0, 1, 2, 3]);
-  const run: Built['run'] = (inputs) => {
-    const levels = Object.entries(named('c', model.forwardIntermediates(soleInput(inputs))));
-    return Object.fromEntries(levels.filter((_, i) => indices.includes(i)));
-  };
-  const isOut = (name: string): boolean => {
-    const level = /^norm(\d)\./.exec(name)?.[1];
-    return level === undefined || indices.includes(Number(level));
-  };
-  return { module: model, state: entriesOf(model, (name) => (isOut(name) ? name : null)), run };
-}
-
 function gnConvOf(config: Config): Module {
   const dim = config.get<number>('dim');
   const filter = filterOf(config, 'filter', 7);
   return new GnConv({ inChannels: dim, order: config.get('order', 5), scale: config.get('s', 1), filter });
 }
 
-function gnModuleOptions(config: Config): NonNullable<ConstructorParameters<typeof GnConvModule>[2]> {
+/** Kernel and last convolution have defaults of their own in detection's pyramid and in segmentation's module. */
+function gnModuleOptions(
+  config: Config,
+  { kernel, projOut }: { kernel: number; projOut: boolean },
+): NonNullable<ConstructorParameters<typeof GnConvModule>[2]> {
   return {
     order: config.get('order', 2),
-    filter: filterOf(config, 'type', config.get('kernel_size', 3)),
+    filter: filterOf(config, 'type', config.get('kernel_size', kernel)),
     dimRatio: config.get('dim_ratio', 1),
-    projOut: config.get('proj_out', false),
+    projOut: config.get('proj_out', projOut),
   };
 }
 
 function gnModule(config: Config): Module {
   const norm = config.get<string | null>('norm', null);
   const act = config.get<string | null>('act', null);
-  if (norm !== null && norm !== 'BatchNorm eps 1e-5') throw new UnknownCase(`the config's norm is '${norm}'`);
-  if (act !== null && act !== 'ReLU') throw new UnknownCase(`the config's act is '${act}'`);
+  if (norm !== null && !/^(BatchNorm( eps 1e-0?5)?|BN)$/.test(norm))
+    throw new UnknownCase(`the config's norm is '${norm}'`);
+  if (act !== null && act.toLowerCase() !== 'relu') throw new UnknownCase(`the config's act is '${act}'`);
   return new GnConvModule(config.get('in_channels'), config.get('out_channels'), {
-    ...gnModuleOptions(config),
+    ...gnModuleOptions(config, { kernel: 3, projOut: false }),
     norm: norm !== null,
     act: act === null ? 'none' : 'relu',
   });
@@ -127,7 +121,7 @@ function fpn(config: Config): HorFpn {
     inChannels: config.get('in_channels'),
     outChannels: config.get('out_channels', 256),
     numOuts: config.get('num_outs'),
-    gated: gnModuleOptions(cell),
+    gated: gnModuleOptions(cell, { kernel: 7, projOut: true }),
   });
   cell.done();
   return neck;
@@ -155,9 +149,9 @@ function build(golden: GoldenCase): Built {
     if (name === 'gnconv') return bare(gnConvOf(config));
     if (name === 'GNConvModule') return bare(gnModule(config));
     if (name === 'GNFPN') return neckOf(config);
+    if (/iso/i.test(name)) return plain(isotropic(config));
+    if (name.startsWith('HorNet') && isPyramid(name, config)) return pyramid(network(config, true), config, golden);
     if (name === 'HorNet') return plain(network(config, false));
-    if (name.startsWith('HorNet features')) return features(config);
-    if (/isotropic/i.test(name)) return plain(isotropic(config));
     throw new UnknownCase(`no builder knows '${name}' of hornet`);
   };
   const built = make();
@@ -165,7 +159,8 @@ function build(golden: GoldenCase): Built {
   return built;
 }
 
-function count({ model, config: given, num_classes: classes }: CountsRow): Record<string, number> {
+function count(row: CountsRow): Record<string, number> {
+  const { model, config: given, num_classes: classes } = row;
   const values = typeof given === 'string' ? {} : given;
   const numClasses = classes ?? 1000;
   if (model.startsWith('HorFPN')) {
@@ -178,12 +173,12 @@ function count({ model, config: given, num_classes: classes }: CountsRow): Recor
     return { total_parameters: total, trainable_parameters: total, trainable_without_head: total };
   }
   if (/iso/i.test(model) && 'dim' in values) {
-    return countParameters(isotropic(new Config({ ...values, num_classes: numClasses })));
+    return countBackbone(isotropic(new Config({ ...values, num_classes: numClasses })), row);
   }
   const config = new Config(values);
-  if (!config.has('base_dim')) return countParameters(published(model, numClasses));
+  if (!config.has('base_dim')) return countBackbone(published(model, numClasses), row);
   const filters = config.get<unknown[]>('filters').map(listed);
-  return countParameters(
+  return countBackbone(
     createCustomModel('hornet', {
       depths: config.get('depths'),
       baseDim: config.get('base_dim'),
@@ -193,6 +188,7 @@ function count({ model, config: given, num_classes: classes }: CountsRow): Recor
       layerScale: config.get('layer_scale_init_value', 1e-6),
       numClasses,
     }),
+    row,
   );
 }
 

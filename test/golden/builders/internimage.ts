@@ -5,7 +5,9 @@ import { type ActivationName, Context, dcnv3, type Module } from '../../../lib/n
 import type { Tensor } from '../../../lib/tensor/index.js';
 import { type Built, type Builder, Config, entriesOf, soleInput, UnknownCase } from '../builder.js';
 import type { CountsRow, GoldenCase } from '../case.js';
-import { countParameters, plain } from './timm_backbones.js';
+import { countBackbone } from './backbone_counts.js';
+import { isPyramid, pyramid } from './pyramid.js';
+import { plain } from './timm_backbones.js';
 
 /** A number that may stand as text, or nothing. */
 function numberOf(value: unknown): number | null {
@@ -129,7 +131,8 @@ function build(golden: GoldenCase): Built {
     if (name === 'dcnv3') return operator(config);
     if (name === 'DCNv3') return channelsLast(convolution(config));
     if (name === 'InternImageLayer') return channelsLast(layer(config));
-    if (name === 'InternImage') return plain(network(config));
+    if (name.startsWith('InternImage'))
+      return isPyramid(name, config) ? pyramid(network(config), config, golden) : plain(network(config));
     throw new UnknownCase(`no builder knows '${name}' of internimage`);
   };
   const built = make();
@@ -145,9 +148,10 @@ function freezeOthers({ module }: Built, trained: ReadonlySet<string>): void {
   }
 }
 
-function count({ config: values, num_classes: classes }: CountsRow): Record<string, number> {
+function count(row: CountsRow): Record<string, number> {
+  const { config: values, num_classes: classes } = row;
   const config = new Config({ ...(typeof values === 'string' ? {} : values), num_classes: classes ?? 1000 });
-  return countParameters(network(config));
+  return countBackbone(network(config), row);
 }
 
 export const internimage: Builder = { system: 'internimage', build, count };

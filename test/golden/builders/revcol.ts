@@ -8,7 +8,8 @@ import { Context } from '../../../lib/nn/index.js';
 import type { Tensor } from '../../../lib/tensor/index.js';
 import { type Built, type Builder, Config, entriesOf, soleInput, UnknownCase } from '../builder.js';
 import type { CountsRow, GoldenCase } from '../case.js';
-import { countParameters } from './timm_backbones.js';
+import { countBackbone } from './backbone_counts.js';
+import { isPyramid, pyramid } from './pyramid.js';
 
 const numbered = (name: string, tensors: readonly Tensor[]): Record<string, Tensor> =>
   Object.fromEntries(tensors.map((tensor, i) => [`${name}${i}`, tensor]));
@@ -101,7 +102,8 @@ function build(golden: GoldenCase): Built {
   const name = config.get<string>('module');
   const make = (): Built => {
     if (name.startsWith('SubNet')) return column(config);
-    if (name.startsWith('FullNet') || name.startsWith('RevCol')) return whole(config);
+    if (name.startsWith('FullNet') || name.startsWith('RevCol'))
+      return isPyramid(name, config) ? pyramid(network(config), config, golden) : whole(config);
     if (name === 'compound_loss') return loss(config);
     throw new UnknownCase(`no builder knows '${name}' of revcol`);
   };
@@ -111,13 +113,14 @@ function build(golden: GoldenCase): Built {
 }
 
 /** Without the heads: what is neither classifier nor decoder. */
-function count({ model: name, config: values, num_classes: classes }: CountsRow): Record<string, number> {
+function count(row: CountsRow): Record<string, number> {
+  const { model: name, config: values, num_classes: classes } = row;
   const config = { ...(typeof values === 'string' ? {} : values), num_classes: classes ?? 1000 };
   const model = network(new Config({ ...config, huge: name.includes('huge') }));
   const heads = model.namedParameters().filter(([path]) => /^(cls|cls_blocks|decoder_blocks)\./.test(path));
-  const counts = countParameters(model);
+  const counts = countBackbone(model, row, (x) => model.supervised(x));
   const headSize = heads.reduce((sum, [, parameter]) => sum + parameter.numel(), 0);
-  return { ...counts, trainable_without_head: counts.trainable_parameters - headSize };
+  return { ...counts, trainable_without_head: Number(counts['trainable_parameters']) - headSize };
 }
 
 export const revcol: Builder = { system: 'revcol', build, count };
