@@ -19,7 +19,7 @@ export interface SegmentationHeadOptions {
 
 /**
  * Feature levels to logits [B, K, h, w] at a resolution of the head's own: `segment(levels)`. It ends in dropout of
- * whole channels and the 1x1 convolution `conv_seg`, which starts normal (0.01) with bias 0.
+ * whole channels and the 1x1 convolution `conv_seg`.
  */
 export abstract class SegmentationHead extends Module {
   readonly numClasses: number;
@@ -35,8 +35,13 @@ export abstract class SegmentationHead extends Module {
     this.lossWeight = lossWeight;
     this.conv_seg = new Conv2d(channels, numClasses, { kernelSize: 1 });
     this.dropout = new Dropout2d(dropout);
-    init.normal_(this.conv_seg.weight, 0, 0.01);
-    if (this.conv_seg.bias) init.zeros_(this.conv_seg.bias);
+    this.initClassifier(this.conv_seg);
+  }
+
+  /** How `conv_seg` starts: normal (0.01), bias 0. */
+  protected initClassifier({ weight, bias }: Conv2d): void {
+    init.normal_(weight, 0, 0.01);
+    if (bias) init.zeros_(bias);
   }
 
   /**

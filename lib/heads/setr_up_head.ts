@@ -22,7 +22,10 @@ export interface SetrUpHeadOptions extends Omit<SegmentationHeadOptions, 'channe
   readonly normEps?: number;
 }
 
-/** A norm over the channels of each position, then convolutions, each of which is followed by an enlargement. Dropout: default 0. */
+/**
+ * A norm over the channels of each position, then convolutions, each of which is followed by an enlargement. Dropout:
+ * default 0. The classifier starts as any convolution.
+ */
 export class SetrUpHead extends SegmentationHead {
   readonly norm: LayerNorm2d;
   readonly up_convs: ModuleList<Sequential>;
@@ -40,6 +43,10 @@ export class SetrUpHead extends SegmentationHead {
         return new Sequential(conv, new Upsample(upScale, this.alignCorners));
       }),
     );
+  }
+
+  protected override initClassifier(): void {
+    // MMSegmentation leaves it as it is made.
   }
 
   segment(levels: readonly Tensor[], ctx: Context = new Context()): Tensor {

@@ -85,6 +85,20 @@ describe('heads', () => {
     }
   });
 
+  it('start with a small classifier, but for SETR, whose is made as any convolution', () => {
+    manualSeed(6);
+    const size = { inChannels: 64, channels: 64, numClasses: 20 };
+    const largest = ({ conv_seg: { weight } }: FcnHead | SetrUpHead): number => Number(weight.abs().max().item());
+    const small = new FcnHead(size);
+    expect(largest(small)).toBeLessThan(0.06);
+    expect(small.conv_seg.bias?.eq(0).all().item()).toBe(true);
+    // Uniform within 1 / sqrt(64).
+    const plain = new SetrUpHead(size);
+    expect(largest(plain)).toBeGreaterThan(0.11);
+    expect(largest(plain)).toBeLessThan(0.1251);
+    expect(plain.conv_seg.bias?.eq(0).any().item()).toBe(false);
+  });
+
   it('drop whole channels in training only', () => {
     manualSeed(5);
     const head = new FcnHead({
