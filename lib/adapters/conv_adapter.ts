@@ -381,6 +381,8 @@ export const convAdapter = defineMethod({
   },
   trains: ({ variant }) => VARIANTS[variant]?.trains ?? (() => false),
   bnStats: 'update',
+  headInit: 'uniform',
+  officialHead: 'head.linear',
   learningRate: 0.01,
   officialName: ({ rule, site, path, leaf }) => {
     if (rule === 'norm') return `norm.${leaf}`;

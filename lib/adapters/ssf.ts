@@ -95,6 +95,7 @@ export const ssf = defineMethod({
     () =>
     ({ name }) =>
       name.startsWith('head.'),
+  headInit: 'trunc_normal',
   learningRate: 0.03,
   officialName: ({ path, leaf }) => pairName(path, leaf),
 });

@@ -338,6 +338,7 @@ export const vpt = defineMethod({
       also === 'bias' ? name.includes('bias') : also === 'cls' && name === 'cls_token',
   backboneMode: 'eval',
   headInit: 'prior',
+  officialHead: 'head.last_layer',
   learningRate: 0.01,
   officialName: ({ rule, leaf }) => officialName(rule, leaf),
 });

@@ -194,3 +194,26 @@ describe('a head with hidden layers', () => {
     expect(() => model.run(x.narrow(0, 0, 1))).toThrow(/more than one image/);
   });
 });
+
+describe('the start of a head', () => {
+  it("is the method's own unless the caller says otherwise", () => {
+    const start = (method: string, init?: HeadOptions['init']): { weight: Tensor; bias: Tensor } => {
+      const sizes = { block: 'basic', layers: [1], channels: [64], stemChannels: 64 };
+      const options = { classes: 100, ...(init && { init }) };
+      const head = graft(createCustomModel('resnet', sizes), method, {}, { head: options, seed: 1 }).headModule;
+      return { weight: head?.linear.weight as Tensor, bias: head?.linear.bias as Tensor };
+    };
+    const largest = (t: Tensor): number => Number(t.abs().max().item());
+    const spread = (t: Tensor): number => Number(t.std().item());
+    const conv = start('conv_adapter');
+    expect(largest(conv.bias)).toBe(0);
+    expect(largest(conv.weight)).toBeLessThanOrEqual(1 / 8);
+    expect(largest(conv.weight)).toBeGreaterThan(0.12);
+    const ssf = start('ssf');
+    expect(largest(ssf.bias)).toBe(0);
+    expect(Math.abs(spread(ssf.weight) - 0.02)).toBeLessThan(1e-3);
+    const own = start('ssf', 'default');
+    expect(largest(own.bias)).toBeGreaterThan(0.05);
+    expect(Math.abs(spread(own.weight) - 1 / (8 * Math.sqrt(3)))).toBeLessThan(3e-3);
+  });
+});

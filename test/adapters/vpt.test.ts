@@ -103,6 +103,37 @@ test('prompts start from gathered class tokens', () => {
   }
 });
 
+describe('official checkpoints', () => {
+  test.each(['enc.transformer.', 'enc.', ''])(
+    "hold the prompts behind '%s' and the head as head.last_layer",
+    (prefix) => {
+      const options = { tokens: 2, deep: true, project: 5 };
+      const adapter = graft(vit(), 'vpt', options);
+      const names = [...adapter.officialState().keys()];
+      expect(names.sort()).toEqual([
+        'deep_prompt_embeddings',
+        'head.last_layer.bias',
+        'head.last_layer.weight',
+        'prompt_embeddings',
+        'prompt_proj.bias',
+        'prompt_proj.weight',
+      ]);
+      const file = new Map(
+        Array.from(adapter.officialState(), ([name, t]) => [name.startsWith('head') ? name : prefix + name, t.add(1)]),
+      );
+      file.set('enc.transformer.encoder.layer.0.attn.out.weight', zeros([12, 12]));
+      adapter.loadOfficialState(file);
+      const [expected, found] = [
+        file.get(`${prefix}prompt_proj.weight`),
+        adapter.officialState().get('prompt_proj.weight'),
+      ];
+      expect(found?.equal(expected as Tensor)).toBe(true);
+      file.delete(`${prefix}prompt_proj.bias`);
+      expect(() => adapter.loadOfficialState(file)).toThrow(/missing.*prompt_proj\.bias/s);
+    },
+  );
+});
+
 describe('images that do not divide into patches', () => {
   test('lose what is behind the last whole patch, in a model built for their size', () => {
     const model = vit({ imgSize: [18, 23] });

@@ -238,6 +238,7 @@ export class Adapter implements Resident {
 
   /**
    * Loads the adapter's tensors from an official checkpoint; other names in it are the backbone's and are left alone.
+   * Names that stand behind one common prefix in it, such as `module.` or VPT's `enc.transformer.`, are found.
    *
    * @throws Error that lists what is missing or has another shape; nothing has changed then
    */

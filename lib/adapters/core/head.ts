@@ -35,10 +35,10 @@ export interface HeadOptions {
   /** Dropout before the linear layer. Default 0. */
   readonly dropout?: number;
   /**
-   * `default`: PyTorch's start of a linear layer; `trunc_normal`: standard deviation 0.02, bias 0; `zero`; `prior`:
+   * `default`: PyTorch's start of a linear layer; `uniform`: that of its weight, bias 0; `trunc_normal`: standard deviation 0.02, bias 0; `zero`; `prior`:
    * standard deviation sqrt(2 / classes), and a bias at which every class has the probability 0.01. Default: the method's.
    */
-  readonly init?: 'default' | 'trunc_normal' | 'zero' | 'prior';
+  readonly init?: 'default' | 'uniform' | 'trunc_normal' | 'zero' | 'prior';
   /** Bits per weight: the head is then quantized and has no bias. Default 32: not quantized. */
   readonly bits?: QuantizedBits | 32;
 }
@@ -51,7 +51,7 @@ export const headOptions = z.strictObject({
   normalize: z.boolean().optional(),
   hidden: z.int().nonnegative().optional(),
   dropout: z.number().min(0).max(1).optional(),
-  init: z.enum(['default', 'trunc_normal', 'zero', 'prior']).optional(),
+  init: z.enum(['default', 'uniform', 'trunc_normal', 'zero', 'prior']).optional(),
   bits: z.union([z.literal(QUANTIZED_BITS), z.literal(32)]).optional(),
 });
 

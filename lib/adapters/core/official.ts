@@ -26,7 +26,7 @@ function named(adapter: Adapter): Map<string, Tensor> {
     const own = part.path === '' ? `${part.rule}.${part.leaf}` : `${part.path}.${part.rule}.${part.leaf}`;
     // A norm before the classifier makes it a sequence of two in official checkpoints (MAE's, AdaptFormer's).
     const leaf = part.leaf.replace(/^norm\./, '0.').replace(/^linear\./, hasNorm ? '1.' : '');
-    const head = `${classifier}.${leaf}`;
+    const head = leaf.startsWith('projection.') ? `${classifier.split('.')[0] ?? ''}.${leaf}` : `${classifier}.${leaf}`;
     const name = part.rule === 'head' ? head : method.officialName ? method.officialName(part, options) : own;
     if (name !== null) names.set(name, tensor);
   }
@@ -45,9 +45,21 @@ export function officialState(adapter: Adapter): Map<string, Tensor> {
   return noGrad(() => new Map(Array.from(named(adapter), ([name, tensor]) => [name, tensor.detach()])));
 }
 
+/** The state with those of `names` that it only has behind one common prefix, such as `module.`, also without it. */
+function withoutPrefix(state: ReadonlyMap<string, Tensor>, names: readonly string[]): ReadonlyMap<string, Tensor> {
+  const absent = names.filter((name) => !state.has(name));
+  const [first] = absent;
+  if (first === undefined) return state;
+  const prefixes = [...state.keys()].flatMap((key) => (key.endsWith(`.${first}`) ? [key.slice(0, -first.length)] : []));
+  const [prefix, second] = prefixes.filter((p) => absent.every((name) => state.has(p + name)));
+  if (prefix === undefined || second !== undefined) return state;
+  return new Map([...state, ...absent.map((name): [string, Tensor] => [name, state.get(prefix + name) as Tensor])]);
+}
+
 /** See `Adapter.loadOfficialState`. */
-export function loadOfficialState(adapter: Adapter, state: ReadonlyMap<string, Tensor>): void {
+export function loadOfficialState(adapter: Adapter, given: ReadonlyMap<string, Tensor>): void {
   const targets = named(adapter);
+  const state = withoutPrefix(given, [...targets.keys()]);
   // Such files also hold what is none of the adapter's: the backbone, an optimizer's state.
   const trouble = describeReport({ ...compareState(targets, state), unexpected: [] });
   if (trouble !== '') {

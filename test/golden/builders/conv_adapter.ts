@@ -164,7 +164,7 @@ const HOSTS: Readonly<Record<string, HostCase>> = {
 
 /** The host of a case, which calls it such as `resnet (torchvision layout, bottleneck)`. */
 function hostOf(backbone: string): HostCase {
-  const [name = ''] = backbone.split(' ');
+  const [name = ''] = backbone.toLowerCase().split(/[^a-z0-9]/);
   const host = Object.hasOwn(HOSTS, name) ? HOSTS[name] : undefined;
   if (!host) throw new UnknownCase(`no builder knows the backbone '${backbone}' of conv_adapter`);
   return host;
@@ -196,8 +196,8 @@ function numberAt(config: Config, ...keys: string[]): number {
 function chain(config: Config): Built {
   const model = createCustomModel('convnext', {
     ...convnextBlockOptions(config),
-    depths: [numberAt(config, 'depth', 'depths', 'blocks', 'num_blocks')],
-    dims: [numberAt(config, 'dim', 'dims')],
+    depths: [numberAt(config, 'depth', 'depths', 'blocks', 'num_blocks', 'n_blocks')],
+    dims: [numberAt(config, 'dim', 'dims', 'channels', 'width')],
     numClasses: 0,
   });
   const adapter = adapt(model, config, {});
@@ -221,7 +221,7 @@ function build({ config: values }: GoldenCase): Built {
     return { module, state: entriesOf(module), run: (inputs) => ({ y: module.run(soleInput(inputs)) }) };
   }
   const backbone = config.ignore('head').get<string>('backbone');
-  const isChain = backbone.startsWith('convnext') && !config.has('num_classes');
+  const isChain = /^convnext/i.test(backbone) && (config.get<number | null>('num_classes', null) ?? 0) === 0;
   const built = isChain ? chain(config) : classifier(hostOf(backbone), config);
   config.done();
   return built;
@@ -235,22 +235,26 @@ function classifier(host: HostCase, config: Config): Built {
 }
 
 /** Models that the official code calls otherwise, or has in another form. */
-const PUBLISHED: Readonly<Record<string, [name: string, options: Record<string, unknown>]>> = {
+const PUBLISHED: Readonly<Record<string, readonly [name: string, options: Record<string, unknown>]>> = {
   resnet50_bit_m: ['resnetv2_50x1_bit', BIT],
-  resnet101_bit_m: ['resnetv2_101x1_bit', BIT],
+  // The official code builds the triple width under this name.
+  resnet101_bit_m: ['resnetv2_50x3_bit', BIT],
   resnet50_clip: ['resnet50_clip', { downsampleBias: true }],
   resnet101_clip: ['resnet101_clip', { downsampleBias: true }],
   resnet50x4_clip: ['resnet50x4_clip', { downsampleBias: true }],
-  tf_efficientnetv2_s_in21k: ['tf_efficientnetv2_s', { imgSize: 224 }],
-  tf_efficientnetv2_m_in21k: ['tf_efficientnetv2_m', { imgSize: 224 }],
-  tf_efficientnetv2_l_in21k: ['tf_efficientnetv2_l', { imgSize: 224 }],
+  tf_efficientnetv2_s: ['tf_efficientnetv2_s', { imgSize: 224 }],
+  tf_efficientnetv2_m: ['tf_efficientnetv2_m', { imgSize: 224 }],
+  tf_efficientnetv2_l: ['tf_efficientnetv2_l', { imgSize: 224 }],
 };
 
 function count(row: CountsRow): Record<string, number> {
   const config = new Config(typeof row.config === 'string' ? {} : row.config).ignore('note');
-  const [name, options] = PUBLISHED[row.model] ?? [row.model, {}];
+  // The same networks from other checkpoints.
+  const plainName = row.model.replace(/_(in|im|imagenet)?(21k|22k)$|_(sup|mocov3|moco_v3|moco|swsl|ssl)$/, '');
+  const [name, options] = PUBLISHED[row.model] ?? PUBLISHED[plainName] ?? [plainName, {}];
   const model = published(name, row.num_classes ?? 1000, options);
-  const adapter = adapt(model, config, { finalNorm: model instanceof ResNet });
+  const withoutPrompt = /^(swin|tf_efficientnet)/.test(name);
+  const adapter = adapt(model, config, { finalNorm: model instanceof ResNet, withoutPrompt });
   config.done();
   const { plain_backbone_parameters: plain = NaN, ...figures } = countAdapted(model, adapter);
   const head = model.getModule(model.classifier).parameters();

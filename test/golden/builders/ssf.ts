@@ -163,7 +163,8 @@ function count(row: CountsRow): ReturnType<NonNullable<Builder['count']>> {
   const config = new Config(typeof row.config === 'string' ? {} : row.config).expect('tuning_mode', 'ssf');
   // AS-MLP keeps the name that the official code of SSF gives it.
   const name = row.model
-    .replace(/_in21k$/, '')
+    .replace(/_(in21k|in22k|in22ft1k|22k|22kto1k)$/, '')
+    .replace(/^convnext_(\w+?)_384$/, 'convnext_$1')
     .replace(/^as_(\w+)_patch4_window7_224\b.*$/, 'asmlp_$1_patch4_shift5_224');
   if (!config.has('per_task_trainable')) return countOn(name, row.num_classes ?? 1000);
   const tasks = Object.keys(config.get<Record<string, number>>('per_task_trainable'));

@@ -290,35 +290,36 @@ function build({ config: values }: GoldenCase): Built {
   throw new UnknownCase(`no builder gives the output '${output}' of vpt`);
 }
 
-/** Official model names of the rows to ours. */
+const VIT_SIZES: Readonly<Record<string, string>> = { t: 'tiny', s: 'small', b: 'base', l: 'large', h: 'huge' };
+const CONV_SIZES: Readonly<Record<string, string>> = { t: 'tiny', s: 'small', b: 'base', l: 'large', xl: 'xlarge' };
+
+/** Official model names of the rows, such as `sup_vitb16_imagenet21k`, `mocov3_vitb`, `Swin-B (...)`, to ours. */
 function rowModel(model: string): string {
-  const vit = /vit[ -]?([blh])\/?(\d+)/i.exec(model.replace('sup_', '').replace('mae_', ''));
-  if (/mocov3_vitb/.test(model)) return 'vit_base_patch16_224';
-  if (vit)
-    return `vit_${{ b: 'base', l: 'large', h: 'huge' }[vit[1]?.toLowerCase() ?? 'b'] ?? ''}_patch${vit[2] ?? ''}_224`;
-  const table: readonly (readonly [RegExp, string])[] = [
-    [/^ResNet-(\d+)$/, 'resnet$1'],
-    [/^ConvNeXt-Base$/i, 'convnext_base'],
-    [/^Swin-B/, 'swin_base_patch4_window7_224'],
-  ];
-  const found = table.find(([pattern]) => pattern.test(model));
-  if (!found) throw new UnknownCase(`no builder knows the model '${model}' of vpt`);
-  return model.replace(new RegExp(`${found[0].source}.*$`.replace('$.*$', '$')), found[1]);
+  const find = (pattern: RegExp): string[] => (pattern.exec(model) ?? []).slice(1).map((part) => part.toLowerCase());
+  const [vit, patch = '16'] = find(/vit[ -]?([tsblh])(?![a-z])\/?(\d+|)/i);
+  if (vit) return `vit_${VIT_SIZES[vit] ?? vit}_patch${patch || '16'}_224`;
+  const [swin] = find(/^swin[-_]?([tsbl])(?=$|[^a-z]|imagenet)/i);
+  if (swin) return `swin_${VIT_SIZES[swin] ?? swin}_patch4_window${/384/.test(model) ? '12_384' : '7_224'}`;
+  const [convnext_] = find(/^convnext[-_]?(tiny|small|base|large|xlarge|xl|[tsbl])(?![a-z])/i);
+  if (convnext_) return `convnext_${CONV_SIZES[convnext_] ?? convnext_}`;
+  const [depth] = find(/(?:^resnet-?|_rn)(\d+)/i);
+  if (depth) return `resnet${depth}`;
+  throw new UnknownCase(`no builder knows the model '${model}' of vpt`);
 }
 
 function count(row: CountsRow): Record<string, number> {
   const config = new Config(typeof row.config === 'string' ? {} : row.config);
-  config.ignore('task', 'prompt_length_source', 'crop_size');
+  config.ignore('task', 'prompt_length_source');
   const variant = config.get<string>('variant');
-  const location = ['pad', 'below'].includes(variant) ? variant : 'prepend';
+  const location = LOCATIONS[variant] ?? 'prepend';
   const project = Math.max(0, config.get('project', -1));
   const tokens = config.get<number>('num_tokens');
+  const crop = config.get<number | null>('crop_size', null);
   config.done();
   const model = published(rowModel(row.model), row.num_classes ?? 1000);
-  const [, ...size] = model.config.inputSize;
-  const imageSize = { imageSize: size };
-  const deep = variant === 'deep';
-  const adapter = graft(model, 'vpt', { tokens, project, location, deep, ...(location !== 'prepend' && imageSize) });
+  const [, height, width] = model.config.inputSize;
+  const imageSize = ['pad', 'below'].includes(location) && { imageSize: [crop ?? height, crop ?? width] };
+  const adapter = graft(model, 'vpt', { tokens, project, location, deep: variant === 'deep', ...imageSize });
   return countAdapted(model, adapter);
 }
 
