@@ -83,7 +83,7 @@ const other = (row, layout) =>
 
 /** What must be there before anything is measured. */
 function prepare() {
-  if (!existsSync(`${here}../../dist/index.js`)) {
+  if (!existsSync(`${here}../../dist/torchgraft.js`)) {
     throw new Error('there is no dist/: run `npm run build` first (`npm run bench` does)');
   }
   const found = spawnSync(python, ['-c', 'import torch; print(torch.__version__)'], { encoding: 'utf8' });

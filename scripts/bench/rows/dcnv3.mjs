@@ -1,5 +1,5 @@
 /** Forward and backward of the deformable convolution alone. */
-import { dcnv3, manualSeed, rand, randn, scope, setNumThreads } from '../../../dist/index.js';
+import { dcnv3, manualSeed, rand, randn, scope, setNumThreads } from '../../../dist/torchgraft.js';
 import { timed } from '../measure.mjs';
 
 /**

@@ -1,5 +1,5 @@
 /** Forward passes of a network that learns nothing. */
-import { createModel, inferenceMode, manualSeed, randn, scope, setNumThreads } from '../../../dist/index.js';
+import { createModel, inferenceMode, manualSeed, randn, scope, setNumThreads } from '../../../dist/torchgraft.js';
 import { timed } from '../measure.mjs';
 
 /** @type {Record<string, string>} */

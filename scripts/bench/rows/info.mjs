@@ -8,7 +8,7 @@ import {
   noGrad,
   randn,
   setNumThreads,
-} from '../../../dist/index.js';
+} from '../../../dist/torchgraft.js';
 import { timed } from '../measure.mjs';
 
 /** @param {{ threads: number }} options */

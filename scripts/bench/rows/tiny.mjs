@@ -1,5 +1,5 @@
 /** Operators on a handful of numbers: what a call costs. */
-import { aten, manualSeed, randn, scope, setNumThreads } from '../../../dist/index.js';
+import { aten, manualSeed, randn, scope, setNumThreads } from '../../../dist/torchgraft.js';
 import { timed } from '../measure.mjs';
 
 /** @type {Record<string, () => () => unknown>} */

@@ -11,7 +11,7 @@ import {
   scope,
   setNumThreads,
   trainingMode,
-} from '../../../dist/index.js';
+} from '../../../dist/torchgraft.js';
 import { peakRss, timed } from '../measure.mjs';
 
 const krona = vit('krona', { at: { role: 'linear', inBlock: true } });
