@@ -58,3 +58,32 @@ describe('a prefix joined by its gate', () => {
     expect(() => graft(model, 'prefix', { composition: 'gated', scaled: false })).toThrow(/composition 'add' would do/);
   });
 });
+
+describe('the mix-and-match adapter on images', () => {
+  test.each(hosts)('is a prefix and an AdaptFormer: %s', (_, make) => {
+    manualSeed(5);
+    const model = make().eval();
+    noGrad(() => model.parameters().forEach((p) => p.add_(randn(p.shape).mul(0.2))));
+    const x = randn([2, 3, ...(model.config.inputSize.slice(1) as [number, number])]);
+    const output = (): Tensor => noGrad(() => model.run(x));
+    const frozen = { head: 'frozen', activate: 'no' } as const;
+    const mam = graft(model, 'mam', { length: 2, width: 3, scale: 2 }, { name: 'mam', ...frozen });
+    const prefix = graft(model, 'prefix', { length: 2 }, { name: 'prefix', ...frozen });
+    const beside = graft(model, 'adaptformer', { hidden: 3, scale: 2 }, { name: 'beside', ...frozen });
+    const own = new Map([...prefix.namedParameters(), ...beside.namedParameters()]);
+    noGrad(() => {
+      for (const [name, value] of mam.namedParameters()) {
+        value.copy_(randn(value.shape));
+        (own.get(name.replace('.ffn.', '.adaptmlp.')) as Tensor).copy_(value);
+      }
+    });
+    expect(own.size).toBe(mam.namedParameters().length);
+    mam.activate();
+    const expected = output();
+    prefix.activate();
+    const alone = output();
+    expect(difference(alone, expected)).toBeGreaterThan(1e-2);
+    beside.enable();
+    expect(difference(output(), expected)).toBeLessThan(1e-5);
+  });
+});

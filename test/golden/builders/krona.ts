@@ -79,6 +79,8 @@ function method(config: Config): { id: string; options: Record<string, unknown> 
   if (id === undefined) throw new UnknownCase(`no builder knows the variant '${variant}' of krona`);
   const targets = config.get<string[]>('targets');
   const isBeside = id !== 'krona';
+  // Cases hold the trained value.
+  config.ignore('residual_scale_init');
   if (isBeside !== (targets.join() === 'feed-forward'))
     throw new UnknownCase(`${variant} does not go on ${targets.join(', ')}`);
   const options = {

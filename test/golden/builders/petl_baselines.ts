@@ -143,6 +143,8 @@ const methods: Readonly<Record<string, Build>> = {
   linear: simple('linear_probe', () => ({})),
   linear_probe: simple('linear_probe', () => ({})),
   bitfit: simple('bitfit', () => ({})),
+  bias: simple('bitfit', () => ({})),
+  full: simple('full', () => ({})),
   lora: small,
   lora_qv: small,
   'lora-bihead': small,
@@ -190,13 +192,14 @@ function buildMerged(golden: GoldenCase): Built {
 function count(row: CountsRow): Record<string, number> {
   const text = configText(row);
   const name = publishedName(row.model);
-  const lora = /^LoRA q,(k,)?v r=(\d+)/.exec(text);
+  const lora = /^LoRA (?:q,(k,)?v )?r=(\d+)/.exec(text);
   const adapt = (method: string, options = {}): Record<string, number> => {
     const model: Backbone = published(name, row.num_classes ?? 1000);
     const adapter: Adapter = graft(model, method, options);
     return countAdapted(model, adapter);
   };
   if (/^linear probe/i.test(text)) return adapt('linear_probe');
+  if (/^full\b/i.test(text)) return adapt('full');
   if (/^bitfit/i.test(text)) return adapt('bitfit');
   // One pair of factors over the whole fused projection when k is adapted as well.
   if (lora) return adapt('lora', { rank: Number(lora[2]), at: lora[1] ? { name: 'qkv' } : { role: ['q', 'v'] } });
