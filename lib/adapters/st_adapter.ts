@@ -80,8 +80,12 @@ export const stAdapter = defineMethod({
     /** How many blocks have adapters, counted from the last. Default: all. */
     layers: z.int().positive().optional(),
   }),
-  rules: ({ hidden, kernel, where, layers }) =>
-    WHERE[where].map((place): Rule => {
+  rules: ({ hidden, kernel, where, layers }, sites) => {
+    const blocks = sites.filter(({ roles }) => roles.includes('block')).length;
+    if (layers !== undefined && layers > blocks && blocks > 0) {
+      throw new RangeError(`st_adapter: layers must be at most ${blocks}, as many as there are blocks; got ${layers}`);
+    }
+    return WHERE[where].map((place): Rule => {
       const { id, role } = PLACES[place];
       return {
         id,
@@ -89,7 +93,8 @@ export const stAdapter = defineMethod({
         compose: sequential(),
         form: ({ in: channels }) => new StAdapter(channels, hidden ?? Math.max(1, Math.floor(channels / 2)), kernel),
       };
-    }),
+    });
+  },
   headInit: 'trunc_normal',
   learningRate: 1e-3,
   officialHead: 'fc',

@@ -207,6 +207,13 @@ export class LvAdapter extends DenseModel {
         `${this.name}: levels of strides ${STRIDES.join(', ')} are expected, ${backbone.name} has ${strides.join(', ')}`,
       );
     }
+    // A name has at least one token between the start and the end of its text.
+    const longest = (text?.options.contextLength ?? Infinity) - 3;
+    if (promptLength > longest) {
+      throw new RangeError(
+        `${this.name}: prompts of ${promptLength} vectors leave no room for class names in the text tower's context of ${longest + 3}; take at most ${longest}`,
+      );
+    }
     const names = LV_TASKS.filter((task) => tasks[task] !== undefined);
     const language = text
       ? names.map((task) => [task, new LanguageToVision(channels, text.options.embedDim, heads)])
@@ -260,7 +267,7 @@ export class LvAdapter extends DenseModel {
   /**
    * The class names of the tasks as tokens [K, n], which the text tower reads in every pass.
    *
-   * @throws RangeError for a task that the model does not have, or another number of classes
+   * @throws RangeError for a task that the model does not have, another number of classes, or names too long for the tower
    */
   setClasses(tokens: Readonly<Partial<Record<LvTask, Tensor>>>): this {
     for (const [task, ids] of Object.entries(tokens) as [LvTask, Tensor][]) {
@@ -269,6 +276,12 @@ export class LvAdapter extends DenseModel {
       if (ids.ndim !== 2 || ids.shape[0] !== expected) {
         throw new RangeError(
           `${this.name}: task '${task}' has ${expected} classes, and the tokens are [${ids.shape.join(', ')}]`,
+        );
+      }
+      const room = (this.text_encoder?.options.contextLength ?? Infinity) - this.settings.promptLength;
+      if ((ids.shape[1] ?? 0) > room) {
+        throw new RangeError(
+          `${this.name}: names of ${ids.shape[1] ?? 0} tokens do not fit beside ${this.settings.promptLength} prompts; tokenize with a contextLength of at most ${room}`,
         );
       }
       this.#tokens.set(task, keep(ids));

@@ -98,6 +98,9 @@ test.each<[Size3]>([[[3, 1, 1]], [[1, 3, 5]], [[3, 5, 3]], [[1, 1, 1]]])('depth-
 test('a kernel without a center is refused', () => {
   expect(() => new DepthwiseConv3d(4, [2, 1, 1])).toThrow(/three odd numbers, got \[2, 1, 1\]/);
   expect(() => graft(tinyClip(), 'st_adapter', { kernel: [3, 2, 1] })).toThrow(/must be odd/);
+  expect(() => graft(tinyClip(), 'st_adapter', { layers: 99 })).toThrow(
+    /layers must be at most \d+, as many as there are blocks/,
+  );
 });
 
 test('a batch that is not made of whole clips is refused', () => {

@@ -109,6 +109,12 @@ test('says what does not fit', () => {
   expect(() => build({ tasks: { det: 2 } }, false).run(images)).toThrow(/labels no pixels/);
   expect(() => build({ heads: 3 })).toThrow(/8 channels do not divide into 3 heads/);
   expect(() => build({ tasks: {} })).toThrow(/must name a task/);
+  expect(() => build({ promptLength: 30 })).toThrow(/prompts of 30 vectors leave no room .* take at most \d+/);
+  const long = tensor(
+    Array.from({ length: 4 }, () => [18, ...Array<number>(40).fill(1), 19]),
+    { dtype: 'int64' },
+  );
+  expect(() => build().setClasses({ sem: long })).toThrow(/names of 42 tokens do not fit beside 3 prompts/);
   const vit = createCustomModel('vit', { imgSize: 8, patchSize: 4, embedDim: 8, depth: 1, numHeads: 2 });
   expect(() => new LvAdapter(vit, null, { tasks: { sem: 2 } })).toThrow(/strides 4, 8, 16, 32 are expected, vit has 4/);
   const model = build({}, false);
