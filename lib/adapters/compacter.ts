@@ -17,7 +17,7 @@ import {
 import { type Tensor, zeros } from '../tensor/index.js';
 import { defineMethod, sequential } from './core/index.js';
 import { KroneckerFactors, kroneckerProduct, KroneckerRule } from './kronecker.js';
-import { overChannels, PEVIT, pevitPath } from './pevit.js';
+import { overChannels, PEVIT, pevitCopies, pevitHead, pevitPath } from './pevit.js';
 
 /** y = z H + b with H of a shared rule: `W.left` [n, in / n, r], `W.right` [n, r, out / n], `b` [out]. */
 export class PhmLayer extends Module {
@@ -114,6 +114,8 @@ export const compacter = defineMethod({
     },
   ],
   backboneMode: 'eval',
+  officialHead: pevitHead,
+  officialCopies: pevitCopies,
   officialName: ({ path, site, rule, leaf }) =>
     path === '' ? `${PEVIT}${rule}` : `${pevitPath(site?.block ?? path)}.compacter.${FILE_NAMES[leaf] ?? leaf}`,
 });

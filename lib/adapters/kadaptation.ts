@@ -33,6 +33,8 @@ import {
   overChannels,
   parentPath,
   PEVIT,
+  pevitCopies,
+  pevitHead,
   pevitPath,
   rawReshape,
 } from './pevit.js';
@@ -296,6 +298,8 @@ export const kadaptation = defineMethod({
     return isOfficial ? officialRules(settings) : paperRules(settings);
   },
   backboneMode: 'eval',
+  officialHead: pevitHead,
+  officialCopies: pevitCopies,
   learningRate: 0.001,
   officialName: ({ path, site, rule, leaf }) => {
     if (path === '' && rule.startsWith('phm_rule')) return `${PEVIT}${rule}${leaf === 'full' ? '' : `_${leaf}`}`;

@@ -14,6 +14,23 @@ export function pevitPath(path: string): string {
 /** Where the files hold the image transformer and what its blocks share. */
 export const PEVIT = 'backbone.visual.transformer.';
 
+/** What PEViT's files call a tensor of the head: the norm is `channel_bn`, the linear layer the only one of `layers`. */
+export function pevitHead(leaf: string): string {
+  return leaf.replace(/^norm\./, 'channel_bn.').replace(/^linear\./, 'layers.0.');
+}
+
+/** PEViT's files repeat what all blocks share in each of them, and the norm before a bottleneck in its first layer. */
+export function pevitCopies(name: string): RegExp | null {
+  const exactly = (text: string): string => text.replace(/[.]/g, '\\.');
+  const rule = name.startsWith(`${PEVIT}phm_rule`) ? name.slice(PEVIT.length) : null;
+  if (rule === 'phm_rule') {
+    return new RegExp(`^${exactly(PEVIT)}resblocks\\.\\d+\\.compacter\\.adapter_(down\\.1|up)\\.phm_rule$`);
+  }
+  if (rule !== null) return new RegExp(`^${exactly(PEVIT)}resblocks\\.\\d+\\.attn\\.${exactly(rule)}$`);
+  if (!name.includes('.adapter_norm_before.')) return null;
+  return new RegExp(`^${exactly(name.replace('.adapter_norm_before.', '.adapter_down.0.'))}$`);
+}
+
 /** Path of the module that a site lies in: `blocks.0.attn` for `blocks.0.attn.qkv[q]`. */
 export function parentPath({ path }: Site): string {
   return path.slice(0, path.lastIndexOf('.'));

@@ -12,6 +12,7 @@ import {
   headsAround,
   overChannels,
   parentPath,
+  pevitHead,
   pevitPath,
   rawReshape,
 } from './pevit.js';
@@ -75,5 +76,6 @@ export const pevitLora = defineMethod({
       },
     })),
   backboneMode: 'eval',
+  officialHead: pevitHead,
   officialName: ({ site, path, rule, leaf }) => `${pevitPath(site ? parentPath(site) : path)}.${rule}_proj_${leaf}`,
 });

@@ -174,6 +174,29 @@ describe('the released code', () => {
     }
   });
 
+  it('reads the head of its files, and refuses what they hold twice with different numbers', () => {
+    const head = { classes: 7, norm: 'batch' } as const;
+    const own = graft(clip(), 'kadaptation', { variant: 'official', phmDim: 4 }, { head });
+    const state = new Map([...shake(own).officialState()].map(([name, t]) => [name, t.clone()]));
+    for (const name of ['layers.0.weight', 'layers.0.bias', 'channel_bn.running_mean'])
+      expect([...state.keys()]).toContain(name);
+    const rule = 'backbone.visual.transformer.phm_rule1_left';
+    const copy = 'backbone.visual.transformer.resblocks.1.attn.phm_rule1_left';
+    state.set(copy, (state.get(rule) as Tensor).clone());
+    own.loadOfficialState(state);
+    state.set(copy, (state.get(rule) as Tensor).add(1));
+    expect(() => own.loadOfficialState(state)).toThrow(/phm_rule1_left once more as .*resblocks\.1\.attn/);
+
+    const bottleneck = graft(clip(), 'compacter', { hidden: 8 });
+    const file = new Map(bottleneck.officialState());
+    const norm = 'backbone.visual.transformer.resblocks.0.compacter.adapter_norm_before.weight';
+    const again = 'backbone.visual.transformer.resblocks.0.compacter.adapter_down.0.weight';
+    file.set(again, file.get(norm) as Tensor);
+    bottleneck.loadOfficialState(file);
+    file.set(again, (file.get(norm) as Tensor).add(1));
+    expect(() => bottleneck.loadOfficialState(file)).toThrow(/adapter_down\.0\.weight, with other numbers/);
+  });
+
   it('has one rule for all layers of Compacter, which stays as it was drawn', () => {
     const { trainRule } = compacter.options.parse({});
     expect(trainRule).toBe(false);

@@ -91,10 +91,15 @@ export interface Method<S extends z.ZodObject = z.ZodObject> {
   readonly headInit?: HeadOptions['init'];
   /** Learning rate to begin with: AdamW, batches of 64, a backbone at the size of CIFAR. Default 0.005. */
   readonly learningRate?: number;
-  /** Name of the classifier in the official checkpoints. Default: the backbone's own. */
-  readonly officialHead?: string;
+  /**
+   * Name of the classifier in the official checkpoints, or of each tensor of the head that an adapter brings
+   * (`norm.running_mean`, `linear.weight`, ...). Default: the backbone's own.
+   */
+  readonly officialHead?: string | ((leaf: string) => string);
   /** Name of a tensor in the official checkpoints; null where they have none. Default: our own names. */
   readonly officialName?: (part: OfficialPart, options: z.output<S>) => string | null;
+  /** Further names under which official checkpoints may hold the tensor of an official name. Default: none. */
+  readonly officialCopies?: (name: string) => RegExp | null;
 }
 
 /** Learning rate where the method states none. */

@@ -1,6 +1,6 @@
 /** An adapter's tensors under the names of its method's official checkpoints. */
 import { compareState, describeReport, modulePath } from '../../nn/index.js';
-import { noGrad, type Tensor } from '../../tensor/index.js';
+import { aten, noGrad, type Tensor } from '../../tensor/index.js';
 import type { Adapter } from './adapter.js';
 import type { OfficialPart } from './method.js';
 
@@ -20,11 +20,16 @@ function* parts(adapter: Adapter): Generator<[OfficialPart, Tensor]> {
 function named(adapter: Adapter): Map<string, Tensor> {
   const { method, options, model } = adapter;
   const names = new Map<string, Tensor>();
-  const classifier = method.officialHead ?? model.classifier ?? '';
+  const { officialHead } = method;
+  const classifier = typeof officialHead === 'string' ? officialHead : (model.classifier ?? '');
   const hasNorm = (adapter.headModule?.norm ?? null) !== null;
   for (const [part, tensor] of parts(adapter)) {
     const own = part.path === '' ? `${part.rule}.${part.leaf}` : `${part.path}.${part.rule}.${part.leaf}`;
     // A norm before the classifier makes it a sequence of two in official checkpoints (MAE's, AdaptFormer's).
+    if (part.rule === 'head' && typeof officialHead === 'function') {
+      names.set(officialHead(part.leaf), tensor);
+      continue;
+    }
     const leaf = part.leaf.replace(/^norm\./, '0.').replace(/^linear\./, hasNorm ? '1.' : '');
     const head = leaf.startsWith('projection.') ? `${classifier.split('.')[0] ?? ''}.${leaf}` : `${classifier}.${leaf}`;
     const name = part.rule === 'head' ? head : method.officialName ? method.officialName(part, options) : own;
@@ -56,6 +61,20 @@ function withoutPrefix(state: ReadonlyMap<string, Tensor>, names: readonly strin
   return new Map([...state, ...absent.map((name): [string, Tensor] => [name, state.get(prefix + name) as Tensor])]);
 }
 
+/** @throws Error when a checkpoint holds a tensor under two of its names with two values */
+function requireEqualCopies({ method, name }: Adapter, state: ReadonlyMap<string, Tensor>, official: string): void {
+  const pattern = method.officialCopies?.(official);
+  const first = state.get(official);
+  if (!pattern || !first) return;
+  for (const [copy, tensor] of state) {
+    if (!pattern.test(copy) || aten.equal(first.to(tensor.dtype), tensor)) continue;
+    throw new Error(
+      `the checkpoint holds ${official} once more as ${copy}, with other numbers; nothing was loaded into adapter ` +
+        `'${name}' (${method.id}), which has one tensor for both. Load a checkpoint as it was saved`,
+    );
+  }
+}
+
 /** See `Adapter.loadOfficialState`. */
 export function loadOfficialState(adapter: Adapter, given: ReadonlyMap<string, Tensor>): void {
   const targets = named(adapter);
@@ -69,6 +88,7 @@ export function loadOfficialState(adapter: Adapter, given: ReadonlyMap<string, T
     );
   }
   noGrad(() => {
+    for (const name of targets.keys()) requireEqualCopies(adapter, state, name);
     for (const [name, target] of targets) target.copy_(state.get(name) as Tensor);
   });
   adapter.headModule?.markTrained();
