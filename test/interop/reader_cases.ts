@@ -204,6 +204,15 @@ export const cases: readonly ReaderCase[] = [
   { method: 'vpt', on: 'vit4', options: { tokens: 3, deep: true, project: 7, pool: 'imgprompt' }, how: attached },
   { method: 'vpt', on: 'vit4', options: { tokens: 3, deep: true, deepLayers: 2, noExpand: true }, how: attached },
   { method: 'vpt', on: 'vit4', options: { tokens: 3, deep: true, deepLayers: 2, reverse: true }, how: attached },
+  {
+    method: 'vpt',
+    on: 'vit4',
+    options: { tokens: 3, deep: true, deepLayers: 2, noExpand: true, pool: 'imgprompt', frozen: true },
+    head: { ...head, hidden: 2 },
+    how: attached,
+    note: 'a head with hidden layers',
+  },
+  { method: 'vpt', on: 'vit', options: { location: 'add_1', pool: 'imgprompt' }, how: attached },
   { method: 'vpt', on: 'vit4', options: { tokens: 3, deep: true, deepShared: true, pool: 'prompt' }, how: attached },
   { method: 'vpt', on: 'vit', options: { tokens: 2, location: 'prepend_pixel' }, how: attached },
   {

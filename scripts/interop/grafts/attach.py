@@ -25,7 +25,8 @@ class Undo:
 
 
 class Classifier(nn.Module):
-    """An adapter's classifier: norm over the batch's running statistics, length 1, linear layer, as far as it has them."""
+    """An adapter's classifier: norm over the batch's running statistics, length 1, hidden layers, linear layer, as far as
+    it has them."""
 
     def __init__(self, leaves, options):
         super().__init__()
@@ -36,13 +37,26 @@ class Classifier(nn.Module):
         weight = quantized(leaves["linear.weight"], options.get("bits", 32))
         self.weight = nn.Parameter(weight)
         self.bias = nn.Parameter(leaves["linear.bias"]) if "linear.bias" in leaves else None
+        self.hidden = nn.Sequential(*(self._hidden(leaves, 4 * i) for i in range(options.get("hidden", 0))))
+
+    @staticmethod
+    def _hidden(leaves, first):
+        """One hidden layer: linear, ReLU and the norm by its running statistics."""
+        weight, bias = (leaves[f"projection.{first}.{name}"] for name in ("weight", "bias"))
+        linear = nn.Linear(weight.shape[1], weight.shape[0])
+        norm = nn.BatchNorm1d(weight.shape[0]).eval()
+        linear.load_state_dict({"weight": weight, "bias": bias})
+        norm.load_state_dict({name: leaves[f"projection.{first + 2}.{name}"] for name in norm.state_dict()})
+        return nn.Sequential(linear, nn.ReLU(), norm)
 
     def forward(self, x):
         if x.ndim == 4:  # where timm has a convolution of one pixel
             return self.forward(x.flatten(1))[..., None, None]
         if self.mean is not None:
             x = (x - self.mean) * (self.variance + self.eps).rsqrt()
-        return F.linear(F.normalize(x, dim=-1) if self.normalize else x, self.weight, self.bias)
+        if self.normalize:
+            x = F.normalize(x, dim=-1)
+        return F.linear(self.hidden(x), self.weight, self.bias)
 
 
 def _first(args, kwargs):

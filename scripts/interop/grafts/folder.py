@@ -92,7 +92,7 @@ def take_apart(folder):
     rules = "|".join(RULES[method])
     for name, tensor in tensors.items():
         kind, _, rest = name.partition(".")
-        head = re.fullmatch(r"(.+)\.head\.((?:norm|linear)\..+)", name)
+        head = re.fullmatch(r"(.+?)\.head\.((?:norm|projection|linear)\..+)", name)
         graft = re.fullmatch(rf"(.+)\.({rules})\.(.+)", name) if rules else None
         if kind in ("backbone", "buffers"):
             out.values[rest] = tensor

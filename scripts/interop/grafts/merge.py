@@ -157,6 +157,8 @@ def linear_head(leaves, options):
     """A new classifier as weight and bias. @raises NotRead when it is no linear layer"""
     if options.get("normalize"):
         raise NotRead("a head that brings features to one length is no linear layer: use attach(model, folder)")
+    if options.get("hidden"):
+        raise NotRead("a head with hidden layers is no linear layer: use attach(model, folder)")
     weight = increments.quantized(leaves["linear.weight"], options.get("bits", 32)).double()
     bias = leaves.get("linear.bias", torch.zeros(weight.shape[0])).double()
     if "norm.running_mean" in leaves:

@@ -154,7 +154,9 @@ def prepended(folder, host):
 
 def pooled(o, host):
     """The mean of patches, prompts or both as what the head reads."""
-    context, count = host.context, o["tokens"]
+    context, layers = host.context, o.get("deepLayers")
+    is_removed = o["deep"] and o["noExpand"] and not o["reverse"] and (layers or len(host.blocks)) < len(host.blocks)
+    count = o["tokens"] if o["location"].startswith("prepend") and not is_removed else 0
     if host.family != "vit":
         raise NotRead("a mean over prompts is set into timm's VisionTransformer only")
 
