@@ -13,6 +13,7 @@ import { Head } from './head.js';
 /** See `Adapter.merge`. */
 export interface MergeOptions {
   readonly probe?: Tensor;
+  /** What the output for the probe is. Default: `model.run(probe)`. */
   readonly output?: (probe: Tensor) => Tensor;
   readonly partial?: boolean;
 }

@@ -18,9 +18,9 @@ export const videoKit: TaskKit<VideoSource, ClipBatch, VideoEvaluation> = {
     const builtIn = openBuiltIn<VideoSource>(data, (part) => new MovingShapes(part), DEFAULT_COUNT);
     return builtIn ?? asUsage(() => openVideos(data, o));
   },
-  async openWhole(data, classNames) {
+  async openWhole(data, classNames, skipBroken) {
     const { VideoFolder } = await import('../../data/index.js');
-    return asUsage(() => new VideoFolder(data, { classNames }));
+    return asUsage(() => new VideoFolder(data, { classNames, skipBroken }));
   },
   transforms(config, flags) {
     const { height } = inputOf(config, flags);
