@@ -76,7 +76,7 @@ export function prefixRules(options: PrefixOptions): Rule[] {
   const isPlain = nonlinearity === 'softmax' && query === 'plain' && scaled;
   if (composition === 'concat' && !isPlain) {
     throw new RangeError(
-      "a prefix before the other keys shares their softmax, queries and scale; give composition 'gated' or 'add' for another form",
+      "prefix: rows before the other keys share their softmax, queries and scale; give composition 'gated' or 'add' for another form",
     );
   }
   if (composition === 'concat' || (composition === 'gated' && isPlain)) {

@@ -163,6 +163,8 @@ const methods: Readonly<Record<string, Build>> = {
 function backboneOf(config: Config): { model: Backbone; single: boolean } {
   config.ignore('timm_version').expect('backbone', 'vit');
   const single = !config.has('img_size');
+  // Without effect in evaluation; a case in training mode has none.
+  if (single) config.expect('drop_rate', 0).ignore('drop_path', 'drop_path_rate');
   return { model: single ? singleBlock(config, { dim: 'embed_dim', eps: 'norm_eps' }) : vitOf(config), single };
 }
 
