@@ -202,8 +202,8 @@ function piecesOf(site: Site, width: number): readonly [number, number] {
   const pieces = [site.in / width, site.out / width] as const;
   if (pieces.every(Number.isInteger) && Math.min(...pieces) === 1) return pieces;
   throw new RangeError(
-    `${site.path} from ${site.in} to ${site.out} features is not cut into ${width} by ${width} slices, the width of its block; ` +
-      'leave it out with the option at',
+    `${site.path} from ${site.in} to ${site.out} features is not cut into slices of ${width} by ${width}, the width of its ` +
+      `block: one of the two must be ${width}, the other a multiple; leave the layer out with the option at`,
   );
 }
 

@@ -325,8 +325,13 @@ export const vpt = defineMethod({
   paper: 'Jia et al., Visual Prompt Tuning, ECCV 2022, arXiv 2203.12119',
   options,
   rules: (o, sites) => {
-    const blocks = sites.filter(({ roles }) => roles.includes('block')).length;
+    const within = sites.filter(({ roles }) => roles.includes('block'));
+    const blocks = within.length;
     checkOptions(o, blocks);
+    if (o.location === 'add' && o.deep && new Set(within.map(({ stage }) => stage)).size > 1)
+      throw new RangeError(
+        'vpt: deep prompts for every token need as many tokens in all blocks; take add_1 or prepend',
+      );
     const pool = poolRule(o, blocks);
     if (o.location === 'pad') return [padRule(o), ...pool];
     if (o.location === 'below') return [...belowRules(o), ...pool];

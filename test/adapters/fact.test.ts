@@ -74,7 +74,7 @@ describe.each(['tt', 'tk'])('%s', (variant) => {
   test('wrong sizes are refused, saying what would fit', () => {
     expect(() => graft(vit(), 'fact', { variant, rank: 25 })).toThrow(/rank 25 exceeds the width of 24 .* at most 24/);
     expect(() => graft(vit({ mlpRatio: 2.5 }), 'fact', { variant })).toThrow(
-      /blocks\.0\.mlp\.fc1 from 24 to 60 features is not cut into 24 by 24 slices/,
+      /blocks\.0\.mlp\.fc1 from 24 to 60 features is not cut into slices of 24 by 24.* one of the two must be 24, the other a multiple/,
     );
     const only = graft(vit({ mlpRatio: 2.5 }), 'fact', { variant, at: { role: 'linear', path: '**.attn.*' } });
     expect(only.grafts.map(({ site }) => site.path)).toEqual(

@@ -56,6 +56,13 @@ describe('options that cannot be', () => {
     expect(model.parameters().every(({ requiresGrad }) => requiresGrad)).toBe(true);
   });
 
+  test('an option for every token is refused where blocks differ in their number', () => {
+    const sizes = { imgSize: 16, patchSize: 2, embedDim: 6, depths: [1, 1], numHeads: [1, 2], windowSize: 4 };
+    const swin = createCustomModel('swin', sizes);
+    expect(() => graft(swin, 'vpt', { location: 'add', deep: true })).toThrow(/take add_1 or prepend/);
+    expect(() => graft(swin, 'vpt', { project: 4 })).toThrow(/one projection cannot serve blocks of 6, 12 channels/);
+  });
+
   test('a network without tokens is answered with its sites', () => {
     expect(() => graft(resnet(), 'vpt', {})).toThrow(/asks for \{"role":"tokens"\}.* Its sites are:/s);
     expect(() => graft(resnet(), 'vpt', { location: 'prepend_pixel' })).toThrow(RangeError);

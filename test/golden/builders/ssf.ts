@@ -1,7 +1,7 @@
 /** Scale-and-shift tuning: whole models and single blocks of vision transformers, and their folded weights. */
 import { graft } from '../../../lib/adapters/index.js';
 import { createCustomModel, SSF_CONVNEXT_NAMES, type Backbone } from '../../../lib/models/index.js';
-import { Parameter, scaleShift } from '../../../lib/nn/index.js';
+import { Context, Parameter, scaleShift } from '../../../lib/nn/index.js';
 import { empty, type Tensor } from '../../../lib/tensor/index.js';
 import { type Built, type Builder, Config, entriesOf, entriesThrough, soleInput, UnknownCase } from '../builder.js';
 import type { CountsRow, GoldenCase } from '../case.js';
@@ -72,9 +72,37 @@ function hostOf(config: Config): HostCase {
   return host;
 }
 
+/** What the official code calls its blocks. */
+const BLOCK_CLASSES = ['Block', 'ConvNeXtBlock', 'AxialShiftedBlock'];
+
 function isBlock(config: Config): boolean {
-  config.expect('tuning_mode', 'ssf').expect('act', 'gelu(erf)').expect('module', 'Block');
+  config
+    .expect('tuning_mode', 'ssf')
+    .expect('act', 'gelu(erf)')
+    .expect('module', ...BLOCK_CLASSES);
   return config.has('module');
+}
+
+/** Where the single block of a model stands that is built around it. */
+const BLOCKS: Readonly<Record<string, string>> = {
+  convnext: 'stages.0.blocks.0',
+  as_mlp: 'layers.0.blocks.0',
+};
+
+/** A bare block of ConvNeXt or AS-MLP, out of the smallest network around it. */
+function mapBlock(golden: GoldenCase, path: string): Built {
+  const { dim, shift_size: shift, ...rest } = golden.config;
+  const around = { num_classes: 1, depths: [1], tuning_mode: 'ssf', ...(shift !== undefined && { shift_size: shift }) };
+  const own = path.startsWith('stages') ? { dims: [dim] } : { img_size: 8, embed_dim: dim };
+  const config = new Config({ ...rest, ...around, ...own });
+  isBlock(config);
+  const host = hostOf(config);
+  const model = host.model(config);
+  config.done();
+  const name = (full: string): string | null => (full.startsWith(`${path}.`) ? full.slice(path.length + 1) : null);
+  return adapted(model, graft(model, 'ssf', {}, { head: 'frozen' }), { backbone: name, graft: name }, (inputs) => ({
+    y: model.getModule(path).run(soleInput(inputs), new Context()),
+  }));
 }
 
 function block(config: Config): Backbone {
@@ -94,6 +122,8 @@ function build(golden: GoldenCase): Built {
   const config = new Config(golden.config);
   const host = hostOf(config);
   if (isBlock(config)) {
+    const path = BLOCKS[config.get<string>('backbone', 'vit')];
+    if (path !== undefined) return mapBlock(golden, path);
     const model = block(config);
     config.done();
     return adapted(model, graft(model, 'ssf', {}, { head: 'frozen' }), blockNaming, runBlock(model));
