@@ -3,11 +3,14 @@ import { IMAGENET_MEAN, IMAGENET_STD } from '../models/index.js';
 import { aten, randint, tensor, type Tensor } from '../tensor/index.js';
 import { resize, sizeOf } from './conv_module.js';
 
-/** What is known about an image. */
+/**
+ * What is known about an image. Values are not checked, since that would read them back in every step: data sets refuse
+ * boxes without area and unknown classes when they are read.
+ */
 export interface DetectionTarget {
-  /** [G, 4] (x1, y1, x2, y2) in pixels of the image. */
+  /** [G, 4] (x1, y1, x2, y2) in pixels of the image, x1 < x2 and y1 < y2. */
   readonly boxes: Tensor;
-  /** int64 [G]. */
+  /** int64 [G]; Faster R-CNN's begin with 1, RetinaNet's with 0. */
   readonly labels: Tensor;
 }
 

@@ -86,7 +86,7 @@ function linspace(start: number, end: number, count: number): number[] {
  * Evaluates detections against annotations.
  *
  * @throws RangeError for an annotation id below 1, or a detection or annotation of an image that is not listed; TypeError
- *   for a box that is not four numbers
+ *   for a box that is not four numbers, or a score that is none
  */
 export function evaluateCoco(
   truth: CocoGroundTruth,
@@ -150,10 +150,11 @@ function check(truth: CocoGroundTruth, detections: readonly CocoDetection[]): vo
       throw new RangeError(`COCO: annotation ${id} belongs to image ${image_id}, which is not listed`);
     if (!isBox(bbox)) throw new TypeError(`COCO: annotation ${id} has no box of four numbers: ${JSON.stringify(bbox)}`);
   }
-  for (const [i, { image_id, bbox }] of detections.entries()) {
+  for (const [i, { image_id, bbox, score }] of detections.entries()) {
     if (!images.has(image_id))
       throw new RangeError(`COCO: detection ${i} belongs to image ${image_id}, which is not listed`);
     if (!isBox(bbox)) throw new TypeError(`COCO: detection ${i} has no box of four numbers: ${JSON.stringify(bbox)}`);
+    if (!Number.isFinite(score)) throw new TypeError(`COCO: detection ${i} must have a score, got ${String(score)}`);
   }
 }
 

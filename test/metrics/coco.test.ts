@@ -67,6 +67,7 @@ describe('evaluateCoco', () => {
     expect(() => evaluateCoco(truth({ image_id: 7 }), [])).toThrow(/annotation 1 belongs to image 7/);
     expect(() => evaluateCoco(truth({}), [{ ...found, image_id: 7 }])).toThrow(/detection 0 belongs to image 7/);
     expect(() => evaluateCoco(truth({ bbox: [0, 0, NaN, 1] }), [])).toThrow(TypeError);
+    expect(() => evaluateCoco(truth({}), [{ ...found, score: NaN }])).toThrow(/detection 0 must have a score, got NaN/);
   });
 });
 
