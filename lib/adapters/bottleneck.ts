@@ -69,6 +69,21 @@ export function startBottleneck(down: Linear, up: Linear, start: BottleneckStart
 }
 
 /**
+ * norm(σ u) = sign(σ) w (u - mean u) / sqrt(var u + eps / σ²) + b. After a norm, σ only weighs its eps, so that its gradient
+ * is tiny; this form computes it as such, and not as a difference of large numbers, of which float32 leaves little.
+ */
+function normedScaled(u: Tensor, scale: Tensor, { eps, weight, bias }: LayerNorm): Tensor {
+  // Under autocast u is of few bits, and norms are computed in many.
+  const wide = u.to(scale.dtype);
+  const centered = wide.sub(wide.mean([-1], true));
+  const variance = centered.square().mean([-1], true);
+  const added = scale.square().clampMin(1e-30).reciprocal().mul(eps);
+  const normed = centered.mul(variance.add(added).rsqrt()).mul(scale.sign());
+  const weighted = weight ? normed.mul(weight) : normed;
+  return bias ? weighted.add(bias) : weighted;
+}
+
+/**
  * u = norm(σ up(drop(act(down(norm x))))) with at most one of the norms: [..., in] to [..., out]. No residual: that is
  * the composition's part. Parameters `down.weight` [width, in], `down.bias`, `up.weight` [out, width], `up.bias`,
  * `norm.weight`, `norm.bias`, `scale` [1], as far as the options ask for them.
@@ -114,6 +129,7 @@ export class Bottleneck extends Module {
   #compute(x: Tensor, ctx: Context): Tensor {
     const z = this.norm && this.#normAt === 'in' ? this.norm.run(x, ctx) : x;
     let u = this.up.run(this.drop.run(this.act.run(this.down.run(z, ctx), ctx), ctx), ctx);
+    if (this.scale && this.norm && this.#normAt === 'out') return normedScaled(u, this.scale, this.norm);
     if (this.scale) u = u.mul(this.scale);
     else if (this.#factor !== 1) u = u.mul(this.#factor);
     return this.norm && this.#normAt === 'out' ? this.norm.run(u, ctx) : u;
