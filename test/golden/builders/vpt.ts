@@ -168,8 +168,8 @@ function transformer(config: Config, head: HeadChoice, names: 'official' | 'mae'
 }
 
 function resnet(config: Config, head: HeadChoice): ReturnType<Host> {
-  const size = config.get<number>('crop_size');
-  const options: Record<string, unknown> = { ...promptOptions(config, POOLS), imageSize: [size, size] };
+  const imageSize = pairOf(config.get('crop_size'));
+  const options: Record<string, unknown> = { ...promptOptions(config, POOLS), imageSize };
   config.expect('expansion', 1, 4);
   const model = createCustomModel('resnet', {
     block: config.get('block'),
@@ -243,9 +243,9 @@ const SPLIT_CONVNEXT: KeyMap = [
 ];
 
 function convnext(config: Config, head: HeadChoice): ReturnType<Host> {
-  const size = config.get<number>('crop_size');
+  const imageSize = pairOf(config.get('crop_size'));
   const model = convnextOf(config);
-  const adapter = graft(model, 'vpt', { ...promptOptions(config, POOLS), imageSize: [size, size] }, { head });
+  const adapter = graft(model, 'vpt', { ...promptOptions(config, POOLS), imageSize }, { head });
   return { model, adapter, built: adapted(model, adapter, { keyMap: SPLIT_CONVNEXT }) };
 }
 
@@ -253,10 +253,6 @@ const hosts: Readonly<Record<string, Host>> = {
   vit: (config, head) => transformer(config, head, 'official'),
   vit_mae: (config, head) => transformer(config, head, 'mae'),
   vit_moco: (config, head) => transformer(config, head, 'moco'),
-  vit_mocov3: (config, head) => transformer(config, head, 'moco'),
-  vit_moco_v3: (config, head) => transformer(config, head, 'moco'),
-  mocov3: (config, head) => transformer(config, head, 'moco'),
-  mae: (config, head) => transformer(config, head, 'mae'),
   resnet,
   swin,
   convnext,
@@ -271,7 +267,14 @@ function headEntries({ headModule }: Adapter): [string, Entry][] {
 function build({ config: values }: GoldenCase): Built {
   const config = new Config(values);
   const name = config.get<string>('backbone');
-  const host = Object.hasOwn(hosts, name) ? hosts[name] : undefined;
+  const key = /resnet|rn\d/.test(name)
+    ? 'resnet'
+    : /moco/.test(name)
+      ? 'vit_moco'
+      : /mae/.test(name)
+        ? 'vit_mae'
+        : name;
+  const host = Object.hasOwn(hosts, key) ? hosts[key] : undefined;
   if (!host) throw new UnknownCase(`no builder knows the backbone '${name}' of vpt`);
   const output = config.get<string | null>('output', null);
   const hidden = config.get(config.has('mlp_num') ? 'mlp_num' : 'MLP_NUM', 0);
