@@ -21,8 +21,17 @@ import {
 import { leftOut, withKit, type Loader, type TaskKit } from './kits/kit.js';
 import { asUsage } from './output.js';
 import type { RunSettings } from './settings.js';
-import { backboneOf, modelFor, readLanguage, readsMaps, TEXT_FILE, textTowerOf } from './task_model.js';
-import type { StoredTask } from './task_spec.js';
+import {
+  backboneOf,
+  backboneSide,
+  isDenseClip,
+  modelFor,
+  readLanguage,
+  readsMaps,
+  TEXT_FILE,
+  textTowerOf,
+} from './task_model.js';
+import type { StoredTask, TaskSpec } from './task_spec.js';
 import { BACKBONE_FILE, openBackbone, prepareCompute } from './trained.js';
 
 /** What `finetune --json` prints, and `result.json` holds. */
@@ -89,7 +98,7 @@ async function trainWith<
     epochs: settings.epochs,
     optimizer: {
       ...{ kind: settings.optimizer, lr: settings.lr, weightDecay: settings.weightDecay },
-      ...(settings.task.kind === 'segment' && settings.task.head === 'dense_clip' && { rateFactor: denseClipRate }),
+      ...(isDenseClip(settings.task) && { rateFactor: denseClipRate(settings.task) }),
     },
     schedule: { kind: settings.schedule, warmupEpochs: settings.warmupEpochs },
     accumulate: settings.accumulate,
@@ -126,7 +135,10 @@ async function trainWith<
 }
 
 /** DenseCLIP trains its image tower, where it trains it, at a tenth of the rate. */
-const denseClipRate = (name: string): number => (name.startsWith('backbone.backbone.') ? 0.1 : 1);
+function denseClipRate({ kind }: TaskSpec): (name: string) => number {
+  const tower = kind === 'detect' ? 'backbone.backbone.backbone.' : 'backbone.backbone.';
+  return (name) => (name.startsWith(tower) ? 0.1 : 1);
+}
 
 const pathOf = ({ path }: { readonly path: string }): string => path;
 
@@ -136,7 +148,8 @@ async function makeAdapter(
   classNames: readonly string[],
   device: Awaited<ReturnType<typeof prepareCompute>>,
 ): Promise<{ adapter: Adapter; stored: StoredTask }> {
-  const { task, imageSize, method, seed } = settings;
+  const { task, method, seed } = settings;
+  const imageSize = backboneSide(task, settings.imageSize);
   const classes = classNames.length;
   const own = await openBackbone(settings.model, settings.weights, {
     ...{ classes, isTrunk: readsMaps(task), options: settings.modelOptions },

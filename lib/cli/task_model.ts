@@ -3,17 +3,20 @@ import { existsSync } from 'node:fs';
 import { join } from 'node:path';
 import type { SegmentationHeadName } from '../heads/index.js';
 import type { Backbone, ClipTextTransformer, Host } from '../models/index.js';
-import type { DenseClipVisual } from '../systems/index.js';
+import type { DenseClipEncoder, DenseClipVisual } from '../systems/index.js';
 import type { Module } from '../nn/index.js';
 import type { Tensor } from '../tensor/index.js';
 import { asUsage, UsageError } from './output.js';
-import type { SpecOf, StoredTask, TaskSpec } from './task_spec.js';
+import { stockHead, type SpecOf, type StoredTask, type TaskSpec } from './task_spec.js';
 
 /** Whether a model of the task reads maps, so that its backbone gives up what only classification needs. */
 export const readsMaps = (spec: TaskSpec): boolean =>
-  spec.kind === 'detect' ||
-  spec.kind === 'multi' ||
-  (spec.kind === 'segment' && spec.head !== 'segmenter' && spec.head !== 'dense_clip');
+  (spec.kind === 'segment' || spec.kind === 'detect' || spec.kind === 'multi') &&
+  spec.head !== 'segmenter' &&
+  !isDenseClip(spec);
+
+/** A task whose model is a DenseCLIP. */
+export const isDenseClip = (spec: TaskSpec): boolean => 'head' in spec && spec.head.startsWith('dense_clip');
 
 type StoredLanguage = NonNullable<StoredTask['language']>;
 
@@ -34,13 +37,15 @@ export interface LanguageSource {
 }
 
 /** Whether a model reads the names of its classes. */
-export function readsNames(spec: TaskSpec): spec is SpecOf<'segment'> | SpecOf<'multi'> {
-  const hasLanguage = spec.kind === 'multi' || (spec.kind === 'segment' && spec.head === 'dense_clip');
-  return hasLanguage && spec.options['language'] !== false;
+export function readsNames(spec: TaskSpec): spec is Dense {
+  return (spec.kind === 'multi' || isDenseClip(spec)) && (spec as Dense).options['language'] !== false;
 }
 
-/** Learned vectors before a name: DenseCLIP's, and LV-Adapter's. */
-const CONTEXTS = { dense_clip: ['contexts', 8], lv_adapter: ['promptLength', 16] } as const;
+type Dense = SpecOf<'segment'> | SpecOf<'detect'> | SpecOf<'multi'>;
+
+/** Learned vectors before a name: LV-Adapter's, and DenseCLIP's. */
+const contextsOf = (spec: Dense): readonly [option: string, usual: number] =>
+  spec.kind === 'multi' ? ['promptLength', 16] : ['contexts', 8];
 /** Start, three tokens, end. */
 const LEAST_TOKENS = 5;
 
@@ -64,7 +69,7 @@ export async function readLanguage(
   const tokenizer = asUsage(() => (vocabulary === null ? new ClipTokenizer([]) : ClipTokenizer.fromFile(vocabulary)));
   const groups = spec.kind === 'multi' ? groupTaskClasses(classNames) : { classes: classNames };
   const longest = Math.max(...Object.values(groups).flatMap((names) => names.map((n) => tokenizer.encode(n).length)));
-  const [option, usual] = CONTEXTS[spec.head as keyof typeof CONTEXTS];
+  const [option, usual] = contextsOf(spec);
   const length = Math.max(LEAST_TOKENS, longest + 2);
   const contextLength = length + Number(spec.options[option] ?? usual);
   const file = textWeights ?? weights;
@@ -119,11 +124,8 @@ export async function storedLanguage(
   return { ...stored, tower: await textTowerIn(file, stored.text.contextLength) };
 }
 
-/** What is around the backbone, for messages of `modelFor`. */
-type Named = SpecOf<'segment'> | SpecOf<'multi'>;
-
 /** Options of a system without those that say what language there is. */
-function ownOptions({ options, channels }: Named, width: string): Record<string, unknown> {
+function ownOptions({ options, channels }: Dense, width: string): Record<string, unknown> {
   const { language: _, text: __, ...own } = options;
   return { ...(channels !== undefined && { [width]: channels }), ...own };
 }
@@ -138,13 +140,13 @@ export async function modelFor(
   const classes = classNames.length;
   const width = 'channels' in spec && spec.channels !== undefined ? { channels: spec.channels } : {};
   if (spec.kind === 'multi') return lvModel(spec, backbone, classNames, language);
+  if (isDenseClip(spec)) return denseClip(spec as SpecOf<'segment' | 'detect'>, backbone, classNames, language);
   const { createDetectionModel, createSegmentationModel } = await import('../heads/index.js');
   if (spec.kind === 'detect')
-    return asUsage(() => createDetectionModel(spec.head, backbone, { classes, size: spec.size, ...width }));
+    return asUsage(() => createDetectionModel(stockHead(spec.head), backbone, { classes, size: spec.size, ...width }));
   if (spec.kind !== 'segment') return backbone;
-  if (spec.head === 'dense_clip') return denseClip(spec, backbone, classNames, language);
   if (spec.head !== 'representation_separation') {
-    const head: SegmentationHeadName = spec.head;
+    const head = spec.head as SegmentationHeadName;
     return asUsage(() => createSegmentationModel(head, backbone, { classes, ...width }));
   }
   const { RepresentationSeparation } = await import('../systems/index.js');
@@ -183,38 +185,54 @@ async function towerOf({ text, tower }: Language): Promise<ClipTextTransformer> 
   return made;
 }
 
+const longestSide = (size: number): number => Math.round((size * 5) / 3);
+
+/**
+ * The side of the images that a backbone is built for: DenseCLIP's detectors cut positions out of a grid that holds the
+ * largest padded image.
+ */
+export const backboneSide = (spec: TaskSpec, imageSize: number | null): number | null =>
+  spec.kind === 'detect' && isDenseClip(spec) ? 32 * Math.ceil(longestSide(spec.size) / 32) : imageSize;
+
 /** A DenseCLIP of the sizes of a CLIP's image tower, whose weights it takes over. */
 async function denseClip(
-  spec: SpecOf<'segment'>,
+  spec: SpecOf<'segment' | 'detect'>,
   backbone: Backbone,
   classNames: readonly string[],
   language: Language | null,
 ): Promise<Host> {
   const { modelInfo } = await import('../models/index.js');
-  const { createDenseClip } = await import('../systems/index.js');
+  const { createDenseClip, createDenseClipDetector } = await import('../systems/index.js');
   const { tensor } = await import('../tensor/index.js');
   const { family, options } = modelInfo(backbone.name, backbone.options);
   const visual = asUsage(() => visualOf(family, options, spec.options['outIndices']));
   const { outIndices: _, ...own } = ownOptions(spec, 'channels');
   const { contextLength, embedDim: __, ...text } = language?.text ?? { contextLength: 0, embedDim: 0 };
   const rows = language?.tokens['classes'] ?? [];
-  const [side] = [options['imgSize']].flat() as number[];
-  const model = asUsage(() =>
-    createDenseClip(
-      { visual, ...(language && { text }) },
-      {
-        ...{ inputResolution: side, ...own, classes: [...classNames], language: language !== null },
-        ...(language && { textTokens: rows[0]?.length ?? 0, contexts: contextLength - (rows[0]?.length ?? 0) }),
-      },
-    ),
-  );
-  model.language?.setClasses(tensor(rows, { dtype: 'int64' }));
-  const towers = new Map(model.stateDict());
-  for (const [name, value] of backbone.stateDict()) {
-    if (towers.has(`backbone.${name}`)) towers.set(`backbone.${name}`, value);
-  }
-  for (const [name, value] of language?.tower ?? []) towers.set(`text_encoder.${name}`, value);
-  model.loadStateDict(towers);
+  const ids = tensor(rows, { dtype: 'int64' });
+  const textTokens = rows[0]?.length ?? 0;
+  const names = language && { textTokens, contexts: contextLength - textTokens };
+  const sizes = { visual, ...(language && { text }) };
+  const classes = [...classNames];
+  const [inputResolution] = [options['imgSize']].flat() as number[];
+  const model = asUsage(() => {
+    if (spec.kind === 'segment') {
+      const made = createDenseClip(sizes, { inputResolution, ...own, classes, language: language !== null, ...names });
+      made.language?.setClasses(ids);
+      return made;
+    }
+    if (!language)
+      throw new UsageError('DenseCLIP detects by the names of the classes; leave out --head-set language=false');
+    const input = { minSize: spec.size, maxSize: longestSide(spec.size) };
+    const head = stockHead(spec.head);
+    const made = createDenseClipDetector(sizes, { inputResolution, input, ...own, classes, head, ...names });
+    made.backbone.language.setClasses(ids);
+    return made;
+  });
+  const tower = (await backboneOf(model)) as DenseClipEncoder;
+  const taken = tower.convertStateDict(backbone.stateDict());
+  tower.loadStateDict(new Map([...tower.stateDict()].map(([name, value]) => [name, taken.get(name) ?? value])));
+  if (language?.tower) (await textTowerOf(model))?.loadStateDict(new Map(language.tower));
   return model;
 }
 
@@ -254,6 +272,9 @@ export async function backboneOf(model: Host): Promise<Module> {
 
 /** The text tower inside such a model. */
 export async function textTowerOf(model: Host): Promise<Module | null> {
-  const { DenseClip, LvAdapter } = await import('../systems/index.js');
-  return model instanceof DenseClip || model instanceof LvAdapter ? model.text_encoder : null;
+  const { Detector } = await import('../heads/index.js');
+  const { DenseClip, DenseClipPyramid, LvAdapter } = await import('../systems/index.js');
+  const reader = model instanceof Detector ? model.backbone : model;
+  const reads = reader instanceof DenseClip || reader instanceof DenseClipPyramid || reader instanceof LvAdapter;
+  return reads ? reader.text_encoder : null;
 }

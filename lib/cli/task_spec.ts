@@ -20,7 +20,10 @@ const SEGMENTATION_HEADS = [
 const SEGMENTATION_SYSTEMS = ['representation_separation', 'dense_clip'] as const;
 const ALL_SEGMENTATION = [...SEGMENTATION_HEADS, ...SEGMENTATION_SYSTEMS] as const;
 const MULTI_SYSTEMS = ['lv_adapter'] as const;
+/** DenseCLIP's detectors: its pyramid under a stock head. */
+const DETECTION_SYSTEMS = ['dense_clip_retinanet', 'dense_clip_faster_rcnn'] as const;
 const DETECTION_HEADS = ['faster_rcnn', 'retinanet'] as const satisfies readonly DetectionHeadName[];
+const ALL_DETECTION = [...DETECTION_HEADS, ...DETECTION_SYSTEMS] as const;
 
 const positive = z.int().positive();
 const headOptions = z.record(z.string(), z.unknown()).default({});
@@ -37,8 +40,10 @@ const specs = z.discriminatedUnion('kind', [
   }),
   z.strictObject({
     kind: z.literal('detect'),
-    head: z.enum(DETECTION_HEADS),
+    head: z.enum(ALL_DETECTION),
     channels: positive.optional(),
+    /** Of a system; heads have none. */
+    options: headOptions,
     /** The shorter side that images are resized to. */
     size: positive,
   }),
@@ -151,7 +156,7 @@ export function addTaskOptions(command: Command): Command {
     )
     .option(
       '--head <name>',
-      `segment: ${ALL_SEGMENTATION.join(', ')}; detect: ${DETECTION_HEADS.join(', ')}; multi: ${MULTI_SYSTEMS.join(', ')}`,
+      `segment: ${ALL_SEGMENTATION.join(', ')}; detect: ${ALL_DETECTION.join(', ')}; multi: ${MULTI_SYSTEMS.join(', ')}`,
     )
     .addOption(
       new Option('--head-channels <n>', "segment, detect, multi: width of the head (default: the head's)").argParser(
@@ -160,7 +165,7 @@ export function addTaskOptions(command: Command): Command {
     )
     .option(
       '--head-set <key=value>',
-      `an option of ${[...SEGMENTATION_SYSTEMS, ...MULTI_SYSTEMS].join(', ')} (repeatable)`,
+      `an option of ${[...SEGMENTATION_SYSTEMS, ...DETECTION_SYSTEMS, ...MULTI_SYSTEMS].join(', ')} (repeatable)`,
       collect,
     )
     .addOption(new Option('--frames <n>', 'video: frames per clip (default: 8)').argParser(integer(1)))
@@ -198,7 +203,7 @@ export function taskFromFlags(flags: TaskFlags, size: number, isWhole: boolean):
   const own: Record<TaskKind, readonly string[]> = {
     classify: [],
     segment: ['head', 'head-channels', 'head-set'],
-    detect: ['head', 'head-channels'],
+    detect: ['head', 'head-channels', 'head-set'],
     multi: ['head', 'head-channels', 'head-set'],
     video: ['frames', 'frame-stride', 'views'],
   };
@@ -210,20 +215,20 @@ export function taskFromFlags(flags: TaskFlags, size: number, isWhole: boolean):
       return { kind: task };
     case 'segment': {
       const name = oneOf(head ?? 'upernet', ALL_SEGMENTATION, task);
-      const isSystem = SEGMENTATION_SYSTEMS.some((system) => system === name);
-      if (!isSystem && headSet)
-        throw new UsageError(`--head-set: the head ${name} has no options; ${SEGMENTATION_SYSTEMS.join(', ')} have`);
+      const options = systemOptions(name, headSet);
       return {
-        ...{ kind: task, head: name, ...channels, options: parseSettings(headSet ?? [], '--head-set') },
+        ...{ kind: task, head: name, ...channels, options },
         windows: isWhole ? null : { crop: size, stride: Math.ceil((2 * size) / 3) },
       };
+    }
+    case 'detect': {
+      const name = oneOf(head ?? 'faster_rcnn', ALL_DETECTION, task);
+      return { kind: task, head: name, ...channels, options: systemOptions(name, headSet), size };
     }
     case 'multi': {
       const options = parseSettings(headSet ?? [], '--head-set');
       return { kind: task, head: oneOf(head ?? 'lv_adapter', MULTI_SYSTEMS, task), ...channels, options, size };
     }
-    case 'detect':
-      return { kind: task, head: oneOf(head ?? 'faster_rcnn', DETECTION_HEADS, task), ...channels, size };
     case 'video': {
       const [inTime, inSpace] = seen ?? [1, 1];
       if (inTime > 1 && !frameStride)
@@ -232,6 +237,19 @@ export function taskFromFlags(flags: TaskFlags, size: number, isWhole: boolean):
     }
   }
 }
+
+const isSystem = (head: string): boolean =>
+  [...SEGMENTATION_SYSTEMS, ...DETECTION_SYSTEMS].some((system) => system === head);
+
+/** @throws UsageError where there is a head alone */
+function systemOptions(head: string, given: readonly string[] | undefined): Record<string, unknown> {
+  if (given && !isSystem(head)) throw new UsageError(`--head-set: the head ${head} has no options`);
+  return parseSettings(given ?? [], '--head-set');
+}
+
+/** The stock head under a system's pyramid, or the head itself. */
+export const stockHead = (head: SpecOf<'detect'>['head']): DetectionHeadName =>
+  head === 'dense_clip_retinanet' ? 'retinanet' : head === 'dense_clip_faster_rcnn' ? 'faster_rcnn' : head;
 
 function oneOf<T extends string>(name: string, names: readonly T[], task: TaskKind): T {
   const found = names.find((known) => known === name);
@@ -243,6 +261,5 @@ function oneOf<T extends string>(name: string, names: readonly T[], task: TaskKi
 /** The method where none is named: what the system behind the backbone is trained with. */
 export function defaultMethod(spec: TaskSpec): string {
   if (spec.kind === 'multi') return 'linear_probe';
-  const isSystem = spec.kind === 'segment' && SEGMENTATION_SYSTEMS.some((system) => system === spec.head);
-  return isSystem ? 'full' : 'conv_adapter';
+  return 'head' in spec && isSystem(spec.head) ? 'full' : 'conv_adapter';
 }

@@ -69,7 +69,8 @@ export abstract class Detector extends DenseModel {
   }
 
   override isInClassifier(name: string): boolean {
-    return super.isInClassifier(name) && !this.isUntouchable(name);
+    const isNew = name.startsWith('backbone.') && this.backbone.isNew(name.slice('backbone.'.length));
+    return (super.isInClassifier(name) && !this.isUntouchable(name)) || isNew;
   }
 
   override convertStateDict(state: ReadonlyMap<string, Tensor>): Map<string, Tensor> {

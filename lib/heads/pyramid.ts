@@ -156,6 +156,11 @@ export abstract class PyramidSource extends Module {
     return false;
   }
 
+  /** Whether a name in it belongs to a part of the body that is as new as the head, so that adapters train it. */
+  isNew(_name: string): boolean {
+    return false;
+  }
+
   /** The detector's state dict from further formats to its own names. */
   convertStateDict(state: ReadonlyMap<string, Tensor>): Map<string, Tensor> {
     return new Map(state);

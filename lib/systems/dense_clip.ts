@@ -17,7 +17,7 @@ import { noGrad, type Tensor } from '../tensor/index.js';
 import type { ContextDecoder } from './dense_clip_context.js';
 import { type DenseClipEncoder, DenseClipViT } from './dense_clip_encoders.js';
 import { LanguageGuide, type LanguageOptions, withScores } from './dense_clip_language.js';
-import { fromOfficial, isClip, toOfficial, towersOf } from './dense_clip_names.js';
+import { fromOfficial, isClip, RESIZERS, toOfficial, towersOf } from './dense_clip_names.js';
 
 /** Loss of the scores themselves. */
 export interface ScoreLossOptions {
@@ -208,8 +208,6 @@ export class DenseClip extends EncoderDecoder {
     throw new TypeError(`${this.name}: texts, neck and head go by the classes; build a new model for others`);
   }
 }
-
-const RESIZERS = /^backbone\.fpn\d(\.|$)/;
 
 /** Whether a part of a DenseCLIP comes from CLIP. */
 function isOfClip(name: string): boolean {

@@ -9,7 +9,7 @@ import { requireOneSpace } from './dense_clip.js';
 import type { ContextDecoder } from './dense_clip_context.js';
 import type { DenseClipEncoder } from './dense_clip_encoders.js';
 import { type Guidance, LanguageGuide, type LanguageOptions, withScores } from './dense_clip_language.js';
-import { below, fromOfficial, isClip, towersOf, under } from './dense_clip_names.js';
+import { below, fromOfficial, isClip, RESIZERS, towersOf, under } from './dense_clip_names.js';
 
 /** Distance, in pixels, of the places of the scores' loss. */
 const STRIDE = 4;
@@ -132,6 +132,10 @@ export class DenseClipPyramid extends PyramidSource {
   scoreLogits(scores: Tensor, [height, width]: readonly [number, number]): Tensor {
     const size = [Math.floor(height / STRIDE), Math.floor(width / STRIDE)] as const;
     return resize(scores.div(this.language.settings.tau), size);
+  }
+
+  override isNew(name: string): boolean {
+    return RESIZERS.test(name);
   }
 
   override isUntouchable(name: string): boolean {

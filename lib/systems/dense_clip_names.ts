@@ -11,6 +11,9 @@ import { type DenseClipEncoder, DenseClipViT } from './dense_clip_encoders.js';
 const BACKBONE = 'backbone.';
 const TEXT = 'text_encoder.';
 
+/** What brings a transformer's maps to the strides of levels: as new as the head. */
+export const RESIZERS = /^backbone\.fpn\d(\.|$)/;
+
 type State = ReadonlyMap<string, Tensor>;
 
 /** Official names to ours. Invertible. */

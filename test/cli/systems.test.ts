@@ -198,6 +198,25 @@ it('DenseCLIP takes both towers from one CLIP, and becomes one file', async () =
   expect(tensors.get('text_encoder.proj.weight')?.equal(text.proj.weight)).toBe(true);
   expect(tensors.get('text_encoder.positional_embedding')?.shape[0]).toBe(10 + 2 + 8); // 'background'
   expect((await evaluate(merged, '--data', 'shapes:4'))['loss']).toBeCloseTo(trained.loss, 4);
+
+  // The detector has positions for larger images, and takes them from the same file.
+  const detector = await json<Result>(
+    ...finetune('dense_clip_boxes', 'resnet50_clip', '--weights', clip, '--image-size', '32', '--data', 'shapes:4'),
+    ...[
+      '--task',
+      'detect',
+      '--head',
+      'dense_clip_retinanet',
+      '--head-channels',
+      '8',
+      '--method',
+      'linear_probe',
+      ...decoder,
+    ],
+  );
+  expect(detector.score).toBe('AP');
+  const boxes = await evaluate(detector.adapter, '--weights', clip, '--data', 'shapes:4');
+  expect(boxes['AP']).toBeCloseTo(detector.accuracy, 6);
 });
 
 describe('merge', () => {

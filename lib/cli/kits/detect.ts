@@ -9,7 +9,7 @@ import { isBuiltIn, openBuiltIn } from '../dataset.js';
 import { asUsage, table, UsageError } from '../output.js';
 import { overlayNames, writeBoxOverlay } from '../overlay.js';
 import { colorSteps, flipSteps } from '../preprocess.js';
-import type { SpecOf } from '../task_spec.js';
+import { stockHead, type SpecOf } from '../task_spec.js';
 import { share } from './classify.js';
 import { imagesOf, loadAll, loaderOptions, type TaskKit } from './kit.js';
 
@@ -48,7 +48,7 @@ export const detectKit: TaskKit<Source, BoxBatch, DetectionEvaluation> = {
     return new DetectionLoader({
       ...loaderOptions(dataset, o),
       transform: o.transforms,
-      firstLabel: firstLabel(head),
+      firstLabel: firstLabel(stockHead(head)),
     });
   },
   async task() {
@@ -96,7 +96,7 @@ export const detectKit: TaskKit<Source, BoxBatch, DetectionEvaluation> = {
     const { Detector, firstLabel } = await import('../../heads/index.js');
     const { noGrad, scope } = await import('../../tensor/index.js');
     if (!(model instanceof Detector)) throw new TypeError('the model is no detector');
-    const first = firstLabel((spec as SpecOf<'detect'>).head);
+    const first = firstLabel(stockHead((spec as SpecOf<'detect'>).head));
     const pipeline = new Pipeline([{ kind: 'toFloat' }]);
     const detect = (image: Image): Labeled[] =>
       scope(() =>
@@ -179,5 +179,5 @@ async function precisions(
   { head }: SpecOf<'detect'>,
 ): Promise<{ name: string; AP: number | null }[]> {
   const { firstLabel } = await import('../../heads/index.js');
-  return averagePrecisions(coco, classNames, firstLabel(head));
+  return averagePrecisions(coco, classNames, firstLabel(stockHead(head)));
 }
