@@ -91,10 +91,13 @@ function recognizeArchive(file: ByteRegion): CheckpointFormat {
   );
 }
 
+/** What a file of torch.save with protocol 0 or 1 begins with: its magic number as text. */
+const MAGIC_TEXT = 'L119547037146038801333356L';
+
 /** Protocol 2 and up begin with a mark of their own; before that, only the magic number of torch.save is recognized. */
 function looksLikePickle(file: ByteRegion): boolean {
-  const start = Buffer.from(file.bytes(0, Math.min(file.size, 24))).toString('latin1');
-  return start.charCodeAt(0) === 0x80 || start.startsWith('L119547037146038801333356L');
+  const start = Buffer.from(file.bytes(0, Math.min(file.size, MAGIC_TEXT.length))).toString('latin1');
+  return start.charCodeAt(0) === 0x80 || start === MAGIC_TEXT;
 }
 
 const SIGNS: readonly (readonly [RegExp, string])[] = [

@@ -6,7 +6,7 @@ import { storageDType, TENSOR_STAND_IN } from './names.js';
 import { readPickle, type PickleHost } from './pickle.js';
 import { pickleForTorch, type Storable } from './pickler.js';
 import { ByteReader } from './reader.js';
-import { FileMap, swapBytes, tensorFromBytes, type ByteRegion } from './region.js';
+import { FileMap, tensorFromSwapped, type ByteRegion } from './region.js';
 import { toDevice } from './safetensors.js';
 import { pythonType, textOf, StorageReference, type PickleValue, type TensorDescription } from './values.js';
 import { ZipArchive, type ZipEntry } from './zip.js';
@@ -220,7 +220,8 @@ function tensorHost(storages: Storages, device: Device | undefined): PickleHost 
 
 /** The storages of one file, each made once and shared by the tensors that are views of it. */
 class Storages {
-  readonly #flat = new Map<string, Tensor>();
+  /** By dtype and key: the whole storage, and its size in bytes. */
+  readonly #opened = new Map<string, { readonly flat: Tensor; readonly size: number }>();
 
   constructor(
     readonly path: string,
@@ -250,29 +251,34 @@ class Storages {
 
   /** Frees the flat tensors; the views of them keep the memory. */
   release(): void {
-    for (const tensor of this.#flat.values()) tensor.dispose();
-    this.#flat.clear();
+    for (const { flat } of this.#opened.values()) flat.dispose();
+    this.#opened.clear();
   }
 
   #open(storage: StorageReference, dtype: DType): Tensor {
     const key = `${dtype} ${storage.key}`;
-    const known = this.#flat.get(key);
-    if (known) return known;
+    const known = this.#opened.get(key);
+    if (known) {
+      this.#requireSize(storage, known.size);
+      return known.flat;
+    }
     const { bytes, unit } = spellingOf(dtype);
     const region = this.locate(storage);
-    if (region.size !== storage.bytes) {
-      throw new CheckpointError(
-        this.path,
-        `storage ${quote(storage.key)} has ${region.size} bytes, but the pickle says ${storage.bytes}; the file is damaged`,
-      );
-    }
-    const shape = [Math.floor(region.size / bytes)];
+    this.#requireSize(storage, region.size);
+    const count = Math.floor(region.size / bytes);
     const flat =
-      this.isSwapped && unit > 1
-        ? tensorFromBytes(swapBytes(region.bytes(0, (shape[0] ?? 0) * bytes), unit), shape, dtype)
-        : region.tensor(0, shape, dtype);
-    this.#flat.set(key, flat);
+      this.isSwapped && unit > 1 ? tensorFromSwapped(region, count, dtype, unit) : region.tensor(0, [count], dtype);
+    this.#opened.set(key, { flat, size: region.size });
     return flat;
+  }
+
+  /** Every mention of a storage must say the size that it has. */
+  #requireSize({ key, bytes }: StorageReference, size: number): void {
+    if (size === bytes) return;
+    throw new CheckpointError(
+      this.path,
+      `storage ${quote(key)} has ${size} bytes, but the pickle says ${bytes}; the file is damaged`,
+    );
   }
 }
 

@@ -2,7 +2,7 @@ import { statSync } from 'node:fs';
 
 import { native } from '../native/addon.js';
 import type { MappedFile } from '../native/types.js';
-import { call, fromTypedArray, type DType, type Tensor } from '../tensor/index.js';
+import { call, fromTypedArray, noGrad, scope, type DType, type Tensor } from '../tensor/index.js';
 import { spellingOf } from './dtypes.js';
 import { CheckpointError } from './errors.js';
 
@@ -161,6 +161,19 @@ export function tensorFromBytes(bytes: Uint8Array, shape: readonly number[], dty
   flat.dispose();
   raw.dispose();
   return shaped;
+}
+
+/**
+ * A new CPU tensor [count] from the big-endian bytes of its elements, whose numbers have `unit` bytes (two make a complex
+ * one): turned around in LibTorch, so that there is no second copy in JavaScript.
+ */
+export function tensorFromSwapped(region: ByteRegion, count: number, dtype: DType, unit: number): Tensor {
+  return noGrad(() =>
+    scope(() => {
+      const raw = region.tensor(0, [(count * spellingOf(dtype).bytes) / unit, unit], 'uint8');
+      return call('aten::view.dtype', raw.flip([1]).flatten(), dtype);
+    }),
+  );
 }
 
 /** Reverses the bytes of every number of `unit` bytes in place, for files in the other byte order. */

@@ -64,15 +64,24 @@ export async function buildNative({ cmakeArgs = [] } = {}) {
 }
 
 /**
+ * Whether CMake has generated its build files. A Makefile may be node-gyp's, which uses the same folder and would call us
+ * again: CMake then writes its own in its place.
+ * @param {string} folder
+ */
+export function hasBuildFiles(folder) {
+  if (existsSync(join(folder, 'build.ninja'))) return true;
+  const makefile = join(folder, 'Makefile');
+  return existsSync(makefile) && readFileSync(makefile, 'utf8').startsWith('# CMAKE generated file');
+}
+
+/**
  * Configures if need be, and compiles what changed.
  * @param {string} libtorch
  * @param {readonly string[]} cmakeArgs
  */
 function compile(libtorch, cmakeArgs) {
   const configured =
-    (existsSync(join(buildDir, 'build.ninja')) || existsSync(join(buildDir, 'Makefile'))) &&
-    cached('LIBTORCH') === libtorch &&
-    cmakeArgs.length === 0;
+    hasBuildFiles(buildDir) && cached('LIBTORCH') === libtorch && cmakeArgs.length === 0;
   if (!configured) {
     const args = ['-S', root, '-B', buildDir, `-DLIBTORCH=${libtorch}`, ...cmakeArgs];
     // A build folder keeps its first generator; CMake refuses another one.

@@ -271,3 +271,17 @@ describe('tools', () => {
     expect(findCompiler(old)).toMatchObject({ ok: false, advice: expect.stringContaining('version 11 or newer') as string });
   });
 });
+
+describe('a build folder', () => {
+  it("is CMake's where CMake has generated its files, not where node-gyp's Makefile stands in their place", async () => {
+    const { hasBuildFiles } = await import('../../scripts/build/native.mjs');
+    expect(hasBuildFiles(folder)).toBe(false);
+    writeFileSync(join(folder, 'Makefile'), '# We borrow heavily from the kernel build setup\n');
+    expect(hasBuildFiles(folder)).toBe(false);
+    writeFileSync(join(folder, 'Makefile'), '# CMAKE generated file: DO NOT EDIT!\n');
+    expect(hasBuildFiles(folder)).toBe(true);
+    rmSync(join(folder, 'Makefile'));
+    writeFileSync(join(folder, 'build.ninja'), '');
+    expect(hasBuildFiles(folder)).toBe(true);
+  });
+});
