@@ -52,6 +52,12 @@ export class BatchNorm2d extends Module {
       throw new RangeError(`BatchNorm2d: expected a map [B, C, H, W], got shape [${x.shape.join(', ')}]`);
     const isLearning = this.training && !this.#isConstant;
     const useBatch = isLearning || this.running_mean === null;
+    // Its variance does not exist: the running one would be NaN from then on.
+    if (useBatch && x.numel() === this.numFeatures) {
+      throw new RangeError(
+        `BatchNorm2d: the statistics of a batch need more than one value per channel, and the map is [${x.shape.join(', ')}]; train with more samples, or put the norm into evaluation mode`,
+      );
+    }
     // A recomputed stretch has been counted in its first pass.
     const isUpdating = isLearning && !ctx.recomputing;
     const factor = isUpdating ? this.#count() : 0;
