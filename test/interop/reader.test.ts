@@ -168,6 +168,22 @@ for call in (lambda: adapters.attach(torch.nn.Linear(2, 2), sys.argv[1]), lambda
     expect(text).toMatch(/Linear is no model that adapters are set into here; timm's[^]*No such file/);
   });
 
+  test('the command merges what needs to know the model, and refuses what does not merge', async () => {
+    const { source, options } = facts('vit');
+    const merge = (method: string, out: string): string[] => {
+      const row = rows.find(({ method: id, on, how }) => id === method && on === 'vit' && how === 'attached');
+      const model = ['--model', source, '--options', JSON.stringify(options)];
+      return ['adapters.py', row?.at ?? '', '--weights', at('vit.safetensors'), '--out', at(out), ...model];
+    };
+    await runPython(python, merge('fact', 'merged.safetensors'));
+    const before = readSafetensors(at('vit.safetensors')).tensors;
+    const after = readSafetensors(at('merged.safetensors')).tensors;
+    const changed = [...before].filter(([name, tensor]) => !after.get(name)?.equal(tensor)).map(([name]) => name);
+    expect(changed).toContain('blocks.0.attn.qkv.weight');
+    expect(changed).not.toContain('patch_embed.proj.weight');
+    await expect(runPython(python, merge('convpass', 'no.safetensors'))).rejects.toThrow(/does not merge: attach/);
+  });
+
   test('every method is read', () => {
     expect(new Set(rows.map(({ method }) => method))).toEqual(new Set(listMethods()));
   });
