@@ -189,6 +189,7 @@ export class LokrLinear extends Lokr {
     return kroneckerLinear(x, this.first().t(), this.second().t());
   }
 
+  /** The layer and the increment in one: x Wᵀ + b + s x D; null beside anything but a linear layer. */
   applyWith(layer: Module, x: Tensor, scale: number): Tensor | null {
     if (!(layer instanceof Linear)) return null;
     const [a, b] = [this.first().t(), this.second().t()];
