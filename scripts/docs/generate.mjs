@@ -130,7 +130,7 @@ function comparison() {
       'parameters here',
       'published',
       'merges',
-      'more GMACs at inference',
+      'more work at inference',
     ],
     rows,
   );
