@@ -75,7 +75,11 @@ function vit(config: Config): Built {
   config.ignore('batch', 'num_frames');
   const where = whereOf(config.get('adapter_pre_attn', false), config.get('adapter_pre_mlp', false));
   const adapters = config.get('adapter_layers', layers);
-  const options = { hidden: config.get('adapter_width', 384), kernel: config.get('adapter_kernel_size', [3, 1, 1]), layers: adapters };
+  const options = {
+    hidden: config.get('adapter_width', 384),
+    kernel: config.get('adapter_kernel_size', [3, 1, 1]),
+    layers: adapters,
+  };
   const views = config.get('views_per_video', 0);
   const isPlain = where === null || adapters === 0;
   const adapter = isPlain ? graft(model, 'linear_probe') : graft(model, 'st_adapter', { ...options, where });
