@@ -35,8 +35,9 @@ export interface HeadOptions {
   /** Dropout before the linear layer. Default 0. */
   readonly dropout?: number;
   /**
-   * `default`: PyTorch's start of a linear layer; `uniform`: that of its weight, bias 0; `trunc_normal`: standard deviation 0.02, bias 0; `zero`; `prior`:
-   * standard deviation sqrt(2 / classes), and a bias at which every class has the probability 0.01. Default: the method's.
+   * `default`: PyTorch's start of a linear layer; `uniform`: that of its weight, bias 0; `trunc_normal`: standard deviation
+   * 0.02, bias 0; `zero`; `prior`: standard deviation sqrt(2 / classes), and a bias at which every class has the probability
+   * 0.01. Default: the method's.
    */
   readonly init?: 'default' | 'uniform' | 'trunc_normal' | 'zero' | 'prior';
   /** Bits per weight: the head is then quantized and has no bias. Default 32: not quantized. */

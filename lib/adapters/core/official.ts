@@ -16,25 +16,40 @@ function* parts(adapter: Adapter): Generator<[OfficialPart, Tensor]> {
   }
 }
 
+/** Name of the model's classifier in the official checkpoints, where one name stands for it. */
+function classifierName({ method: { officialHead }, model }: Adapter): string {
+  return typeof officialHead === 'string' ? officialHead : (model.classifier ?? '');
+}
+
+/** Official name of a tensor of the adapter's own head. */
+function headName(adapter: Adapter, leaf: string): string {
+  const { officialHead } = adapter.method;
+  if (typeof officialHead === 'function') return officialHead(leaf);
+  const classifier = classifierName(adapter);
+  // VPT's hidden layers stand beside the last one: `head.projection` and `head.last_layer`.
+  if (leaf.startsWith('projection.')) return `${classifier.split('.')[0] ?? ''}.${leaf}`;
+  // A norm before the classifier makes it a sequence of two in official checkpoints (MAE's, AdaptFormer's).
+  const linear = adapter.headModule?.norm ? '1.' : '';
+  return `${classifier}.${leaf.replace(/^norm\./, '0.').replace(/^linear\./, linear)}`;
+}
+
+/** Official name of a tensor of a graft, a shared part or the head; null where the official checkpoints have none. */
+function partName(adapter: Adapter, part: OfficialPart): string | null {
+  const { path, rule, leaf } = part;
+  if (rule === 'head') return headName(adapter, leaf);
+  if (adapter.method.officialName) return adapter.method.officialName(part, adapter.options);
+  return path === '' ? `${rule}.${leaf}` : `${path}.${rule}.${leaf}`;
+}
+
 /** Official name to the adapter's own tensor; parameters of the backbone and its classifier keep the model's names. */
 function named(adapter: Adapter): Map<string, Tensor> {
-  const { method, options, model } = adapter;
+  const { model } = adapter;
   const names = new Map<string, Tensor>();
-  const { officialHead } = method;
-  const classifier = typeof officialHead === 'string' ? officialHead : (model.classifier ?? '');
-  const hasNorm = (adapter.headModule?.norm ?? null) !== null;
   for (const [part, tensor] of parts(adapter)) {
-    const own = part.path === '' ? `${part.rule}.${part.leaf}` : `${part.path}.${part.rule}.${part.leaf}`;
-    // A norm before the classifier makes it a sequence of two in official checkpoints (MAE's, AdaptFormer's).
-    if (part.rule === 'head' && typeof officialHead === 'function') {
-      names.set(officialHead(part.leaf), tensor);
-      continue;
-    }
-    const leaf = part.leaf.replace(/^norm\./, '0.').replace(/^linear\./, hasNorm ? '1.' : '');
-    const head = leaf.startsWith('projection.') ? `${classifier.split('.')[0] ?? ''}.${leaf}` : `${classifier}.${leaf}`;
-    const name = part.rule === 'head' ? head : method.officialName ? method.officialName(part, options) : own;
+    const name = partName(adapter, part);
     if (name !== null) names.set(name, tensor);
   }
+  const classifier = classifierName(adapter);
   for (const overlay of adapter.overlays) {
     if (!overlay.trains) continue;
     const name = model.isInClassifier(overlay.name)
@@ -50,7 +65,10 @@ export function officialState(adapter: Adapter): Map<string, Tensor> {
   return noGrad(() => new Map(Array.from(named(adapter), ([name, tensor]) => [name, tensor.detach()])));
 }
 
-/** The state with those of `names` that it only has behind one common prefix, such as `module.`, also without it. */
+/**
+ * The state with those of `names` that it only has behind one common prefix, such as `module.`, also without it. Unchanged
+ * where no prefix, or more than one, would do: the loader then says what is missing.
+ */
 function withoutPrefix(state: ReadonlyMap<string, Tensor>, names: readonly string[]): ReadonlyMap<string, Tensor> {
   const absent = names.filter((name) => !state.has(name));
   const [first] = absent;
