@@ -254,7 +254,7 @@ function belowRules(o: Options): Rule[] {
   ];
 }
 
-/** How many prompts stand among the tokens that the head reads. */
+/** How many prompts stand among the tokens that the head reads: `noExpand` takes them out behind the last block that has any. */
 function promptsAtEnd(o: Options, blocks: number): number {
   if (!o.location.startsWith('prepend')) return 0;
   return o.deep && o.noExpand && !o.reverse && (o.deepLayers ?? blocks) < blocks ? 0 : o.tokens;
@@ -272,35 +272,38 @@ function poolRule(o: Options, blocks: number): Rule[] {
   return [{ id: 'pool', at: { role: 'pool' }, compose: replace(), form: () => new PromptPool(pool, prompts) }];
 }
 
-/** @throws RangeError for options that would be without effect, or that the model's blocks do not suffice for */
-function checkOptions(o: Options, blocks: number): void {
-  const refuse = (why: string): never => {
-    throw new RangeError(`vpt: ${why}`);
-  };
+/** What is wrong with options beside the location, or null. */
+function locationMisfit(o: Options): string | null {
+  const { location, initiation } = o;
+  const given = o.deep ? 'deep' : o.project > 0 ? 'project' : o.dropout > 0 ? 'dropout' : null;
+  if (given && !['prepend', 'add', 'add_1'].includes(location)) {
+    return `${given} is for prompts of the width of tokens, not for location ${location}; take prepend, add or add_1`;
+  }
+  if (initiation !== 'random' && !['pad', 'below'].includes(location)) {
+    return `initiation ${initiation} is for pad and below; prompts at location ${location} have a start of their own`;
+  }
+  return null;
+}
+
+/** What is wrong with the options of deep prompts in these blocks, or null. */
+function depthMisfit(o: Options, blocks: readonly Site[]): string | null {
   const { location, deepLayers: n } = o;
-  if (!['prepend', 'add', 'add_1'].includes(location)) {
-    const given = o.deep ? 'deep' : o.project > 0 ? 'project' : o.dropout > 0 ? 'dropout' : null;
-    if (given)
-      refuse(
-        `${given} is for prompts of the width of tokens, not for location ${location}; take prepend, add or add_1`,
-      );
-  }
-  if (!['pad', 'below'].includes(location) && o.initiation !== 'random')
-    refuse(
-      `initiation ${o.initiation} is for pad and below; prompts at location ${location} have a start of their own`,
-    );
   if (!o.deep) {
-    const given =
-      n !== undefined ? 'deepLayers' : (['noExpand', 'reverse', 'deepShared'] as const).find((key) => o[key]);
-    if (given) refuse(`${given} is for deep prompts; give deep: true`);
-    return;
+    const given = (['deepLayers', 'noExpand', 'reverse', 'deepShared'] as const).find((key) => o[key]);
+    return given ? `${given} is for deep prompts; give deep: true` : null;
   }
-  if (n === undefined && (o.reverse || o.noExpand))
-    refuse(`${o.reverse ? 'reverse' : 'noExpand'} needs deepLayers, the number of blocks with prompts of their own`);
-  if (n !== undefined && blocks > 0 && n > blocks)
-    refuse(`deepLayers is ${n}, and the model has ${blocks} blocks; at most ${blocks}`);
-  if (location !== 'prepend' && (o.reverse || o.noExpand))
-    refuse(`${o.reverse ? 'reverse' : 'noExpand'} is for prompts that stand among the tokens; take location prepend`);
+  const order = o.reverse ? 'reverse' : o.noExpand ? 'noExpand' : null;
+  if (order && n === undefined) return `${order} needs deepLayers, the number of blocks with prompts of their own`;
+  if (n !== undefined && blocks.length > 0 && n > blocks.length) {
+    return `deepLayers is ${n}, and the model has ${blocks.length} blocks; at most ${blocks.length}`;
+  }
+  if (order && location !== 'prepend') {
+    return `${order} is for prompts that stand among the tokens; take location prepend`;
+  }
+  if (location === 'add' && new Set(blocks.map(({ stage }) => stage)).size > 1) {
+    return 'deep prompts for every token need as many tokens in all blocks; take add_1 or prepend';
+  }
+  return null;
 }
 
 /** Official name of a shared part or graft, without the prefix (`enc.transformer.` on ViT, `enc.` on Swin and MAE). */
@@ -325,14 +328,10 @@ export const vpt = defineMethod({
   paper: 'Jia et al., Visual Prompt Tuning, ECCV 2022, arXiv 2203.12119',
   options,
   rules: (o, sites) => {
-    const within = sites.filter(({ roles }) => roles.includes('block'));
-    const blocks = within.length;
-    checkOptions(o, blocks);
-    if (o.location === 'add' && o.deep && new Set(within.map(({ stage }) => stage)).size > 1)
-      throw new RangeError(
-        'vpt: deep prompts for every token need as many tokens in all blocks; take add_1 or prepend',
-      );
-    const pool = poolRule(o, blocks);
+    const blocks = sites.filter(({ roles }) => roles.includes('block'));
+    const misfit = locationMisfit(o) ?? depthMisfit(o, blocks);
+    if (misfit !== null) throw new RangeError(`vpt: ${misfit}`);
+    const pool = poolRule(o, blocks.length);
     if (o.location === 'pad') return [padRule(o), ...pool];
     if (o.location === 'below') return [...belowRules(o), ...pool];
     return [...(o.location.startsWith('prepend_pixel') ? [pixelRule(o)] : tokenRules(o)), ...pool];
