@@ -1,5 +1,6 @@
 /** Prefixes of attention: where their keys and values come from, and how they meet the queries. */
 import {
+  type AttentionState,
   type Context,
   Dropout,
   Embedding,
@@ -145,13 +146,6 @@ export class Memory {
   }
 }
 
-/** What an attention keeps in the context, by itself, while its heads run. */
-interface Heard {
-  readonly k: Tensor;
-  /** What is added to the scores (or, of bool, which of them count), or how it follows from the queries. */
-  readonly mask: Tensor | null | ((queries: Tensor) => Tensor | null);
-}
-
 /** How a second attention meets the first. */
 export interface PrefixAttentionOptions {
   readonly source: PrefixSource;
@@ -226,7 +220,7 @@ export class PrefixAttention extends Module {
 
   /** log Σ exp of the attention's own scores [B, H, N, 1]. */
   #total(q: Tensor, ctx: Context): Tensor {
-    const own = ctx.state.get(this.#options.attention) as Heard | undefined;
+    const own = ctx.state.get(this.#options.attention) as AttentionState | undefined;
     if (!own) throw new Error('the heads of an attention do not say what they read: run the whole attention');
     if (own.k.shape[0] !== q.shape[0]) {
       throw new RangeError('a gated second attention cannot take part in a mixed batch; run its samples by themselves');

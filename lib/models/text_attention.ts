@@ -1,5 +1,15 @@
 /** Attention over token sequences with separate projections, as T5, BART and RoBERTa have it. */
-import { type Context, functional, Identity, type Linear, Module, type Role, site, Span } from '../nn/index.js';
+import {
+  type AttentionState,
+  type Context,
+  functional,
+  Identity,
+  type Linear,
+  Module,
+  type Role,
+  site,
+  Span,
+} from '../nn/index.js';
 import { aten, type DType, ones, type Tensor, zeros } from '../tensor/index.js';
 
 /** A typed entry of a context's state: what a stack tells the attentions inside its blocks. */
@@ -55,11 +65,9 @@ export interface HeadsOptions {
   readonly surroundings: Slot<Surroundings>;
 }
 
-/** What `join` keeps for the heads inside it. */
-interface Mixed {
-  readonly k: Tensor;
-  readonly v: Tensor;
+interface TextAttentionState extends AttentionState {
   readonly mask: Tensor | null;
+  /** See `Surroundings`. */
   readonly mayHideAll: boolean;
 }
 
@@ -106,14 +114,14 @@ export abstract class Heads extends Module {
     const k = this.keys.run(split(toK.run(source, ctx)), ctx);
     const v = this.values.run(split(toV.run(source, ctx)), ctx);
     const lengthenedMask = mask && lengthened(mask, k.shape[2] ?? 0);
-    ctx.state.set(this, { k, v, mask: lengthenedMask, mayHideAll } satisfies Mixed);
+    ctx.state.set(this, { k, v, mask: lengthenedMask, mayHideAll } satisfies TextAttentionState);
     const mixed = this.core.run(split(toQ.run(x, ctx)), ctx);
     ctx.state.delete(this);
     return mixed.transpose(1, 2).reshape([batch, length, heads * headDim]);
   }
 
   #mix(q: Tensor, ctx: Context): Tensor {
-    const { k, v, mask: given, mayHideAll } = ctx.state.get(this) as Mixed;
+    const { k, v, mask: given, mayHideAll } = ctx.state.get(this) as TextAttentionState;
     const { scale = null } = this.#options;
     const mask = given && given.dtype !== q.dtype ? given.to(q.dtype).clampMin(lowest(q.dtype)) : given;
     const dropout = this.training ? this.#options.dropout : 0;

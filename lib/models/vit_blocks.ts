@@ -2,6 +2,7 @@
 import {
   activationLayer,
   type ActivationName,
+  type AttentionState,
   runChain,
   type Context,
   Conv2d,
@@ -117,10 +118,7 @@ export interface ViTBlockOptions {
   readonly causal?: boolean;
 }
 
-/** What the heads of an attention read while they run. */
-interface Heard {
-  readonly k: Tensor;
-  readonly v: Tensor;
+interface SelfAttentionState extends AttentionState {
   /** What `scoreMask` gives for queries. */
   readonly mask: (queries: Tensor) => Tensor | null;
 }
@@ -190,7 +188,7 @@ export class Attention extends Module {
     const [q, k, v] = qkv.unbind(0) as [Tensor, Tensor, Tensor];
     const [keys, values] = [this.keys.run(k, ctx), this.values.run(v, ctx)];
     const mask = (queries: Tensor): Tensor | null => this.scoreMask(queries, keys, ctx);
-    ctx.state.set(this, { k: keys, v: values, mask } satisfies Heard);
+    ctx.state.set(this, { k: keys, v: values, mask } satisfies SelfAttentionState);
     const joined = this.core.run(q, ctx).transpose(1, 2).reshape([batch, length, dim]);
     ctx.state.delete(this);
     return joined;
@@ -198,7 +196,7 @@ export class Attention extends Module {
 
   /** softmax(q k^T / sqrt(d)) v for queries [B, H, N, d]; grafts may have lengthened keys and values. */
   private mix(q: Tensor, ctx: Context): Tensor {
-    const { k, v, mask } = ctx.state.get(this) as Heard;
+    const { k, v, mask } = ctx.state.get(this) as SelfAttentionState;
     return aten.scaledDotProductAttention(q, k, v, mask(q), this.training ? this.attnDrop : 0);
   }
 

@@ -8,6 +8,15 @@ export interface ContextOptions {
   inputs?: Readonly<Record<string, Tensor>>;
 }
 
+/** What an attention keeps in the state of a pass, under itself, while its heads run; grafts on the heads may read it. */
+export interface AttentionState {
+  /** Keys [B, H, S, d], grafts' included; values alike. */
+  readonly k: Tensor;
+  readonly v: Tensor;
+  /** What is added to the scores (or, of bool, which of them count), or how it follows from the queries. */
+  readonly mask: Tensor | null | ((queries: Tensor) => Tensor | null);
+}
+
 /**
  * The explicit context of one forward pass. Modules pass it on to the modules that they run; nothing about a pass lives
  * anywhere else. One context serves one pass: make a new one for the next.

@@ -1,6 +1,6 @@
 export { checkpoint, runBlock, runBlocks, runChain } from './checkpointing.js';
 export { ModuleDict, ModuleList, Sequential } from './containers.js';
-export { Context, type ContextOptions } from './context.js';
+export { type AttentionState, Context, type ContextOptions } from './context.js';
 export { boxArea, boxIou, intersectionArea, nms, roiAlign, type RoiAlignOptions } from './detection.js';
 export { Fastfood, powerOfTwo, walshHadamard } from './fastfood.js';
 export { composedDcnv3, dcnv3, type Dcnv3Options } from './deform_conv.js';
