@@ -37,6 +37,11 @@ export interface DetectionInputOptions {
   readonly sizeDivisible?: number;
 }
 
+/** The longer side where only the shorter one is given: their proportion is that of torchvision's 800 and 1333. */
+export function defaultMaxSize(minSize: number): number {
+  return Math.round((minSize * 5) / 3);
+}
+
 type Size = readonly [height: number, width: number];
 
 /** A batch as the backbone reads it. */

@@ -1,7 +1,8 @@
 /** Dense models by the name of their head, on any backbone of the registry: sizes follow from its levels. */
 import { suggestion, VisionTransformer, type Backbone, type FeatureLevel } from '../models/index.js';
+import { leastCommonMultiple } from '../models/blocks.js';
 import { AnchorGenerator, octave } from './anchors.js';
-import type { DetectionInputOptions } from './detection_input.js';
+import { defaultMaxSize, type DetectionInputOptions } from './detection_input.js';
 import type { Detector } from './detector.js';
 import { EncoderDecoder } from './encoder_decoder.js';
 import { FasterRcnn } from './faster_rcnn.js';
@@ -144,7 +145,7 @@ export function createDetectionModel(
   options: DetectionModelOptions,
 ): Detector {
   must(detectionHeads, head, 'detection head');
-  const { classes, size = 800, maxSize = Math.round((size * 5) / 3), channels: outChannels = 256 } = options;
+  const { classes, size = 800, maxSize = defaultMaxSize(size), channels: outChannels = 256 } = options;
   if (!Number.isInteger(classes) || classes < 1)
     throw new RangeError(`createDetectionModel: classes must be a positive whole number, got ${classes}`);
   const { mean = backbone.config.mean, std = backbone.config.std, boxWidth = 4 * outChannels } = options;
@@ -164,9 +165,7 @@ export function createDetectionModel(
 
 /** Sides of padded images are multiples of this: 32, and what the backbone asks for. */
 export function paddingOf({ sizeMultiple }: Backbone): number {
-  let padding = 32;
-  while (padding % sizeMultiple !== 0) padding += 32;
-  return padding;
+  return leastCommonMultiple(32, sizeMultiple);
 }
 
 /** Side of the smallest anchors where nothing else is said. */
@@ -174,7 +173,12 @@ export function defaultAnchor(finestStride: number, size: number): number {
   return Math.max(LEAST_ANCHOR, Math.min(8 * finestStride, size / LARGEST_SHARE));
 }
 
-/** A detector of this name over a pyramid, its anchors doubling from level to level. */
+/**
+ * A detector of this name over a pyramid, its anchors doubling from level to level.
+ *
+ * @param o.anchor side of the anchors of the finest level, in pixels
+ * @param o.boxWidth width of the box head of `faster_rcnn`; `retinanet` has none
+ */
 export function detectorOver(
   head: DetectionHeadName,
   body: PyramidSource,

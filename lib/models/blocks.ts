@@ -141,6 +141,13 @@ export class UnusedAffine extends Module {
   }
 }
 
+/** The smallest positive whole number that two such numbers divide. */
+export function leastCommonMultiple(a: number, b: number): number {
+  let multiple = a;
+  while (multiple % b !== 0) multiple += a;
+  return multiple;
+}
+
 /** `channels` rounded to a multiple of 8, at least 8, but up where that would lose more than `least` allows: timm's rule. */
 export function makeDivisible(channels: number, least = 0.9): number {
   const rounded = Math.max(8, Math.floor((channels + 4) / 8) * 8);

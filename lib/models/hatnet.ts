@@ -29,6 +29,7 @@ import {
   dropPathRateAt,
   identitySite,
   imageSite,
+  leastCommonMultiple,
   outputsOf,
   poolMap,
 } from './blocks.js';
@@ -92,12 +93,6 @@ class HatDownsample extends Module {
   forward(x: Tensor, ctx: Context): Tensor {
     return this.norm.run(this.conv.run(x, ctx), ctx);
   }
-}
-
-function leastCommonMultiple(a: number, b: number): number {
-  let multiple = a;
-  while (multiple % b !== 0) multiple += a;
-  return multiple;
 }
 
 /** HAT-Net: a convolutional stem to a quarter of the size, four stages, mean, classifier; no norm at the end. */

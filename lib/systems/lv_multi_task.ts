@@ -1,5 +1,6 @@
 /** LV-Adapter with a detector: all three tasks from images to losses and findings. */
 import { resize, sizeOf } from '../heads/conv_module.js';
+import { defaultMaxSize } from '../heads/detection_input.js';
 import {
   defaultAnchor,
   type Detection,
@@ -97,7 +98,7 @@ export class LvMultiTask extends LvAdapter {
 
   /** @throws what `LvAdapter` throws */
   constructor(backbone: Backbone, text: ClipTextTransformer | null, options: LvMultiTaskOptions) {
-    const { size = 512, maxSize = Math.round((size * 5) / 3), detector: head = 'retinanet', ...rest } = options;
+    const { size = 512, maxSize = defaultMaxSize(size), detector: head = 'retinanet', ...rest } = options;
     const { anchor = defaultAnchor(4, size), boxWidth, ...sizes } = rest;
     super(backbone, text, sizes);
     const { mean, std } = backbone.config;
@@ -183,7 +184,10 @@ function stackedMasks(
   return aten.stack(moved);
 }
 
-/** Another length of one axis: each new place is that in which its middle lies. */
+/**
+ * Another length of one axis, nearest neighbor: each new place is that in which its middle lies. LibTorch's
+ * own does not take int64.
+ */
 function nearest(mask: Tensor, axis: 0 | 1, length: number): Tensor {
   const before = mask.shape[axis] ?? 0;
   if (before === length) return mask;
