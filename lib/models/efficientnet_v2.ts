@@ -181,12 +181,18 @@ function widthOf(channels: number, { widthFactor, leastWidth }: EfficientNetV2Op
   return widthFactor === 1 ? channels : makeDivisible(channels * widthFactor, leastWidth);
 }
 
+/** The runs of equal blocks of each stage, widths and repeats multiplied by their factors. */
+function stageSpecs(o: EfficientNetV2Options): StageSpec[][] {
+  return o.stages.map((texts) =>
+    [texts].flat().map((text) => {
+      const spec = parseStage(text);
+      return { ...spec, repeats: Math.ceil(spec.repeats * o.depthFactor), channels: widthOf(spec.channels, o) };
+    }),
+  );
+}
+
 function buildStages(o: EfficientNetV2Options, stemChannels: number, norm: NormOptions) {
-  const specOf = (text: string): ReturnType<typeof parseStage> => {
-    const spec = parseStage(text);
-    return { ...spec, repeats: Math.ceil(spec.repeats * o.depthFactor), channels: widthOf(spec.channels, o) };
-  };
-  const specs = o.stages.map((texts) => (typeof texts === 'string' ? [texts] : texts).map(specOf));
+  const specs = stageSpecs(o);
   // One more than the last index: the official rate never reaches its maximum.
   const total = specs.flat().reduce((sum, { repeats }) => sum + repeats, 0);
   const stages = new BlockList();

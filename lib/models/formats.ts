@@ -17,8 +17,8 @@ import { googleBitNames, timmBitNames } from './resnetv2_names.js';
 import { Roberta } from './roberta.js';
 import { microsoftSwinNames, SwinTransformer } from './swin.js';
 import { WindowAttention } from './swin_blocks.js';
-import { T5 } from './t5.js';
 import { relativePositionIndex } from './swin_windows.js';
+import { T5 } from './t5.js';
 import { torchvisionConvnext, torchvisionEfficientNet, torchvisionSwin, torchvisionVit } from './torchvision_names.js';
 import { transformersConvnext, transformersResnet, transformersSwin, transformersVit } from './transformers_names.js';
 import { VisionTransformer } from './vit.js';
@@ -136,11 +136,10 @@ function formatsOf(model: Host): Formats {
   }
   if (model instanceof ResNet) {
     const isPlain = model.conv1 instanceof Conv2d && !/^(resnext|wide_)/.test(model.name);
-    const hasTransformers = isPlain && { transformers: { map: transformersResnet } };
     return {
       timm: SAME,
       official: SAME,
-      ...hasTransformers,
+      ...(isPlain && { transformers: { map: transformersResnet } }),
       ...(model.conv1 instanceof Conv2d && { torchvision: SAME }),
     };
   }
@@ -187,10 +186,10 @@ export function exportState(
   state: ReadonlyMap<string, Tensor> = model.stateDict(),
 ): Map<string, Tensor> {
   if (format === 'own') return new Map(state);
-  const { map, shared, convert } = formatOf(model, format);
+  const { map, shared, buffers, convert } = formatOf(model, format);
   if (convert) return convert(state);
   const out = applyKeyMap(invertKeyMap(map), state).tensors;
-  for (const [name, buffer] of formatOf(model, format).buffers?.() ?? []) out.set(name, buffer);
+  for (const [name, buffer] of buffers?.() ?? []) out.set(name, buffer);
   const left = [...out.keys()].filter((name) => state.has(name) && !(shared?.test(name) ?? false));
   if (left.length > 0) {
     throw new RangeError(
