@@ -7,11 +7,12 @@
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/native_group_norm_backward_native.h>
 #include <c10/util/Exception.h>
-#include <torch/library.h>
 
 #include <array>
 #include <optional>
 #include <tuple>
+
+#include "ops/replaced_kernel.h"
 
 namespace torchgraft {
 namespace {
@@ -40,21 +41,7 @@ Gradients group_norm_backward(const at::Tensor& grad_out, const at::Tensor& inpu
   return gradients;
 }
 
-// Replacing a kernel is reported once by a warning, which would greet every user at the first import.
-class Silence : public c10::WarningHandler {
-  void process(const c10::Warning&) override {}
-};
-
-struct Registration {
-  Registration() {
-    Silence silence;
-    const c10::WarningUtils::WarningHandlerGuard quiet(&silence);
-    library.impl("native_group_norm_backward", group_norm_backward);
-  }
-  torch::Library library{torch::Library::IMPL, "aten", c10::DispatchKey::CPU, __FILE__, __LINE__};
-};
-
-const Registration registration;
+const ReplacedKernel replaced("native_group_norm_backward", group_norm_backward);
 
 }  // namespace
 }  // namespace torchgraft
