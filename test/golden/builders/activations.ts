@@ -2,7 +2,7 @@
 import { ACTIVATIONS, type ActivationName } from '../../../lib/nn/index.js';
 import { UnknownCase } from '../builder.js';
 
-/** Spellings, in lower case and without spaces, that are not our own. */
+/** Spellings, in lower case and without spaces, that are not our own: the specifications', and transformers'. */
 const SPELLINGS: Readonly<Record<string, ActivationName>> = {
   'gelu(erf)': 'gelu',
   'gelu(tanh)': 'gelu_tanh',

@@ -43,6 +43,11 @@ export function sharedEntries(adapter: Adapter, naming: Naming): [string, Entry]
   );
 }
 
+/** The tensors of the head that an adapter brings, none where it brings none, by the names that `name` gives their own. */
+export function headEntries({ headModule }: Adapter, name: (leaf: string) => string): [string, Entry][] {
+  return (headModule?.namedState() ?? []).map(([leaf, tensor]) => [name(leaf), { tensor }]);
+}
+
 /** The backbone's tensors by their official names. */
 function backboneEntries(model: Backbone, { backbone, keyMap }: Naming): Map<string, Entry> {
   return keyMap ? entriesThrough(model, keyMap) : entriesOf(model, backbone);

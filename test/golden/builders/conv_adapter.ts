@@ -196,8 +196,8 @@ function numberAt(config: Config, ...keys: string[]): number {
 function chain(config: Config): Built {
   const model = createCustomModel('convnext', {
     ...convnextBlockOptions(config),
-    depths: [numberAt(config, 'depth', 'depths', 'blocks', 'num_blocks', 'n_blocks')],
-    dims: [numberAt(config, 'dim', 'dims', 'channels', 'width')],
+    depths: [numberAt(config, 'depth', 'depths', 'blocks', 'num_blocks')],
+    dims: [numberAt(config, 'dim', 'dims')],
     numClasses: 0,
   });
   const adapter = adapt(model, config, {});

@@ -1,19 +1,12 @@
 /** Kronecker adaptation and the baselines of its repository on CLIP's image tower, and training in random subspaces. */
-import {
-  type Adapter,
-  graft,
-  type Graft,
-  type Head,
-  type HeadOptions,
-  KroneckerDelta,
-} from '../../../lib/adapters/index.js';
+import { type Adapter, graft, type Graft, type HeadOptions, KroneckerDelta } from '../../../lib/adapters/index.js';
 import { type Backbone, createClip, createCustomModel, openaiVisionTransformer } from '../../../lib/models/index.js';
 import { Context, Fastfood, Linear, Parameter, trainingMode } from '../../../lib/nn/index.js';
 import { aten, empty, type Tensor } from '../../../lib/tensor/index.js';
 import { type Built, type Builder, Config, entriesThrough, type Entry, soleInput, UnknownCase } from '../builder.js';
 import type { CountsRow, GoldenCase } from '../case.js';
 import { activationNamed } from './activations.js';
-import { graftEntries, macsOf, sharedEntries } from './adapted.js';
+import { graftEntries, headEntries, macsOf, sharedEntries } from './adapted.js';
 
 const VISUAL = 'backbone.visual.';
 const BLOCK = 'transformer.resblocks.0.';
@@ -179,7 +172,6 @@ function classifier(config: Config): Built {
   const { id, options } = choiceOf(config.get(config.has('method') ? 'method' : 'variant'), config);
   config.done();
   const adapter = graft(model, id, options, { head });
-  const form = adapter.headModule as Head;
   const tower = [...entriesThrough(model, openaiVisionTransformer)];
   return {
     module: model,
@@ -189,8 +181,7 @@ function classifier(config: Config): Built {
     state: new Map<string, Entry>([
       ...tower.map(([name, entry]): [string, Entry] => [VISUAL + name, entry]),
       ...entriesOfAdapter(adapter, model.featureLevels.length),
-      ...form.linear.namedState().map(([leaf, tensor]): [string, Entry] => [`layers.0.${leaf}`, { tensor }]),
-      ...(form.norm?.namedState() ?? []).map(([leaf, tensor]): [string, Entry] => [`channel_bn.${leaf}`, { tensor }]),
+      ...headEntries(adapter, (leaf) => leaf.replace('norm.', 'channel_bn.').replace('linear.', 'layers.0.')),
     ]),
     run: (inputs) => ({ y: model.run(soleInput(inputs)) }),
   };

@@ -4,7 +4,7 @@ import type { Backbone } from '../../../lib/models/index.js';
 import { type Built, type Builder, Config, entriesOf, type Entry, UnknownCase } from '../builder.js';
 import { configText, type CountsRow, type GoldenCase } from '../case.js';
 import { activationNamed } from './activations.js';
-import { adapted, blockName, countAdapted, type Naming, runBlock, singleBlock } from './adapted.js';
+import { adapted, blockName, countAdapted, headEntries, type Naming, runBlock, singleBlock } from './adapted.js';
 import { publishedFile, quantizedLayer, smallAdapter } from './compact.js';
 import { plain, published, publishedName, vitOf } from './timm_backbones.js';
 
@@ -39,14 +39,14 @@ function splitProjections(model: Backbone, rename: (name: string) => string | nu
   });
 }
 
-/** Keys by which a case may say in words what its tensors' names say: that the head norms over the batch. */
-const HEAD_KEYS = ['head', 'head_norm', 'head_bn', 'bn_head', 'head_batch_norm', 'batch_norm_head', 'head_norm_eps'];
-
-/** The official head norms over the batch, without affine parameters, before its linear layer. */
+/**
+ * The official head norms over the batch, without affine parameters, before its linear layer; the names of its tensors
+ * say whether a case has it.
+ */
 function normedHead(golden: GoldenCase, config: Config): { classes: number; norm: 'batch'; normEps: number } | null {
-  config.ignore(...HEAD_KEYS);
+  const normEps = config.ignore('head').get('head_norm_eps', 1e-6);
   if (!golden.trainable?.includes('head.1.weight')) return null;
-  return { classes: config.get('num_classes'), norm: 'batch', normEps: 1e-6 };
+  return { classes: config.get('num_classes'), norm: 'batch', normEps };
 }
 
 /** The official AdaptFormer; PETL-ViT's form has no such scale. */
@@ -72,13 +72,9 @@ function adaptFormer(golden: GoldenCase, config: Config, model: Backbone, single
     return own === null || (head && name.startsWith('head.')) ? null : inBlock(own);
   };
   const built = adapted(model, adapter, { backbone, graft: inBlock }, single ? runBlock(model) : undefined);
-  const form = adapter.headModule;
-  const headEntries = form
-    ? [form.norm, form.linear].flatMap((part, i): [string, Entry][] =>
-        (part?.namedState() ?? []).map(([leaf, tensor]) => [`head.${i}.${leaf}`, { tensor }]),
-      )
-    : [];
-  return { ...built, state: new Map([...built.state, ...splitProjections(model, inBlock), ...headEntries]) };
+  const headName = (leaf: string): string => `head.${leaf.replace('norm', '0').replace('linear', '1')}`;
+  const parts = [...splitProjections(model, inBlock), ...headEntries(adapter, headName)];
+  return { ...built, state: new Map([...built.state, ...parts]) };
 }
 
 /** Bottlenecks behind attention and MLP, or behind the MLP alone, before stochastic depth, and their names in the cases. */
@@ -87,8 +83,9 @@ const placed =
   (_, config, model, single) => {
     const reduction = config.get<number | null>('reduction_factor', null);
     const dim = model.numFeatures;
-    const width = config.get<number>('bottleneck', ...(reduction === null ? [] : [Math.floor(dim / reduction)]));
-    if (reduction !== null && width !== Math.floor(dim / reduction)) {
+    const reduced = reduction === null ? undefined : Math.floor(dim / reduction);
+    const width = config.get<number>('bottleneck', reduced);
+    if (reduced !== undefined && width !== reduced) {
       throw new UnknownCase(`a reduction of ${reduction} of ${dim} does not give a bottleneck of ${width}`);
     }
     const place = {

@@ -83,18 +83,21 @@ function isBlock(config: Config): boolean {
   return config.has('module');
 }
 
-/** Where the single block of a model stands that is built around it. */
-const BLOCKS: Readonly<Record<string, string>> = {
-  convnext: 'stages.0.blocks.0',
-  as_mlp: 'layers.0.blocks.0',
+/** Where the single block of a network stands that is built around it, and that network's width. */
+interface BlockInNetwork {
+  readonly path: string;
+  readonly sizes: (dim: unknown) => Record<string, unknown>;
+}
+
+const BLOCKS: Readonly<Record<string, BlockInNetwork>> = {
+  convnext: { path: 'stages.0.blocks.0', sizes: (dim) => ({ dims: [dim] }) },
+  as_mlp: { path: 'layers.0.blocks.0', sizes: (dim) => ({ img_size: 8, embed_dim: dim }) },
 };
 
 /** A bare block of ConvNeXt or AS-MLP, out of the smallest network around it. */
-function mapBlock(golden: GoldenCase, path: string): Built {
-  const { dim, shift_size: shift, ...rest } = golden.config;
-  const around = { num_classes: 1, depths: [1], tuning_mode: 'ssf', ...(shift !== undefined && { shift_size: shift }) };
-  const own = path.startsWith('stages') ? { dims: [dim] } : { img_size: 8, embed_dim: dim };
-  const config = new Config({ ...rest, ...around, ...own });
+function mapBlock(golden: GoldenCase, { path, sizes }: BlockInNetwork): Built {
+  const { dim, ...rest } = golden.config;
+  const config = new Config({ ...rest, num_classes: 1, depths: [1], ...sizes(dim) });
   isBlock(config);
   const host = hostOf(config);
   const model = host.model(config);
@@ -122,8 +125,8 @@ function build(golden: GoldenCase): Built {
   const config = new Config(golden.config);
   const host = hostOf(config);
   if (isBlock(config)) {
-    const path = BLOCKS[config.get<string>('backbone', 'vit')];
-    if (path !== undefined) return mapBlock(golden, path);
+    const inNetwork = BLOCKS[config.get<string>('backbone', 'vit')];
+    if (inNetwork) return mapBlock(golden, inNetwork);
     const model = block(config);
     config.done();
     return adapted(model, graft(model, 'ssf', {}, { head: 'frozen' }), blockNaming, runBlock(model));

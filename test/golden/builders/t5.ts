@@ -14,6 +14,7 @@ import type { CountsRow, GoldenCase } from '../case.js';
 /** transformers' T5 configuration to our options. */
 export function t5Of(config: Config): TextModel {
   config.expect('decoder_start_token_id', 0).expect('is_gated_act', true, false);
+  // transformers writes these, too; none changes a pass.
   config.ignore('pad_token_id', 'eos_token_id', 'is_encoder_decoder', 'use_cache', 'model_type', 'dense_act_fn');
   config.ignore('initializer_factor', 'classifier_dropout', 'n_positions');
   const depth = config.get<number>('num_layers');

@@ -14,6 +14,7 @@ type Kind = 'bart' | 'mbart' | 'roberta';
 
 /** transformers' configuration of a backbone to ours. */
 function backboneOf(kind: Kind, config: Config, classes?: number | null): TextModel {
+  // transformers writes these, too; none changes a pass.
   config.ignore('use_cache', 'bos_token_id', 'eos_token_id', 'decoder_start_token_id', 'forced_eos_token_id');
   config.ignore('is_encoder_decoder', 'model_type', 'init_std', 'initializer_range', 'num_hidden_layers');
   const pad = config.get('pad_token_id', 1);

@@ -6,7 +6,7 @@ import { Context, type GraftSet, type Module, Parameter } from '../../../lib/nn/
 import { empty, type Tensor } from '../../../lib/tensor/index.js';
 import { type Built, type Builder, Config, type Entry, soleInput, UnknownCase } from '../builder.js';
 import type { CountsRow, GoldenCase } from '../case.js';
-import { adapted, countAdapted } from './adapted.js';
+import { adapted, countAdapted, headEntries } from './adapted.js';
 import { convnextOf } from './convnext.js';
 import { microsoftNames, swinOf, withMicrosoftBuffers } from './swin.js';
 import { published } from './timm_backbones.js';
@@ -249,39 +249,30 @@ function convnext(config: Config, head: HeadChoice): ReturnType<Host> {
   return { model, adapter, built: adapted(model, adapter, { keyMap: SPLIT_CONVNEXT }) };
 }
 
-const hosts: Readonly<Record<string, Host>> = {
-  vit: (config, head) => transformer(config, head, 'official'),
-  vit_mae: (config, head) => transformer(config, head, 'mae'),
-  vit_moco: (config, head) => transformer(config, head, 'moco'),
-  resnet,
-  swin,
-  convnext,
-};
+/** By the first pattern that a case's backbone fits: `vit_moco`, or the official code's `mocov3_vitb`, `imagenet_sup_rn50`. */
+const HOSTS: readonly (readonly [name: RegExp, host: Host])[] = [
+  [/resnet|rn\d/, resnet],
+  [/moco/, (config, head) => transformer(config, head, 'moco')],
+  [/mae/, (config, head) => transformer(config, head, 'mae')],
+  [/^vit$/, (config, head) => transformer(config, head, 'official')],
+  [/^swin$/, swin],
+  [/^convnext$/, convnext],
+];
 
-/** A head with hidden layers, in the place of the model's own. */
-function headEntries({ headModule }: Adapter): [string, Entry][] {
-  const state = headModule?.namedState() ?? [];
-  return state.map(([leaf, tensor]) => [`head.${leaf.replace(/^linear\./, 'last_layer.')}`, { tensor }]);
-}
+/** A head with hidden layers stands in the place of the model's own. */
+const headName = (leaf: string): string => `head.${leaf.replace(/^linear\./, 'last_layer.')}`;
 
 function build({ config: values }: GoldenCase): Built {
   const config = new Config(values);
   const name = config.get<string>('backbone');
-  const key = /resnet|rn\d/.test(name)
-    ? 'resnet'
-    : /moco/.test(name)
-      ? 'vit_moco'
-      : /mae/.test(name)
-        ? 'vit_mae'
-        : name;
-  const host = Object.hasOwn(hosts, key) ? hosts[key] : undefined;
+  const host = HOSTS.find(([pattern]) => pattern.test(name))?.[1];
   if (!host) throw new UnknownCase(`no builder knows the backbone '${name}' of vpt`);
   const output = config.get<string | null>('output', null);
-  const hidden = config.get(config.has('mlp_num') ? 'mlp_num' : 'MLP_NUM', 0);
+  const hidden = config.get('MLP_NUM', 0);
   const deepHead: HeadChoice = hidden > 0 ? { classes: config.get('num_classes'), hidden } : 'train';
   const { model, adapter, built } = host(config, output === null ? deepHead : 'frozen');
   config.done();
-  if (output === null) return { ...built, state: new Map([...built.state, ...headEntries(adapter)]) };
+  if (output === null) return { ...built, state: new Map([...built.state, ...headEntries(adapter, headName)]) };
   if (output.startsWith('padded image')) {
     const form = adapter.grafts[0]?.form;
     if (!form) throw new UnknownCase('the padded image is asked for, and no prompt makes one');
