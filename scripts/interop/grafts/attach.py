@@ -116,7 +116,7 @@ def attach(model, folder):
         handles.append(_classify(model, *adapter.classifier, adapter.head))
     handles += _context(host, adapter)
     for path, factor, summand in beside:
-        handles.append(on_output(host.module(path), _affine(host.lay(path), factor, summand)))
+        handles.append(on_output(host.module(path), _affine(host.layout(path), factor, summand)))
     for attention, forward in passes:
         attention.forward = forward
         handles.append(Undo(lambda attention=attention: attention.__dict__.pop("forward", None)))
@@ -170,10 +170,10 @@ def _classify(model, path, leaves, options):
     return Undo(lambda: setattr(owner, last, before))
 
 
-def _affine(lay, factor, summand):
+def _affine(layout, factor, summand):
     def function(y):
         def spread(vector):
-            return vector.to(y).reshape(-1, *[1] * (y.ndim - 2 if lay == "map" else 0))
+            return vector.to(y).reshape(-1, *[1] * (y.ndim - 2 if layout == "map" else 0))
 
         y = y if factor is None else y * spread(factor)
         return y if summand is None else y + spread(summand)

@@ -99,7 +99,10 @@ def second_of(folder):
 def forwards(folder, host):
     """New forward passes of attentions: (module, function)."""
     if host.family not in ("vit", "swin"):
-        raise NotRead(f"learned keys and values are set into timm's VisionTransformer and SwinTransformer, not into {type(host.model).__name__}")
+        raise NotRead(
+            "learned keys and values are set into timm's VisionTransformer and SwinTransformer, "
+            f"not into {type(host.model).__name__}"
+        )
     second = second_of(folder)
     keys, values = (rows_of(folder, host, what) for what in ("key", "value"))
     norms = {path.rpartition(".")[0]: t for path, t in folder.rule("prefix") if "norm.weight" in t}

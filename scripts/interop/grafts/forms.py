@@ -1,6 +1,6 @@
 """What stands beside the layers of a network: functions of features, in evaluation. `t` are a graft's tensors by name.
 
-`lay` says how features lie: 'map' for [B, C, H, W], 'last' for channels last, tokens [B, N, C] or grids [B, H, W, C]."""
+`layout` is that of features: 'map' for [B, C, H, W], 'last' for channels last, tokens [B, N, C] or grids [B, H, W, C]."""
 
 import torch
 from torch.nn import functional as F
@@ -17,14 +17,14 @@ ACTIVATIONS = {
 }
 
 
-def over_channels(x, lay, compute):
+def over_channels(x, layout, compute):
     """A function of features with channels last, on either layout."""
-    return compute(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2) if lay == "map" else compute(x)
+    return compute(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2) if layout == "map" else compute(x)
 
 
-def over_patches(x, lay, context, on_map, on_rest):
+def over_patches(x, layout, context, on_map, on_rest):
     """A function of maps on whatever holds patches; tokens that are none go to `on_rest`."""
-    if lay == "map":
+    if layout == "map":
         return on_map(x)
     if x.ndim == 4:
         return on_map(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
@@ -39,7 +39,7 @@ def over_patches(x, lay, context, on_map, on_rest):
     return torch.cat(parts, 1)
 
 
-def bottleneck(t, x, context, *, lay, norm="none", activation="relu", scale=1):
+def bottleneck(t, x, context, *, layout, norm="none", activation="relu", scale=1):
     """u = norm(s up(act(down(norm x)))), with at most one of the norms; a learned scale is among the tensors."""
 
     def normed(z, where):
@@ -50,7 +50,7 @@ def bottleneck(t, x, context, *, lay, norm="none", activation="relu", scale=1):
         u = F.linear(z, t["up.weight"], t.get("up.bias")) * (t["scale"] if "scale" in t else scale)
         return normed(u, "out")
 
-    return over_channels(x, lay, compute)
+    return over_channels(x, layout, compute)
 
 
 def decoded(t, bits):
@@ -58,33 +58,33 @@ def decoded(t, bits):
     return {name: quantized(value, bits) if name in ("down.weight", "up.weight") else value for name, value in t.items()}
 
 
-def conv_bypass(t, x, context, *, lay):
+def conv_bypass(t, x, context, *, layout):
     """A bottleneck with a convolution over the patches; other tokens meet the middle of its kernel."""
     act = ACTIVATIONS["quick_gelu"]
     weight, bias = t["conv.weight"], t["conv.bias"]
     middle = weight.shape[-1] // 2
-    z = over_channels(x, lay, lambda rows: act(F.linear(rows, t["down.weight"], t["down.bias"])))
+    z = over_channels(x, layout, lambda rows: act(F.linear(rows, t["down.weight"], t["down.bias"])))
     z = over_patches(
         z,
-        lay,
+        layout,
         context,
         lambda image: F.conv2d(image, weight, bias, padding=middle),
         lambda tokens: F.linear(tokens, weight[:, :, middle, middle], bias),
     )
-    return over_channels(act(z), lay, lambda rows: F.linear(rows, t["up.weight"], t["up.bias"]))
+    return over_channels(act(z), layout, lambda rows: F.linear(rows, t["up.weight"], t["up.bias"]))
 
 
-def kronecker_bypass(t, x, context, *, lay, scale=1):
+def kronecker_bypass(t, x, context, *, layout, scale=1):
     """s x (A ⊗ B) + r x."""
 
     def compute(rows):
         y = rows @ torch.kron(t["A"], t["B"]) * scale
         return y + rows * t["residual_scale"] if "residual_scale" in t else y
 
-    return over_channels(x, lay, compute)
+    return over_channels(x, layout, compute)
 
 
-def compacter(t, x, context, *, lay, rule, activation):
+def compacter(t, x, context, *, layout, rule, activation):
     """A bottleneck of two layers that are sums of Kronecker products."""
 
     def layer(name, z):
@@ -95,23 +95,23 @@ def compacter(t, x, context, *, lay, rule, activation):
         z = F.layer_norm(rows, rows.shape[-1:], t["norm.weight"], t["norm.bias"])
         return layer("up", ACTIVATIONS[activation](layer("down", z)))
 
-    return over_channels(x, lay, compute)
+    return over_channels(x, layout, compute)
 
 
-def conv_adapter(t, x, context, *, lay, activation):
+def conv_adapter(t, x, context, *, layout, activation):
     """se conv2(act(conv1 x)); the map that it is added to says its stride."""
     kernel = t["conv1.weight"].shape[-1]
 
     def on_map(image):
-        stride = -(-image.shape[2] // context.target.shape[2]) if lay == "map" else 1
+        stride = -(-image.shape[2] // context.target.shape[2]) if layout == "map" else 1
         z = F.conv2d(image, t["conv1.weight"], t["conv1.bias"], stride, (kernel - 1) // 2, groups=t["conv1.weight"].shape[0])
         return F.conv2d(ACTIVATIONS[activation](z), t["conv2.weight"], t["conv2.bias"]) * t["se"]
 
     channels = t["conv2.weight"].shape[0]
-    return over_patches(x, lay, context, on_map, lambda tokens: tokens.new_zeros(*tokens.shape[:2], channels))
+    return over_patches(x, layout, context, on_map, lambda tokens: tokens.new_zeros(*tokens.shape[:2], channels))
 
 
-def prompt_block(t, x, context, *, lay, groups, gate_only):
+def prompt_block(t, x, context, *, layout, groups, gate_only):
     """Pro-tuning: beta times 1x1, depth-wise, 1x1, gate, 1x1."""
 
     def conv(index, z, **options):
@@ -125,10 +125,10 @@ def prompt_block(t, x, context, *, lay, groups, gate_only):
         gate = torch.sigmoid(conv("3.excitation", F.relu(conv("3.compress", gate))))
         return (conv(4, gate if gate_only else z * gate, groups=groups) * t["beta"]).expand_as(image)
 
-    return over_patches(x, lay, context, on_map, torch.zeros_like)
+    return over_patches(x, layout, context, on_map, torch.zeros_like)
 
 
-def prompt_matcher(t, x, context, *, lay, iterations):
+def prompt_matcher(t, x, context, *, layout, iterations):
     """SPM: prompts that are refined under interim semantic maps."""
 
     def on_map(image):
@@ -141,10 +141,10 @@ def prompt_matcher(t, x, context, *, lay, iterations):
             prompts = prompts + F.conv2d(z, t["expand.weight"], t["expand.bias"])
         return prompts
 
-    return over_patches(x, lay, context, on_map, torch.zeros_like)
+    return over_patches(x, layout, context, on_map, torch.zeros_like)
 
 
-def st_adapter(t, x, context, *, lay):
+def st_adapter(t, x, context, *, layout):
     """fc2(K * fc1 x), K a depth-wise convolution over frames, rows and columns."""
 
     def on_map(patches):
@@ -155,7 +155,7 @@ def st_adapter(t, x, context, *, lay):
         z = F.linear(z.permute(0, 2, 3, 4, 1), t["fc2.weight"], t["fc2.bias"])
         return z.flatten(0, 1).permute(0, 3, 1, 2)
 
-    return over_patches(x, lay, context, on_map, torch.zeros_like)
+    return over_patches(x, layout, context, on_map, torch.zeros_like)
 
 
 def noah_adapter(t, x, context, *, width):

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 from torch import nn
 
 from .folder import NotRead
-from .increments import _means
+from .increments import selects, stage_of
 
 #: Families by the name of the class that a model is, or of one that it derives from.
 FAMILIES = {
@@ -154,7 +154,7 @@ class Host:
 
         return (inside(first), side), (inside(second), end)
 
-    def lay(self, path):
+    def layout(self, path):
         """'map' where features at a site are [B, C, H, W], 'last' where channels come last."""
         if self.family == "convnext":
             return "last" if re.search(r"\.blocks\.\d+\.(mlp|norm)\b", path) else "map"
@@ -199,11 +199,9 @@ class Host:
             block = next((block for block in self.blocks if path.startswith(f"{block}.")), None)
             if block is None or not isinstance(module, nn.Linear):
                 continue
-            if kept and not any(not query or _means(query, path) for query in kept):
+            if kept and not any(not query or selects(query, path) for query in kept):
                 continue
-            stage = re.match(r"(?:layers|stages)\.(\d+)", path)
-            number = int(stage.group(1)) if stage else int(".decoder." in f".{path}")
-            layers.append((path, number, ("q", "k", "v") if path.endswith(".qkv") else ()))
+            layers.append((path, stage_of(path), ("q", "k", "v") if path.endswith(".qkv") else ()))
         return layers
 
     def noah_rank(self, options):

@@ -16,6 +16,12 @@ def split_slice(path):
     return match.groups() if match else (path, None)
 
 
+def stage_of(path):
+    """Number of the stage that a layer lies in; of text models, 0 for the encoder and 1 for the decoder."""
+    match = re.match(r"(?:layers|stages)\.(\d+)\.", path)
+    return int(match.group(1)) if match else int(".decoder." in f".{path}")
+
+
 def levels(bits):
     """The values and borders of a quantizer of the standard normal distribution (Jie et al., ICCV 2023, section 3.3)."""
     count = 2**bits
@@ -60,7 +66,7 @@ def _scales(folder):
     def find(path, graft_rank):
         if graft_rank is not None and ranks.count(graft_rank) == 1:
             return scales[ranks.index(graft_rank)]
-        found = [scale for query, scale in zip(queries, scales) if query and _means(query, path)]
+        found = [scale for query, scale in zip(queries, scales) if query and selects(query, path)]
         if len(set(found)) == 1:
             return found[0]
         if len(set(scales)) == 1:
@@ -70,10 +76,10 @@ def _scales(folder):
     return find
 
 
-def _means(query, path):
-    """Whether a query by names or paths means a layer; None of the other conditions can be told here."""
+def selects(query, path):
+    """Whether a query by names or paths selects a layer. @raises NotRead for its other conditions, which cannot be told here"""
     if isinstance(query, list):
-        return any(_means(one, path) for one in query)
+        return any(selects(one, path) for one in query)
     if set(query) - {"name", "path", "inBlock"} or not set(query) & {"name", "path"}:
         raise NotRead(f"which layers {query} means cannot be told by names; use `torchgraft merge`")
     module, part = split_slice(path)

@@ -1,12 +1,10 @@
 """Folding an adapter into weights, in float64."""
 
-import re
-
 import torch
 
 from . import increments
 from .folder import NotRead, take_apart
-from .increments import split_slice
+from .increments import split_slice, stage_of
 
 #: Methods whose increments each stand at their layer.
 PLAIN = {"lora": increments.lora, "lokr": increments.lokr, "krona": increments.krona, "kadaptation": increments.kadaptation}
@@ -106,7 +104,7 @@ def fold(folder, draft, host=None):
         found = PLAIN[method](folder, draft.shape)
     elif method == "fact":
         if options.get("variant", "tt") == "tt":
-            layers = [(path, _stage(path), _cores(leaves)) for path, leaves in folder.rule("fact")]
+            layers = [(path, stage_of(path), _cores(leaves)) for path, leaves in folder.rule("fact")]
         else:
             layers = needed("the order of the layers").fused_layers(options.get("at"))
         found = increments.fact(folder, draft.shape, layers)
@@ -131,11 +129,6 @@ def affine_maps(folder):
     if folder.method == "conv_adapter":
         return [(*split_slice(path), None, leaves["bias"]) for path, leaves in folder.rule("bias")]
     return []
-
-
-def _stage(path):
-    match = re.match(r"(?:layers|stages)\.(\d+)\.", path)
-    return int(match.group(1)) if match else int(".decoder." in f".{path}")
 
 
 def _cores(leaves):
@@ -181,7 +174,9 @@ def merged_state_dict(folder, state):
         if not draft.has(f"{path}.weight"):
             raise NotRead(f"what stands behind '{path}' follows no layer and does not merge: use attach(model, folder)")
         if adapter.standardized and draft.shape(f"{path}.weight")[2:]:
-            raise NotRead(f"the weight of '{path}' is standardized whenever it is used and takes up nothing: use attach(model, folder)")
+            raise NotRead(
+                f"the weight of '{path}' is standardized whenever it is used and takes up nothing: use attach(model, folder)"
+            )
         draft.affine(path, part, factor, summand)
     if draft.created:
         layers = ", ".join(sorted(name.removesuffix(".bias") for name in draft.created)[:3])

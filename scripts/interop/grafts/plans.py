@@ -51,7 +51,7 @@ def plan(folder, host):
 
 def _at(folder, host, rule, kind, form, scale=1, **options):
     for path, leaves in folder.rule(rule):
-        yield path, kind, bound(form, leaves, host, lay=host.lay(path), **options), scale
+        yield path, kind, bound(form, leaves, host, layout=host.layout(path), **options), scale
 
 
 def _outside(scale, norm):
@@ -65,7 +65,8 @@ def adaptformer(folder, host):
     o = folder.options
     outer, inner = _outside(o["scale"], o["norm"])
     for path, leaves in folder.rule("adaptmlp"):
-        form = bound(forms.bottleneck, forms.decoded(leaves, o.get("bits", 32)), host, lay=host.lay(path), norm=o["norm"], scale=inner)
+        decoded = forms.decoded(leaves, o.get("bits", 32))
+        form = bound(forms.bottleneck, decoded, host, layout=host.layout(path), norm=o["norm"], scale=inner)
         yield path, o["placement"], form, outer
 
 
@@ -79,8 +80,9 @@ def _bottlenecks(folder, host, rule, place):
     before = place["insertion"] == "pfeiffer" and host.is_post_norm
     if before:
         outer, inner = 1, place["scale"] if place["scale"] != "learned" else 1
+    options = {"norm": place["norm"], "activation": place["activation"], "scale": inner}
     for path, leaves in folder.rule(rule):
-        form = bound(forms.bottleneck, leaves, host, lay=host.lay(path), norm=place["norm"], activation=place["activation"], scale=inner)
+        form = bound(forms.bottleneck, leaves, host, layout=host.layout(path), **options)
         if before:
             norm = host.module(path)
             yield path, "before", lambda x, g=form, n=norm: x + g(F.layer_norm(x, n.normalized_shape, n.weight, n.bias, n.eps))
@@ -101,13 +103,13 @@ def mam(folder, host):
 
 def krona_b(folder, host):
     for path, leaves in folder.rule("krona"):
-        yield path, "parallel", bound(forms.kronecker_bypass, leaves, host, lay=host.lay(path), scale=folder.options["scale"])
+        yield path, "parallel", bound(forms.kronecker_bypass, leaves, host, layout=host.layout(path), scale=folder.options["scale"])
 
 
 def compacter(folder, host):
     rule = folder.part("phm_rule")
     for path, leaves in folder.rule("compacter"):
-        options = {"lay": host.lay(path), "rule": rule, "activation": folder.options["activation"]}
+        options = {"layout": host.layout(path), "rule": rule, "activation": folder.options["activation"]}
         yield path, "sequential", bound(forms.compacter, leaves, host, **options)
 
 
@@ -121,25 +123,26 @@ def conv_adapter(folder, host):
         yield path, "before", lambda x, t=leaves: prompts.border(x, t)
     for path, leaves in folder.rule("norm"):
 
-        def norm(t, x, context, lay):
+        def norm(t, x, context, layout):
             values = (t["running_mean"], t["running_var"], t["weight"], t["bias"])
-            if lay == "map":
+            if layout == "map":
                 return F.batch_norm(x, *values)
             return F.batch_norm(x.flatten(0, -2), *values).view_as(x)
 
-        yield path, "output", bound(norm, leaves, host, lay=host.lay(path))
+        yield path, "output", bound(norm, leaves, host, layout=host.layout(path))
 
 
 def pro_tuning(folder, host):
     o = folder.options
     options = {"groups": o["groups"], "gate_only": o["se"] == "gate_only"}
     for (path, _), leaves in folder.grafts.items():
-        yield path, "sequential", bound(forms.prompt_block, leaves, host, lay=host.lay(path), **options)
+        yield path, "sequential", bound(forms.prompt_block, leaves, host, layout=host.layout(path), **options)
 
 
 def spm(folder, host):
     for (path, _), leaves in folder.grafts.items():
-        yield path, "sequential", bound(forms.prompt_matcher, leaves, host, lay=host.lay(path), iterations=folder.options["iterations"])
+        options = {"layout": host.layout(path), "iterations": folder.options["iterations"]}
+        yield path, "sequential", bound(forms.prompt_matcher, leaves, host, **options)
 
 
 def st_adapter(folder, host):

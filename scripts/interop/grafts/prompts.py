@@ -34,7 +34,8 @@ def exchange(x, prompts, context, first=False):
     count = prompts.shape[-2]
     if first:
         context.prefix += count
-    return torch.cat([between(x[:, : context.prefix], prompts, context.prefix - count)[:, : context.prefix], x[:, context.prefix :]], 1)
+    prefix = between(x[:, : context.prefix], prompts, context.prefix - count)[:, : context.prefix]
+    return torch.cat([prefix, x[:, context.prefix :]], 1)
 
 
 def remove(x, count, context):
@@ -123,7 +124,10 @@ def vpt(folder, host):
                 yield host.blocks[i], "before", lambda x, p=prompts: add(x, p, context)
     else:
         if host.family != "vit":
-            raise NotRead("prompts before the tokens are set into timm's VisionTransformer only; a Swin of timm's keeps no tokens beside its map")
+            raise NotRead(
+                "prompts before the tokens are set into timm's VisionTransformer only; "
+                "a Swin of timm's keeps no tokens beside its map"
+            )
         yield from prepended(folder, host)
     if o["pool"] != "original":
         yield from pooled(o, host)
