@@ -255,10 +255,33 @@ function bottleneckWidth(channels: number, reduction: number): number {
   throw new RangeError(`a reduction of ${reduction} leaves none of ${channels} channels; at most ${channels}`);
 }
 
-function adapterForm(site: Site, scheme: keyof typeof SCHEMES, reduction: number, start: Start | 'official'): Module {
+const fits = (channels: number, reduction: number): boolean =>
+  reduction <= channels && channels % bottleneckWidth(channels, reduction) === 0;
+
+/** Largest reduction that an error proposes. */
+const LARGEST_PROPOSED = 64;
+
+/** @throws RangeError with the reductions that suit all sites, which share one */
+function refuseReduction(channels: number, reduction: number, all: readonly number[]): never {
+  const proposed = Array.from({ length: LARGEST_PROPOSED }, (_, i) => i + 1).filter((r) =>
+    all.every((c) => fits(c, r)),
+  );
+  throw new RangeError(
+    `${channels} channels do not divide into a bottleneck of ${bottleneckWidth(channels, reduction)}, which a reduction of ` +
+      `${reduction} leaves; reductions that fit every site here: ${proposed.join(', ')}`,
+  );
+}
+
+function adapterForm(
+  site: Site,
+  sites: readonly Site[],
+  { scheme, reduction, start }: { scheme: keyof typeof SCHEMES; reduction: number; start: Start | 'official' },
+): Module {
   const readsOutput = scheme.endsWith('seq');
-  const inChannels = readsOutput ? site.out : site.in;
+  const channelsOf = (at: Site): number => (readsOutput ? at.out : at.in);
+  const inChannels = channelsOf(site);
   const width = bottleneckWidth(inChannels, reduction);
+  if (inChannels % width !== 0) refuseReduction(inChannels, reduction, sites.map(channelsOf));
   const Form = site.layout === 'tokens' ? TokenConvAdapter : ConvAdapter;
   return new Form({
     inChannels,
@@ -357,7 +380,7 @@ export const convAdapter = defineMethod({
   rules: ({ reduction, scheme, variant, init: start, finalNorm, promptSize, imageSize }) => {
     const rules: Rule[] = [];
     if (VARIANTS[variant]?.adapters) {
-      const form = (site: Site): Module => adapterForm(site, scheme, reduction, start);
+      const form: Rule['form'] = (site, { sites }) => adapterForm(site, sites, { scheme, reduction, start });
       rules.push({ id: 'adapter', ...SCHEMES[scheme], form });
       const pool = { at: { role: 'attention_pool' }, compose: parallel(), optional: true } as const;
       if (scheme === 'conv_par')

@@ -5,6 +5,12 @@ export class UsageError extends Error {
   override readonly name = 'UsageError';
 }
 
+/** What lists the names that the library's messages speak of, on the command line. */
+const COMMANDS: Readonly<Record<string, string>> = {
+  'listModels()': "'torchgraft models'",
+  'listMethods()': "'torchgraft methods'",
+};
+
 /**
  * Runs `fn`; a TypeError or RangeError, which is how the library reports wrong names and options, becomes a UsageError, also
  * where `fn` returns a promise.
@@ -12,7 +18,10 @@ export class UsageError extends Error {
 export function asUsage<T>(fn: () => T): T {
   const explain = (error: unknown): never => {
     if (error instanceof TypeError || error instanceof RangeError)
-      throw new UsageError(error.message, { cause: error });
+      throw new UsageError(
+        error.message.replace(/\b\w+\(\)/g, (call) => COMMANDS[call] ?? call),
+        { cause: error },
+      );
     throw error;
   };
   try {

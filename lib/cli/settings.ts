@@ -118,7 +118,9 @@ export async function resolveSettings(model: string, flags: FinetuneFlags): Prom
   if (flags.weights === undefined)
     throw new UsageError("--weights is missing: the backbone's checkpoint; --no-weights trains on random weights");
   const size = flags.imageSize;
-  const info = asUsage(() => modelInfo(model, size === undefined ? {} : { imgSize: size }));
+  // Detectors pad images to what the backbone reads: of other sizes it may have no facts.
+  const isPadded = flags.task === 'detect' || flags.task === 'multi';
+  const info = asUsage(() => modelInfo(model, size === undefined || isPadded ? {} : { imgSize: size }));
   const { height } = inputOf(info.config, flags);
   const task = taskFromFlags(flags, height, isWholeInput(info.config, flags));
   for (const [name, file] of Object.entries({ 'text-weights': flags.textWeights, vocabulary: flags.vocabulary })) {

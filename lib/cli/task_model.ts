@@ -12,7 +12,7 @@ import { stockHead, type SpecOf, type StoredTask, type TaskSpec } from './task_s
 /** Whether a model of the task reads maps, so that its backbone gives up what only classification needs. */
 export const readsMaps = (spec: TaskSpec): boolean =>
   (spec.kind === 'segment' || spec.kind === 'detect' || spec.kind === 'multi') &&
-  spec.head !== 'segmenter' &&
+  !spec.head.startsWith('segmenter') &&
   !isDenseClip(spec);
 
 /** A task whose model is a DenseCLIP. */

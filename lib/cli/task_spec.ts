@@ -15,6 +15,7 @@ const SEGMENTATION_HEADS = [
   'fcn',
   'setr_pup',
   'segmenter',
+  'segmenter_linear',
 ] as const satisfies readonly SegmentationHeadName[];
 /** Systems of lib/systems that segment: what is behind the backbone is more than a head. */
 const SEGMENTATION_SYSTEMS = ['representation_separation', 'dense_clip'] as const;

@@ -16,7 +16,7 @@ import { SetrUpHead } from './setr_up_head.js';
 import { UPerHead } from './uper_head.js';
 
 /** Names that `createSegmentationModel` knows. */
-export const segmentationHeads = ['upernet', 'fpn', 'fcn', 'setr_pup', 'segmenter'] as const;
+export const segmentationHeads = ['upernet', 'fpn', 'fcn', 'setr_pup', 'segmenter', 'segmenter_linear'] as const;
 /** A name in `segmentationHeads`. */
 export type SegmentationHeadName = (typeof segmentationHeads)[number];
 
@@ -44,7 +44,7 @@ export function pickLevels(levels: readonly FeatureLevel[]): number[] {
 /** Sizes of `createSegmentationModel`. */
 export interface SegmentationModelOptions {
   readonly classes: number;
-  /** Width of the head. Default: the head's published one (UPerNet 512, semantic FPN 128, FCN and SETR 256, Segmenter the encoder's). */
+  /** Width of the head. Default: the head's published one (UPerNet 512, semantic FPN 128, FCN and SETR 256, Segmenter the encoder's; its linear head has none). */
   readonly channels?: number;
 }
 
@@ -53,7 +53,8 @@ export interface SegmentationModelOptions {
  *
  * - `upernet` and `fpn` read four levels, `upernet` with an FCN head beside it in training (weight 0.4);
  * - `fcn` and `setr_pup` read the last level;
- * - `segmenter` is the mask decoder behind a plain vision transformer.
+ * - `segmenter` is the mask decoder behind a plain vision transformer, `segmenter_linear` one linear layer per token there,
+ *   which has no width.
  *
  * @throws RangeError for an unknown head, or one that the backbone does not fit
  *
@@ -70,10 +71,19 @@ export function createSegmentationModel(
   must(segmentationHeads, head, 'segmentation head');
   if (!Number.isInteger(numClasses) || numClasses < 1)
     throw new RangeError(`createSegmentationModel: classes must be a positive whole number, got ${numClasses}`);
-  if (head === 'segmenter') {
+  if (head === 'segmenter' || head === 'segmenter_linear') {
     if (!(backbone instanceof VisionTransformer))
-      throw new RangeError(`the head segmenter reads a plain vision transformer's tokens; ${backbone.name} is none`);
-    return new Segmenter({ encoder: backbone, numClasses, decoder: channels === undefined ? {} : { dim: channels } });
+      throw new RangeError(
+        `the head ${head} reads a plain vision transformer's tokens; ${backbone.name} is none: take vit_small_patch16_224 ` +
+          'or the like, or another head, such as upernet',
+      );
+    if (head === 'segmenter') {
+      const decoder = channels === undefined ? {} : { dim: channels };
+      return new Segmenter({ encoder: backbone, numClasses, decoder });
+    }
+    if (channels !== undefined)
+      throw new RangeError('the head segmenter_linear is one layer on the tokens and has no width; leave channels out');
+    return new Segmenter({ encoder: backbone, numClasses, decoder: 'linear' });
   }
   const { featureLevels: levels } = backbone;
   const width = channels === undefined ? {} : { channels };
@@ -82,7 +92,7 @@ export function createSegmentationModel(
   const [last = 0] = inChannels.slice(-1);
   const fcn = (index: number, options: { lossWeight?: number }): FcnHead =>
     new FcnHead({ inChannels: levels[index]?.channels ?? 0, inIndex: index, numClasses, ...width, ...options });
-  const makers: Record<Exclude<SegmentationHeadName, 'segmenter'>, () => SegmentationHead> = {
+  const makers: Record<Exclude<SegmentationHeadName, 'segmenter' | 'segmenter_linear'>, () => SegmentationHead> = {
     upernet: () => new UPerHead({ inChannels, inIndex: picked, numClasses, ...width }),
     fpn: () => {
       const featureStrides = picked.map((i) => levels[i]?.stride ?? 0);

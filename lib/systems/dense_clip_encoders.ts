@@ -130,7 +130,11 @@ export class DenseClipViT extends ClipVisionTransformer {
     const { patchSize = 16, width = 768, layers = 12, heads = 12, dropPathRate = 0.1, outputDim } = options;
     const { outIndices = [3, 5, 7, 11] } = options;
     const resizers = RESIZERS[patchSize];
-    if (!resizers) throw new RangeError(`DenseCLIP: its transformer has patches of 16 or 8, not of ${patchSize}`);
+    if (!resizers)
+      throw new RangeError(
+        `DenseCLIP: its transformer has patches of 16 or 8, not of ${patchSize}; CLIP's ViT-B/16 fits ` +
+          '(vit_base_patch16_clip_quickgelu_224)',
+      );
     const isRising = outIndices.every((index, i) => Number.isInteger(index) && index > (outIndices[i - 1] ?? -1));
     if (outIndices.length !== 4 || !isRising || (outIndices.at(-1) ?? 0) >= layers) {
       throw new RangeError(

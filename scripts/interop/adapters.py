@@ -27,6 +27,15 @@ def main():
     parser.add_argument("--model", help="timm:NAME or transformers:CLASS, for adapters that need to know the model")
     parser.add_argument("--options", type=json.loads, default={}, help="options of the model, as JSON")
     flags = parser.parse_args()
+    try:
+        write_merged(flags)
+    except NotRead as reason:
+        more = "" if flags.model else "; --model timm:NAME lets this command do so where the adapter merges"
+        parser.exit(2, f"{reason}{more}\n")
+
+
+def write_merged(flags):
+    """Writes what the command asks for. Raises NotRead before anything is written."""
     import models
     from grafts.folder import take_apart
     from grafts.merge import merges

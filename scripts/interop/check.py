@@ -20,7 +20,7 @@ def check(source, weights, reference=None, options=None, tolerance=1e-5, double=
     """Loads the weights, strictly, and compares; returns differences and whether all are small enough."""
     model = models.create(source, options)
     if double:
-        model, _ = models.in_double(model, {})
+        model = model.double()  # before loading: weights of float64 keep what they have
     model = models.load(model, weights)
     if reference is None:
         return {"source": source, "differences": {}, "ok": True}
@@ -29,7 +29,10 @@ def check(source, weights, reference=None, options=None, tolerance=1e-5, double=
     def part(kind):
         return {name.split(".", 1)[1]: value for name, value in tensors.items() if name.startswith(f"{kind}.")}
 
-    rows = models.differences(models.run(model, part("input")), part("output"))
+    inputs = part("input")
+    if double:
+        _, inputs = models.in_double(model, inputs)  # the reference may be one of float32
+    rows = models.differences(models.run(model, inputs), part("output"))
     return {"source": source, "differences": rows, "ok": all(value <= tolerance for value in rows.values())}
 
 

@@ -57,6 +57,20 @@ describe('segmentation', () => {
     expect('auxiliary_head' in model && model.auxiliary_head !== null).toBe(head === 'upernet');
   });
 
+  it('segmenter_linear is one layer on the tokens of a vit, without a width', () => {
+    const model = createSegmentationModel('segmenter_linear', vit(), { classes: 3 });
+    const own = model.namedParameters().filter(([name]) => name.startsWith('decoder.'));
+    expect(own.map(([name, p]) => [name, p.shape])).toEqual([
+      ['decoder.head.weight', [3, 24]],
+      ['decoder.head.bias', [3]],
+    ]);
+    expect(noGrad(() => model.eval().run(rand([2, 3, 32, 32]))).shape).toEqual([2, 3, 32, 32]);
+    expect(() => createSegmentationModel('segmenter_linear', vit(), { classes: 3, channels: 12 })).toThrow(/no width/);
+    expect(() => createSegmentationModel('segmenter_linear', resnet(), { classes: 3 })).toThrow(
+      /segmenter_linear reads a plain vision transformer's tokens/,
+    );
+  });
+
   it('refuses what does not fit', () => {
     expect(() => createSegmentationModel('segmenter', resnet(), { classes: 3 })).toThrow(/plain vision transformer/);
     expect(() => createSegmentationModel('upernett' as 'upernet', resnet(), { classes: 3 })).toThrow(

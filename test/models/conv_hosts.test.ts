@@ -193,7 +193,11 @@ describe('Conv-Adapter', () => {
     const adapter = graft(efficient({ stages: ['cn_r1_k3_s1_e1_c8_skip'] }), 'conv_adapter', { reduction: 1.6 });
     const [, first] = adapter.namedParameters().find(([name]) => name.endsWith('adapter.conv1.weight')) ?? [];
     expect(first?.shape).toEqual([4, 2, 3, 3]);
-    expect(() => graft(efficient(), 'conv_adapter', { reduction: 3 })).toThrow(/take a reduction that divides/);
+    expect(() => graft(efficient(), 'conv_adapter', { reduction: 3 })).toThrow(
+      /reductions that fit every site here: 1, 2, 4, 6, 7, 8$/,
+    );
+    for (const reduction of [1, 2, 4, 6, 7, 8])
+      expect(() => graft(efficient(), 'conv_adapter', { reduction }).remove()).not.toThrow();
     expect(() => graft(efficient(), 'conv_adapter', { reduction: 9 })).toThrow(/leaves none of 8 channels; at most 8/);
   });
 
