@@ -1,5 +1,16 @@
 /** What the examples share: a small backbone pretrained on procedural images, and a fair comparison on it. */
-import { DataLoader, graft, headline, manualSeed, setNumThreads, Shapes, Trainer, transforms } from 'torchgraft';
+import {
+  DataLoader,
+  graft,
+  headline,
+  manualSeed,
+  SegmentationLoader,
+  SegmentationShapes,
+  setNumThreads,
+  Shapes,
+  Trainer,
+  transforms,
+} from 'torchgraft';
 
 manualSeed(0);
 // One thread adds up in one order: the figures in README.md are the same every time.
@@ -34,6 +45,24 @@ export async function pretrain(model, { images = 2500, epochs = 4, lr = 3e-3 } =
   const { accuracy } = history.at(-1).val;
   console.log(`pretrained on colors: ${(100 * accuracy).toFixed(1)} % of new images right, ${seconds.toFixed(0)} s`);
   return model.stateDict();
+}
+
+/** Pictures of several shapes on clutter; every shape is `figure`, the rest `ground`. */
+class Figures extends SegmentationShapes {
+  classNames = ['ground', 'figure'];
+  load(index) {
+    const { image, mask } = super.load(index);
+    return { image, mask: { ...mask, data: mask.data.map((label) => Math.min(label, 1)) } };
+  }
+}
+
+/** Batches of such pictures for a backbone: of seed 0 in random order, to train on; of others in theirs. */
+export function figuresLoader(backbone, size) {
+  const transform = stepsFor(backbone);
+  return (count, seed) =>
+    new SegmentationLoader({
+      ...{ dataset: new Figures({ count, size, seed }), batchSize: 8, shuffle: seed === 0, transform },
+    });
 }
 
 /** Copies of everything that a model consists of. */

@@ -1,35 +1,12 @@
 /** Segmentation by representation separation on a frozen vision transformer, alone and with LoRA in the transformer. */
-import {
-  createCustomModel,
-  createSegmentationModel,
-  graft,
-  RepresentationSeparation,
-  SegmentationLoader,
-  SegmentationShapes,
-  segmentTask,
-} from 'torchgraft';
-import { amount, compare, pretrain, stepsFor } from './common.mjs';
+import { createCustomModel, createSegmentationModel, graft, RepresentationSeparation, segmentTask } from 'torchgraft';
+import { amount, compare, figuresLoader, pretrain } from './common.mjs';
 
 const newBackbone = () =>
   createCustomModel('vit', { imgSize: 32, patchSize: 4, embedDim: 64, depth: 4, numHeads: 4, numClasses: 8 });
 const weights = await pretrain(newBackbone(), { images: 1500, epochs: 3, lr: 1e-3 });
 
-/** Pictures of several shapes on clutter; every shape is `figure`, the rest `ground`. */
-class Figures extends SegmentationShapes {
-  classNames = ['ground', 'figure'];
-  load(index) {
-    const { image, mask } = super.load(index);
-    return { image, mask: { ...mask, data: mask.data.map((label) => Math.min(label, 1)) } };
-  }
-}
-const transform = stepsFor(newBackbone());
-const loader = (count, seed) =>
-  new SegmentationLoader({
-    dataset: new Figures({ count, size: 32, seed }),
-    batchSize: 8,
-    shuffle: seed === 0,
-    transform,
-  });
+const loader = figuresLoader(newBackbone(), 32);
 
 /** A model on the frozen backbone, and what is set into it. */
 const build = (head, method, options) => () => {
