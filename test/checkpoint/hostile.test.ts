@@ -85,7 +85,7 @@ describe('archives', () => {
   });
 
   test.each([
-    ['one name twice', [...good, { ...dataEntry, data: new Uint8Array(16) }], {}, /twice|two entries|overlap/],
+    ['one name twice', [...good, { ...dataEntry, data: new Uint8Array(16) }], {}, /two entries called/],
     ['a wrong checksum of the pickle', [{ ...pickleEntry, crc: 1 }, dataEntry], {}, /data\.pkl" has checksum/],
     [
       'a wrong checksum of a deflated storage',
@@ -154,7 +154,7 @@ describe('tensors', () => {
   test.each([
     ['a negative stride', view(storage(4), 3, [4], [-1]), /stride must be a list of 1 non-negative/],
     ['a negative offset', view(storage(4), -1, [4], [1]), /offset must be a non-negative integer/],
-    ['strides that wrap around', view(storage(4), 0, [2], [2 ** 53]), /non-negative integers|reaches outside/],
+    ['strides that wrap around', view(storage(4), 0, [2], [2 ** 53]), /stride must be a list of 1 non-negative/],
     ['sizes that wrap around', view(storage(4), 0, [2 ** 31, 2 ** 31, 4], [0, 0, 0]), /below 2\^53/],
     ['too many dimensions', view(storage(4), 0, Array<number>(65).fill(1), Array<number>(65).fill(1)), /product below/],
     ['a storage in two sizes', `(${four}${view(storage(8), 0, [8], [1])}l`, /has 16 bytes, but the pickle says 32/],
@@ -163,7 +163,7 @@ describe('tensors', () => {
     ['a nested tensor', rebuild('_rebuild_nested_tensor', 'I0\n'), /_rebuild_nested_tensor", which is not among/],
     ['a wrapper of a subclass', rebuild('_rebuild_wrapper_subclass', 'I0\n'), /_rebuild_wrapper_subclass", which/],
     ['a parameter of no tensor', rebuild('_rebuild_parameter', "S'x'\nI01\nN"), /from a tensor, not from a str/],
-    ['a parameter with state', rebuild('_rebuild_parameter_with_state', 'I0\n'), /is not among|from a tensor/],
+    ['a parameter with state', rebuild('_rebuild_parameter_with_state', 'I0\n'), /from a tensor, not from a number/],
     ['a storage of quantized numbers', view(storage(4, { type: 'QInt8Storage' }), 0, [4], [1]), /QInt8Storage", which/],
     [
       'a key that climbs',

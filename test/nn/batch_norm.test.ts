@@ -1,6 +1,7 @@
+/** BatchNorm in states that layers.test.ts does not have: constant, and with too little to learn from. */
 import { expect, it } from 'vitest';
 import { BatchNorm2d, Context, Conv2d, convNormAct } from '../../lib/nn/index.js';
-import { manualSeed, rand, randn } from '../../lib/tensor/index.js';
+import { manualSeed, rand, randn, type Tensor } from '../../lib/tensor/index.js';
 
 it('a constant BatchNorm is the same function in both modes, with buffers only', () => {
   manualSeed(0);
@@ -22,4 +23,15 @@ it('a constant BatchNorm is the same function in both modes, with buffers only',
   expect(convNormAct(conv, norm, x, new Context()).allclose(composed, 1e-5, 1e-6)).toBe(true);
   expect(norm.makeConstant({ eps: 0 }).eps).toBe(0);
   expect(() => new BatchNorm2d(2, { trackRunningStats: false }).makeConstant()).toThrow(/without running statistics/);
+});
+
+it('BatchNorm2d refuses to learn from one value per channel, whose variance does not exist', () => {
+  const norm = new BatchNorm2d(3);
+  expect(() => norm.run(randn([1, 3, 1, 1]))).toThrow(/more than one value per channel, and the map is \[1, 3, 1, 1\]/);
+  expect(norm.running_var?.tolist()).toEqual([1, 1, 1]);
+  expect(Number(norm.num_batches_tracked?.item())).toBe(0);
+  const isFinite = (x: Tensor): boolean => x.isfinite().all().item() === true;
+  expect(isFinite(norm.run(randn([2, 3, 1, 1])))).toBe(true);
+  expect(isFinite(norm.eval().run(randn([1, 3, 1, 1])))).toBe(true);
+  expect(() => new BatchNorm2d(3, { trackRunningStats: false }).eval().run(randn([1, 3, 1, 1]))).toThrow(/one value/);
 });
