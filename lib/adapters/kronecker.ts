@@ -43,7 +43,10 @@ export class KroneckerRule extends SharedPart {
   }
 }
 
-/** How L and R start. `zero`: both at 0; `xavier`: L Xavier-uniform with gain √2 in each of its n slices, R at 0; `both`: both so. */
+/**
+ * How L and R start. `zero`: both at 0; `xavier`: L Xavier-uniform with gain √2 in each of its n slices, R at 0;
+ * `both`: both so.
+ */
 export type FactorStart = 'zero' | 'xavier' | 'both';
 
 /** Fills each slice [a, b] of [n, a, b] Xavier-uniformly with gain √2. */

@@ -250,7 +250,10 @@ export class ChannelPrompt extends Module {
   }
 }
 
-/** What the head reads, the class token aside: patches, prompts (the last `count` of the prefix; 0 where there are none), or both. */
+/**
+ * What the head reads, the class token aside: patches, prompts (the last `count` of the prefix; 0 where there are
+ * none), or both.
+ */
 export class PromptPool extends Module {
   constructor(
     private readonly over: 'img' | 'prompt' | 'imgprompt',

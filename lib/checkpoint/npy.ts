@@ -8,7 +8,10 @@ import { ZipArchive } from './zip.js';
 import { ZipWriter } from './zipwriter.js';
 
 const MAGIC = '\x93NUMPY';
-/** NumPy itself refuses to parse longer headers of files it does not trust; structured types, which are long, are refused anyway. */
+/**
+ * NumPy itself refuses to parse longer headers of files it does not trust; structured types, which are long, are
+ * refused anyway.
+ */
 const MAX_HEADER = 64 * 1024;
 
 /**

@@ -290,7 +290,11 @@ function findPair(folder: string): Pair {
   return { images: find('images'), masks: find('masks') };
 }
 
-/** The lines of a file that names classes; undefined if there is no such file. @throws RangeError for names that are empty or there twice */
+/**
+ * The lines of a file that names classes; undefined if there is no such file.
+ *
+ * @throws RangeError for names that are empty or there twice
+ */
 export function readClassNames(file: string): string[] | undefined {
   if (!existsSync(file)) return undefined;
   const names = readFileSync(file, 'utf8')

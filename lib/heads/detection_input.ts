@@ -26,7 +26,10 @@ export interface Detection {
 
 /** How a detector sees images. */
 export interface DetectionInputOptions {
-  /** The shorter side after resizing; of several, one is drawn for each image in training, and the last is taken otherwise. Default 800. */
+  /**
+   * The shorter side after resizing; of several, one is drawn for each image in training, and the last is taken
+   * otherwise. Default 800.
+   */
   readonly minSize?: number | readonly number[];
   /** The longer side is at most this. Default 1333. */
   readonly maxSize?: number;

@@ -44,7 +44,10 @@ export function pickLevels(levels: readonly FeatureLevel[]): number[] {
 /** Sizes of `createSegmentationModel`. */
 export interface SegmentationModelOptions {
   readonly classes: number;
-  /** Width of the head. Default: the head's published one (UPerNet 512, semantic FPN 128, FCN and SETR 256, Segmenter the encoder's; its linear head has none). */
+  /**
+   * Width of the head. Default: the head's published one (UPerNet 512, semantic FPN 128, FCN and SETR 256, Segmenter
+   * the encoder's; its linear head has none).
+   */
   readonly channels?: number;
 }
 

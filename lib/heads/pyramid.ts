@@ -1,4 +1,7 @@
-/** Feature pyramid in torchvision's names (0.28.0, BSD-3). Lin et al., CVPR 2017, arXiv 1612.03144; P6 and P7: arXiv 1708.02002. */
+/**
+ * Feature pyramid in torchvision's names (0.28.0, BSD-3). Lin et al., CVPR 2017, arXiv 1612.03144; P6 and P7: arXiv
+ * 1708.02002.
+ */
 import {
   BatchNorm2d,
   Context,
@@ -73,7 +76,10 @@ export class ExtraLevels extends Module {
   }
 }
 
-/** 1x1 convolutions, the top-down sum by nearest pixels, a 3x3 convolution each, further levels. Starts Kaiming-uniform (a = 1), biases 0. */
+/**
+ * 1x1 convolutions, the top-down sum by nearest pixels, a 3x3 convolution each, further levels. Starts Kaiming-uniform
+ * (a = 1), biases 0.
+ */
 export class FeaturePyramid extends Module implements Neck {
   readonly inner_blocks: ModuleList<Sequential>;
   readonly layer_blocks: ModuleList<Sequential>;

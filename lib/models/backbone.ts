@@ -12,7 +12,7 @@ export interface Preprocessing {
   readonly mean: readonly [number, number, number];
   readonly std: readonly [number, number, number];
   readonly interpolation: 'bilinear' | 'bicubic';
-  /** The centre crop's share of the resized image's side in evaluation. */
+  /** The center crop's share of the resized image's side in evaluation. */
   readonly cropPct: number;
 }
 

@@ -60,7 +60,7 @@ const options = z.strictObject({
   globalPool: z.enum(['avg', 'max', 'avgmax']).default('avg'),
   /** Dropout before the classifier. */
   dropRate: rate.default(0),
-  /** Stochastic depth; the rate rises linearly from 0 towards it over the blocks. */
+  /** Stochastic depth; the rate rises linearly from 0 toward it over the blocks. */
   dropPathRate: rate.default(0),
   /** Mean and deviation of the pixels: of ImageNet, or 0.5. */
   colors: z.enum(['imagenet', 'half']).default('imagenet'),

@@ -21,7 +21,7 @@ export interface BatchNormOptions {
 
 /**
  * y = (x - mean) / sqrt(var + eps) * weight + bias per channel of [B, C, H, W]. In training mode the statistics are the
- * batch's and the running ones move towards them; in evaluation mode they are the running ones. Ioffe & Szegedy 2015.
+ * batch's and the running ones move toward them; in evaluation mode they are the running ones. Ioffe & Szegedy 2015.
  */
 export class BatchNorm2d extends Module {
   readonly numFeatures: number;

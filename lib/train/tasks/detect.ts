@@ -15,7 +15,10 @@ export interface BoxBatch extends TaskBatch {
   readonly targets: readonly AnnotatedBoxes[];
 }
 
-/** Average precision first among the `metrics` (AP, AP50, AP75), and everything that COCO defines. Loss and accuracy are not measured. */
+/**
+ * Average precision first among the `metrics` (AP, AP50, AP75), and everything that COCO defines. Loss and accuracy are
+ * not measured.
+ */
 export interface DetectionEvaluation extends Score {
   readonly coco: CocoResult;
 }

@@ -101,7 +101,10 @@ function build(golden: GoldenCase): Built {
   return { module: model, state: textEntries(model), run: textRun(model) };
 }
 
-/** A published text model from a row, whose names have hyphens and dots and perhaps an owner; every size that the row states must agree. */
+/**
+ * A published text model from a row, whose names have hyphens and dots and perhaps an owner; every size that the row
+ * states must agree.
+ */
 export function publishedText(row: Pick<CountsRow, 'model'>, options: Record<string, unknown> = {}): TextModel {
   const plain = row.model.toLowerCase().replace(/^.*\//, '').replace(/[-. ]/g, '_');
   const name = plain.replace(/^v1_1_/, 't5_v1_1_');
