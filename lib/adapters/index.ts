@@ -21,15 +21,15 @@ export {
   type CompactSizes,
 } from './compact.js';
 export { compacter, PhmBottleneck, PhmLayer } from './compacter.js';
+export { convAdapter } from './conv_adapter.js';
 export {
   ChannelBias,
   ConvAdapter,
-  convAdapter,
   ConvAdapterDesign1,
   LinearAdapter,
   PaddingPrompt,
   type ConvAdapterOptions,
-} from './conv_adapter.js';
+} from './conv_adapter_forms.js';
 export { ConvBypass, convpass, type ConvBypassOptions } from './convpass.js';
 export * from './core/index.js';
 export { fact, FactFactors, factRule, FactTensorTrain, FactTucker, FactTuckerCore, type FactOptions } from './fact.js';
