@@ -18,16 +18,21 @@ const hosts: readonly (readonly [string, () => Backbone])[] = [
   ],
 ];
 
+/** A host away from its start, in evaluation, and what it gives for two images. */
+function perturbed(make: () => Backbone, seed: number): { model: Backbone; output: () => Tensor } {
+  manualSeed(seed);
+  const model = make().eval();
+  noGrad(() => model.parameters().forEach((p) => p.add_(randn(p.shape).mul(0.2))));
+  const x = randn([2, 3, ...(model.config.inputSize.slice(1) as [number, number])]);
+  return { model, output: () => noGrad(() => model.run(x)) };
+}
+
 const difference = (a: Tensor, b: Tensor): number =>
   scope(() => Number(a.sub(b).norm().item()) / Number(b.norm().item()));
 
 describe('a prefix joined by its gate', () => {
   test.each(hosts)('is the prefix before the other keys: %s', (_, make) => {
-    manualSeed(3);
-    const model = make().eval();
-    noGrad(() => model.parameters().forEach((p) => p.add_(randn(p.shape).mul(0.2))));
-    const x = randn([2, 3, ...(model.config.inputSize.slice(1) as [number, number])]);
-    const output = (): Tensor => noGrad(() => model.run(x));
+    const { model, output } = perturbed(make, 3);
     const plain = output();
     const first = graft(model, 'prefix', { length: 3 }, { name: 'first', head: 'frozen' });
     const second = graft(
@@ -61,11 +66,7 @@ describe('a prefix joined by its gate', () => {
 
 describe('the mix-and-match adapter on images', () => {
   test.each(hosts)('is a prefix and an AdaptFormer: %s', (_, make) => {
-    manualSeed(5);
-    const model = make().eval();
-    noGrad(() => model.parameters().forEach((p) => p.add_(randn(p.shape).mul(0.2))));
-    const x = randn([2, 3, ...(model.config.inputSize.slice(1) as [number, number])]);
-    const output = (): Tensor => noGrad(() => model.run(x));
+    const { model, output } = perturbed(make, 5);
     const frozen = { head: 'frozen', activate: 'no' } as const;
     const mam = graft(model, 'mam', { length: 2, width: 3, scale: 2 }, { name: 'mam', ...frozen });
     const prefix = graft(model, 'prefix', { length: 2 }, { name: 'prefix', ...frozen });
