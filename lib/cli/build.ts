@@ -5,6 +5,7 @@ import { Command } from 'commander';
 
 export function buildCommand(): Command {
   return new Command('build')
+    .summary('compile the native addon here, against a LibTorch of your own')
     .description('Compile the native addon on this machine, against a LibTorch of your own (CUDA, for example).')
     .addHelpText(
       'after',

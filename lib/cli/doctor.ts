@@ -72,6 +72,7 @@ export async function checkEnvironment(): Promise<EnvironmentReport> {
 
 export function doctorCommand(): Command {
   return new Command('doctor')
+    .summary('check this machine: what is installed, what is missing')
     .description('Check this machine: Node, compiler, CMake, Python, LibTorch, the native addon, devices.')
     .option('--json', 'print JSON')
     .addHelpText('after', '\nExit code: 0 when torchgraft runs here, else 1.\n\nExample:\n  $ torchgraft doctor')

@@ -29,7 +29,7 @@ export function evaluateCommand(): Command {
         'segmentation IoU, for detection average precision, for several tasks both, for videos top-1 and top-5.',
     )
     .argument('<target>', "adapter folder, or a file written by 'torchgraft merge'")
-    .option('--weights <file>', "the backbone's weights (not for merged checkpoints)")
+    .option('--weights <file>', "the backbone's weights (not for merged checkpoints, nor after --no-weights)")
     .requiredOption(
       '--data <dir>',
       'folder with a folder per class (segment: with images/ and masks/; detect: a COCO JSON file; multi: with images/, masks/KIND/ and objects.json); with --split, as given to finetune',

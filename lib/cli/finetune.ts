@@ -17,6 +17,7 @@ import {
 
 export function finetuneCommand(): Command {
   const command = new Command('finetune')
+    .summary('train a method beside a frozen backbone: classify, segment, detect, several at once, videos')
     .description(
       'Train a method beside a frozen pretrained backbone: to classify images, to segment them, to detect objects in them, to do both at once, or to classify videos.',
     )
@@ -42,9 +43,13 @@ export function finetuneCommand(): Command {
     .optionsGroup('Method:')
     .option(
       '--method <id>',
-      "see 'torchgraft methods' (default: conv_adapter; representation_separation, dense_clip: full; lv_adapter: linear_probe)",
+      "what is trained beside the backbone, see 'torchgraft methods' (default: conv_adapter; representation_separation, dense_clip: full; lv_adapter: linear_probe)",
     )
-    .option('--set <key=value>', 'an option of the method (repeatable)', collect)
+    .option(
+      '--set <key=value>',
+      "an option of the method, such as rank=4; 'torchgraft methods ID' lists them (repeatable)",
+      collect,
+    )
     .addOption(
       new Option('--bn-stats <mode>', "BatchNorm's running statistics (default: the method's)").choices([
         'frozen',
@@ -52,9 +57,11 @@ export function finetuneCommand(): Command {
       ]),
     )
     .optionsGroup('Training:')
-    .addOption(new Option('--epochs <n>').argParser(integer(1)).default(10))
-    .addOption(new Option('--batch-size <n>').argParser(integer(1)).default(64))
-    .addOption(new Option('--optimizer <kind>').choices(['adamw', 'adam', 'sgd']).default('adamw'))
+    .addOption(new Option('--epochs <n>', 'passes over the training data').argParser(integer(1)).default(10))
+    .addOption(new Option('--batch-size <n>', 'samples per training step').argParser(integer(1)).default(64))
+    .addOption(
+      new Option('--optimizer <kind>', 'what steps are made with').choices(['adamw', 'adam', 'sgd']).default('adamw'),
+    )
     .addOption(new Option('--lr <rate>', "learning rate (default: the method's)").argParser(real(0)))
     .addOption(
       new Option('--weight-decay <w>', 'on tensors of more than one dimension').argParser(real(0)).default(1e-4),
@@ -65,7 +72,11 @@ export function finetuneCommand(): Command {
         .default('cosine'),
     )
     .addOption(new Option('--warmup-epochs <n>', 'linear warm-up, per step').argParser(real(0)).default(1))
-    .addOption(new Option('--label-smoothing <s>').argParser(real(0, 1)).default(0))
+    .addOption(
+      new Option('--label-smoothing <s>', 'classify, video: share of the target that goes to all classes')
+        .argParser(real(0, 1))
+        .default(0),
+    )
     .addOption(new Option('--accumulate <n>', 'batches per optimizer step').argParser(integer(1)).default(1))
     .addOption(new Option('--clip <norm>', 'largest joint norm of the gradients').argParser(real(Number.MIN_VALUE)))
     .option('--amp', 'mixed precision in bfloat16')

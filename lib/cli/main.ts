@@ -39,7 +39,9 @@ A first session:
   $ torchgraft inspect cifar_resnet20 conv_adapter
   $ torchgraft finetune cifar_resnet20 --weights resnet20.th --data photos --method conv_adapter --out runs/signs
   $ torchgraft evaluate runs/signs/adapter --weights resnet20.th --data photos/val
-  $ torchgraft predict runs/signs/adapter --weights resnet20.th picture.jpg`,
+  $ torchgraft predict runs/signs/adapter --weights resnet20.th picture.jpg
+
+'torchgraft COMMAND --help' lists the options of a command, with examples.`,
     );
   const commands = [
     quickstartCommand(),

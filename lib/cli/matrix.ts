@@ -28,6 +28,7 @@ function render(cells: readonly MatrixCell[]): string {
 
 export function matrixCommand(): Command {
   return new Command('matrix')
+    .summary('show which methods fit into which backbones, and why not')
     .description('Show which methods can be set into which backbones, and the reason where one cannot.')
     .option('--methods <id...>', 'only these methods')
     .option('--models <name...>', 'only these backbones (default: the first of each family)')

@@ -17,6 +17,7 @@ interface ModelRow {
 
 export function modelsCommand(): Command {
   return new Command('models')
+    .summary('list the backbones, or those with a part of a name')
     .description('List the backbones: parameters, multiply-accumulates, input sizes, where checkpoints come from.')
     .argument('[part]', 'only names that contain this')
     .option('--json', 'print JSON')

@@ -18,13 +18,14 @@ interface PredictFlags extends ComputeOptions, ScoringFlags {
 
 export function predictCommand(): Command {
   const command = new Command('predict')
+    .summary('classify images or videos; draw segments and boxes')
     .description(
       'Classify image files, or all images of folders, or videos; of segmentation and detection, write pictures with ' +
         'colored classes, or with boxes and labels.',
     )
     .argument('<target>', "adapter folder, or a file written by 'torchgraft merge'")
     .argument('<images...>', 'image files or folders of images; for videos, folders of frames or video files')
-    .option('--weights <file>', "the backbone's weights (not for merged checkpoints)")
+    .option('--weights <file>', "the backbone's weights (not for merged checkpoints, nor after --no-weights)")
     .addOption(new Option('--top-k <k>', 'classes to print per image or video').argParser(integer(1)).default(3))
     .addOption(
       new Option('--min-score <s>', 'detect, multi: only boxes of at least this score')

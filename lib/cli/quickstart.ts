@@ -39,7 +39,7 @@ export function quickstartCommand(): Command {
     )
     .addOption(new Option('--target-images <n>', 'images of the new task').argParser(integer(16)).default(1000))
     .addOption(new Option('--epochs <n>', 'epochs of adaptation').argParser(integer(1)).default(6))
-    .addOption(new Option('--seed <n>').argParser(integer(0)).default(0))
+    .addOption(new Option('--seed <n>', 'of images, weights and order').argParser(integer(0)).default(0))
     .addOption(new Option('--threads <n>', 'CPU threads (default: all cores)').argParser(integer(1)))
     .option('--json', 'print the comparison as JSON')
     .addHelpText(

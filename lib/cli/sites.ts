@@ -4,6 +4,7 @@ import { asUsage, printResult, table, UsageError } from './output.js';
 
 export function sitesCommand(): Command {
   return new Command('sites')
+    .summary('list the places of a backbone where grafts can sit')
     .description('List the sites of a backbone: path, roles, channels, layout, stage and depth.')
     .argument('<model>', "a backbone, see 'torchgraft models'")
     .option('--role <role>', 'only sites with this role')

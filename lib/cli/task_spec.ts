@@ -122,7 +122,12 @@ function windows(text: string): { crop: number; stride: number } {
 /** Adds the flags to a command. */
 export function addScoringOptions(command: Command): Command {
   return command
-    .addOption(new Option('--windows <side,distance>', 'segment: run images window by window').argParser(windows))
+    .addOption(
+      new Option(
+        '--windows <side,distance>',
+        'segment: run images window by window, such as 512,384 (default: as trained)',
+      ).argParser(windows),
+    )
     .option('--no-windows', 'segment: run images whole')
     .addOption(viewsOption());
 }
@@ -157,7 +162,8 @@ export function addTaskOptions(command: Command): Command {
     )
     .option(
       '--head <name>',
-      `segment: ${ALL_SEGMENTATION.join(', ')}; detect: ${ALL_DETECTION.join(', ')}; multi: ${MULTI_SYSTEMS.join(', ')}`,
+      `what is behind the backbone; segment: ${ALL_SEGMENTATION.join(', ')}; detect: ${ALL_DETECTION.join(', ')}; ` +
+        `multi: ${MULTI_SYSTEMS.join(', ')} (default: the first of each)`,
     )
     .addOption(
       new Option('--head-channels <n>', "segment, detect, multi: width of the head (default: the head's)").argParser(
@@ -166,7 +172,7 @@ export function addTaskOptions(command: Command): Command {
     )
     .option(
       '--head-set <key=value>',
-      `an option of ${[...SEGMENTATION_SYSTEMS, ...DETECTION_SYSTEMS, ...MULTI_SYSTEMS].join(', ')} (repeatable)`,
+      `an option of ${[...SEGMENTATION_SYSTEMS, ...DETECTION_SYSTEMS, ...MULTI_SYSTEMS].join(', ')}, such as width=32 (repeatable)`,
       collect,
     )
     .addOption(new Option('--frames <n>', 'video: frames per clip (default: 8)').argParser(integer(1)))
@@ -180,7 +186,10 @@ export function addTaskOptions(command: Command): Command {
 }
 
 const viewsOption = (): Option =>
-  new Option('--views <txs>', 'video: clips that a score averages over, in time x in space').argParser(views);
+  new Option(
+    '--views <txs>',
+    'video: clips that a score averages over, in time x in space (1 or 3), such as 2x3',
+  ).argParser(views);
 
 const DEFAULT_FRAMES = 8;
 

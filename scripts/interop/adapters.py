@@ -28,27 +28,31 @@ def main():
     parser.add_argument("--options", type=json.loads, default={}, help="options of the model, as JSON")
     flags = parser.parse_args()
     try:
-        write_merged(flags)
+        state = write_merged(flags)
     except NotRead as reason:
-        more = "" if flags.model else "; --model timm:NAME lets this command do so where the adapter merges"
-        parser.exit(2, f"{reason}{more}\n")
+        parser.exit(2, f"{reason}\n")
+    print(json.dumps({"out": flags.out, "tensors": len(state)}))
 
 
 def write_merged(flags):
-    """Writes what the command asks for. Raises NotRead before anything is written."""
+    """Writes what the command asks for, and returns it. Raises NotRead before anything is written."""
     import models
     from grafts.folder import take_apart
     from grafts.merge import merges
 
-    if not flags.model:
-        state = merged_state_dict(flags.adapter, models.read_weights(flags.weights))
-    elif not merges(take_apart(flags.adapter)):
+    if not merges(take_apart(flags.adapter)):
         raise NotRead("this adapter does not merge: attach(model, folder) sets it into a model")
+    if not flags.model:
+        try:
+            state = merged_state_dict(flags.adapter, models.read_weights(flags.weights))
+        except NotRead as reason:
+            raise NotRead(f"{reason}; here --model timm:NAME does") from None
     else:
         model = models.load(models.create(flags.model, flags.options), flags.weights)
         attach(model, flags.adapter)
         state = model.state_dict()
     models.write_weights(state, flags.out)
+    return state
 
 
 if __name__ == "__main__":

@@ -84,7 +84,10 @@ describe('methods', () => {
     expect(all.map((m) => m.id)).toEqual(
       expect.arrayContaining(['linear_probe', 'lora', 'ssf', 'conv_adapter', 'bitfit', 'full']),
     );
-    expect(await succeed('methods', 'conv_adapter')).toMatch(/reduction +8/);
+    const options = await succeed('methods', 'conv_adapter');
+    expect(options).toMatch(/reduction +8 +number from 1 on\n/);
+    expect(options).toMatch(/scheme +"conv_par" +conv_par, conv_seq, res_par, res_seq\n/);
+    expect(options).toMatch(/finalNorm +false +true, false\n/);
   });
 });
 
