@@ -1,5 +1,5 @@
 /** CLIP's attention pool: multi-head attention whose one query is the mean of the map. */
-import { type Context, init, Linear, Module, Parameter, site, Span } from '../nn/index.js';
+import { type Context, functional, init, Linear, Module, Parameter, site, Span } from '../nn/index.js';
 import { aten, empty, type Tensor } from '../tensor/index.js';
 import { headWidth } from './blocks.js';
 import { resamplePosEmbed } from './pos_embed.js';
@@ -72,7 +72,7 @@ export class AttentionPool2d extends Module {
     const q = heads(this.q_proj.run(queries, ctx));
     const k = heads(this.k_proj.run(tokens, ctx));
     const v = heads(this.v_proj.run(tokens, ctx));
-    const mixed = aten.scaledDotProductAttention(q, k, v).transpose(1, 2);
+    const mixed = functional.scaledDotProductAttention(q, k, v).transpose(1, 2);
     return this.c_proj.run(mixed.reshape(queries.shape), ctx);
   }
 

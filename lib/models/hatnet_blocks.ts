@@ -7,6 +7,7 @@ import {
   type Conv2d,
   Dropout2d,
   DropPath,
+  functional,
   GroupNorm,
   Identity,
   Module,
@@ -14,7 +15,7 @@ import {
   site,
   type Span,
 } from '../nn/index.js';
-import { aten, type Tensor } from '../tensor/index.js';
+import type { Tensor } from '../tensor/index.js';
 import { convSite, UnusedAffine } from './blocks.js';
 import { stretch } from './vit_blocks.js';
 
@@ -45,7 +46,7 @@ class HeadAttention extends Module {
 
   forward(q: Tensor, ctx: Context): Tensor {
     const { k, v } = ctx.state.get(this) as { k: Tensor; v: Tensor };
-    return aten.scaledDotProductAttention(q, k, v);
+    return functional.scaledDotProductAttention(q, k, v);
   }
 }
 

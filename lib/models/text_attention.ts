@@ -125,26 +125,8 @@ export abstract class Heads extends Module {
     const { scale = null } = this.#options;
     const mask = given && given.dtype !== q.dtype ? given.to(q.dtype).clampMin(lowest(q.dtype)) : given;
     const dropout = this.training ? this.#options.dropout : 0;
-    if (mayHideAll && mask) return attentionInSteps(q, k, v, { mask, dropout, scale });
-    return functional.scaledDotProductAttention(q, k, v, { mask, dropout, scale });
+    return functional.scaledDotProductAttention(q, k, v, { mask, dropout, scale, mayHideAll });
   }
-}
-
-/**
- * The same attention from single operators, for masks that may hide all keys of a query. LibTorch's fused kernels keep
- * log Σ exp of the scores for their backward pass; over n hidden keys, log n is lost beside the lowest number, and all
- * weights come back as 1 instead of 1 / n.
- */
-function attentionInSteps(
-  q: Tensor,
-  k: Tensor,
-  v: Tensor,
-  { mask, dropout, scale }: { readonly mask: Tensor; readonly dropout: number; readonly scale: number | null },
-): Tensor {
-  const factor = scale ?? (q.shape.at(-1) ?? 1) ** -0.5;
-  const scores = (factor === 1 ? q : q.mul(factor)).matmul(k.transpose(-2, -1)).add(mask);
-  const weights = functional.softmax(scores);
-  return (dropout > 0 ? aten.dropout(weights, dropout, true) : weights).matmul(v);
 }
 
 /** A mask for keys that grafts have lengthened in front to `keys`: 0 there. */

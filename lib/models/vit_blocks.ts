@@ -8,6 +8,7 @@ import {
   Conv2d,
   DropPath,
   Dropout,
+  functional,
   Identity,
   LayerNorm,
   LayerScale,
@@ -18,7 +19,7 @@ import {
   type SiteTag,
   Span,
 } from '../nn/index.js';
-import { aten, ones, type Tensor } from '../tensor/index.js';
+import { ones, type Tensor } from '../tensor/index.js';
 import { headWidth, identitySite } from './blocks.js';
 
 /**
@@ -197,7 +198,8 @@ export class Attention extends Module {
   /** softmax(q k^T / sqrt(d)) v for queries [B, H, N, d]; grafts may have lengthened keys and values. */
   private mix(q: Tensor, ctx: Context): Tensor {
     const { k, v, mask } = ctx.state.get(this) as SelfAttentionState;
-    return aten.scaledDotProductAttention(q, k, v, mask(q), this.training ? this.attnDrop : 0);
+    const dropout = this.training ? this.attnDrop : 0;
+    return functional.scaledDotProductAttention(q, k, v, { mask: mask(q), dropout });
   }
 
   /** Added to the scores of queries [B, H, L, d] and keys [B, H, S, d], or (bool) which of them count; null for nothing. */

@@ -102,17 +102,49 @@ export interface AttentionOptions {
   causal?: boolean;
   /** Default 1 / sqrt(E). */
   scale?: number | null;
+  /**
+   * Whether an added mask may hide all keys of a query. The fused kernels keep log Σ exp of the scores for their backward
+   * pass; over n hidden keys, log n is lost beside the lowest number, and all weights come back as 1 instead of 1 / n.
+   * Default false.
+   */
+  mayHideAll?: boolean;
 }
 
-/** softmax(Q Kᵀ · scale + mask) V for `query` [..., L, E], `key` [..., S, E], `value` [..., S, Ev]; gives [..., L, Ev]. */
+/** Scores for which single operators take no longer than the fused kernel. */
+const FEW_SCORES = 2 ** 15;
+
+/**
+ * softmax(Q Kᵀ · scale + mask) V for `query` [..., L, E], `key` [..., S, E], `value` [..., S, Ev]; gives [..., L, Ev]. By
+ * LibTorch's fused kernels, whose exponentials have 20 bits on the CPU; few scores are computed in single operators there,
+ * to the last digit.
+ */
 export function scaledDotProductAttention(
   query: Tensor,
   key: Tensor,
   value: Tensor,
   options: AttentionOptions = {},
 ): Tensor {
-  const { mask = null, dropout: p = 0, causal = false, scale = null } = options;
+  const { mask = null, dropout: p = 0, causal = false, scale = null, mayHideAll = false } = options;
+  if (!causal && mask?.dtype !== 'bool' && (mayHideAll || areFew(query, key)))
+    return attentionInSteps(query, key, value, mask, p, scale ?? (query.shape.at(-1) ?? 1) ** -0.5);
   return aten.scaledDotProductAttention(query, key, value, mask, p, causal, { scale });
+}
+
+function areFew(query: Tensor, key: Tensor): boolean {
+  const scores = (query.numel() / (query.shape.at(-1) ?? 1)) * (key.shape.at(-2) ?? 1);
+  return query.dtype === 'float32' && query.device === 'cpu' && scores <= FEW_SCORES;
+}
+
+function attentionInSteps(
+  query: Tensor,
+  key: Tensor,
+  value: Tensor,
+  mask: Tensor | null,
+  p: number,
+  scale: number,
+): Tensor {
+  const products = (scale === 1 ? query : query.mul(scale)).matmul(key.transpose(-2, -1));
+  return dropout(softmax(mask ? products.add(mask) : products), p).matmul(value);
 }
 
 /** Average of [B, C, H, W] over equal cells. */

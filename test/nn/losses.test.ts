@@ -1,6 +1,7 @@
 import { describe, expect, it } from 'vitest';
 import { bceWithLogits, crossEntropy, functional, klDiv, mseLoss } from '../../lib/nn/index.js';
-import { randn, type Tensor } from '../../lib/tensor/index.js';
+import { full, grad, randn, type Tensor } from '../../lib/tensor/index.js';
+import { relativeError } from '../support/gradcheck.js';
 import { expectClose, golden, stored } from './golden.js';
 
 const of = (name: string): Tensor => stored(golden.losses[name]);
@@ -55,6 +56,23 @@ describe('functional', () => {
     const [q, k, v] = [randn([2, 3, 4]), randn([2, 5, 4]), randn([2, 5, 6])];
     const expected = functional.softmax(q.matmul(k.transpose(1, 2)).mul(0.5)).matmul(v);
     expectClose(functional.scaledDotProductAttention(q, k, v), expected, 1e-5);
+  });
+
+  it('attention over few keys is exact, and lets a mask hide all of them', () => {
+    const inputs = [randn([2, 3, 5, 4]), randn([2, 3, 7, 4]), randn([2, 3, 7, 4])].map((t) => t.mul(3));
+    const attend = (dtype: 'float32' | 'float64', options = {}): Tensor[] => {
+      const [q, k, v] = inputs.map((t) => t.to(dtype).detach().requiresGrad_(true)) as [Tensor, Tensor, Tensor];
+      const y = functional.scaledDotProductAttention(q, k, v, options);
+      return [y, ...(grad([y.square().sum()], [q, k, v]) as Tensor[])];
+    };
+    const exact = attend('float64');
+    attend('float32').forEach((ours, i) => {
+      expect(relativeError(ours, exact[i] as Tensor)).toBeLessThan(2e-6);
+    });
+    const mask = full([5, 7], -3.4028234663852886e38);
+    const [y] = attend('float32', { mask, mayHideAll: true });
+    const mean = (inputs[2] as Tensor).mean([2], true).expandAs(y as Tensor);
+    expect(relativeError(y as Tensor, mean)).toBeLessThan(1e-6);
   });
 
   it('interpolate keeps a constant and refuses unknown modes', () => {
