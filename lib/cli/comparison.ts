@@ -1,7 +1,7 @@
 /** The experiment of `quickstart`: one pretrained backbone, one new task, several methods. */
 import { mkdirSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
-import { graft, saveAdapter } from '../adapters/index.js';
+import { type Adapter, graft, saveAdapter } from '../adapters/index.js';
 import { writeSafetensors } from '../checkpoint/index.js';
 import { DataLoader, Shapes, transforms, type Dataset, type ShapesTask, type TransformInput } from '../data/index.js';
 import { createModel, loadWeights, type Backbone, type ModelOptions } from '../models/index.js';
@@ -33,6 +33,8 @@ interface Subject {
   readonly target: ShapesTask;
   /** Learning rate of pretraining. */
   readonly lr: number;
+  /** Learning rate of the new head, whatever the method's; absent: the same. */
+  readonly headLr?: number;
   readonly methods: readonly MethodChoice[];
   /** The method whose adapter folder is written. */
   readonly shown: string;
@@ -58,23 +60,24 @@ const SUBJECTS = {
   vit: {
     model: 'vit_tiny_patch16_224',
     options: { imgSize: SIDE, patchSize: 4, depth: 6 },
-    // Colors are what a transformer learns from so few images; shapes are not.
-    source: 'color',
-    target: 'texture',
+    // Textures are slow to learn and colors quick, so that a little pretraining leaves something to adapt.
+    source: 'texture',
+    target: 'color',
     lr: 5e-4,
+    headLr: 0.03,
     methods: [
       { method: 'linear_probe', lr: 0.03 },
       { method: 'bitfit', lr: 0.01 },
       { method: 'ssf', lr: 0.01 },
       { method: 'lora', options: { rank: 8 }, lr: 0.005 },
       { method: 'fact', options: { rank: 16, scale: 10 }, lr: 0.005 },
-      { method: 'krona', lr: 0.005 },
-      { method: 'kadaptation', options: { phmDim: 8 }, lr: 0.005 },
-      { method: 'vpt', options: { tokens: 10, deep: true }, lr: 0.03 },
+      { method: 'krona', lr: 0.01 },
+      { method: 'kadaptation', options: { phmDim: 8 }, lr: 0.01 },
+      { method: 'vpt', options: { tokens: 10, deep: true }, lr: 0.01 },
       { method: 'adaptformer', options: { hidden: 16, scale: 1 }, lr: 0.005 },
       { method: 'convpass', options: { hidden: 8, scale: 1 }, lr: 0.005 },
-      { method: 'pro_tuning', lr: 0.003 },
-      { method: 'full', lr: 0.001 },
+      { method: 'pro_tuning', options: { stages: 3 }, lr: 0.003 },
+      { method: 'full', lr: 5e-4 },
     ],
     shown: 'lora',
   },
@@ -240,7 +243,7 @@ async function adapt(
     train,
     val,
     epochs: o.epochs,
-    optimizer: { kind: 'adamw', lr },
+    optimizer: { kind: 'adamw', lr, rateFactor: headFactor(adapter, (subject.headLr ?? lr) / lr) },
     schedule: { kind: 'cosine', warmupEpochs: 1 },
     bnStats: adapter.bnStats,
     backboneMode: adapter.backboneMode,
@@ -258,6 +261,14 @@ async function adapt(
     fit,
     evaluation,
   };
+}
+
+/** `factor` for the parameters of the new head, 1 for all others. */
+function headFactor(adapter: Adapter, factor: number): (name: string) => number {
+  const ofHead = new Set(adapter.headModule?.parameters());
+  const named = adapter.namedParameters().filter(([, parameter]) => ofHead.has(parameter));
+  const names = new Set(named.map(([name]) => name));
+  return (name) => (names.has(name) ? factor : 1);
 }
 
 async function reportOf(
