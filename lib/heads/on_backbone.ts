@@ -176,8 +176,9 @@ export function createDetectionModel(
   return detectorOver(head, pyramid, { input, classes, anchor, boxWidth });
 }
 
-/** Sides of padded images are multiples of this: 32, and what the backbone asks for. */
+/** Sides of padded images are multiples of this: 32, and what the backbone asks for. @throws TypeError for no backbone */
 export function paddingOf({ sizeMultiple }: Backbone): number {
+  if (!Number.isInteger(sizeMultiple)) throw new TypeError('paddingOf: expected a backbone, which has a sizeMultiple');
   return leastCommonMultiple(32, sizeMultiple);
 }
 

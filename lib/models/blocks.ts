@@ -143,9 +143,9 @@ export class UnusedAffine extends Module {
 
 /** The smallest positive whole number that two such numbers divide. */
 export function leastCommonMultiple(a: number, b: number): number {
-  let multiple = a;
-  while (multiple % b !== 0) multiple += a;
-  return multiple;
+  let [divisor, rest] = [a, b];
+  while (rest) [divisor, rest] = [rest, divisor % rest];
+  return (a / divisor) * b;
 }
 
 /** `channels` rounded to a multiple of 8, at least 8, but up where that would lose more than `least` allows: timm's rule. */
