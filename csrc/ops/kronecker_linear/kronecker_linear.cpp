@@ -29,14 +29,16 @@ bool is_plain(const at::Tensor& t, const at::Tensor& x) {
   return t.device().is_cpu() && t.layout() == at::kStrided && t.scalar_type() == x.scalar_type();
 }
 
-// Whether the kernel serves, and Aᵀ first is not the order with more operations by far.
+// Multiplications per row when Aᵀ M comes first, and when M B does.
+int64_t work_a_first(const KroneckerShape& s) { return s.a2 * s.b1 * (s.a1 + s.b2); }
+int64_t work_b_first(const KroneckerShape& s) { return s.a1 * s.b2 * (s.b1 + s.a2); }
+
+// Whether the kernel serves, and its order, Aᵀ M first, is not by far the longer one.
 bool serves(const at::Tensor& x, const at::Tensor& a, const at::Tensor& b) {
   const KroneckerShape s = shape_of(x, a, b);
-  const bool a_first_is_short =
-      s.a2 * s.b1 * (s.a1 + s.b2) <= s.a1 * s.b2 * (s.b1 + s.a2) + s.a1 * s.b2 * (s.b1 + s.a2) / 2;
   return is_plain(x, x) && is_plain(a, x) && is_plain(b, x) &&
          (x.scalar_type() == at::kFloat || x.scalar_type() == at::kDouble) && x.numel() > 0 && s.out() > 0 &&
-         a_first_is_short && !at::autocast::is_autocast_enabled(at::kCPU);
+         2 * work_a_first(s) <= 3 * work_b_first(s) && !at::autocast::is_autocast_enabled(at::kCPU);
 }
 
 // x (A ⊗ B) from differentiable operators, in the order that takes fewer operations.
@@ -45,7 +47,7 @@ at::Tensor composed(const at::Tensor& x, const at::Tensor& a, const at::Tensor& 
   auto out = x.sizes().vec();
   out.back() = s.out();
   const auto on_left = [&](const at::Tensor& m) { return m.transpose(-1, -2).matmul(a).transpose(-1, -2); };
-  if (s.a1 * s.b2 * (s.b1 + s.a2) <= s.a2 * s.b1 * (s.a1 + s.b2)) {
+  if (work_b_first(s) <= work_a_first(s)) {
     return on_left(x.reshape({-1, s.b1}).matmul(b).view({s.rows, s.a1, s.b2})).reshape(out);
   }
   return on_left(x.reshape({s.rows, s.a1, s.b1})).reshape({-1, s.b1}).matmul(b).view(out);
