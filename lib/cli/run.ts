@@ -21,17 +21,9 @@ import {
 import { leftOut, withKit, type Loader, type TaskKit } from './kits/kit.js';
 import { asUsage } from './output.js';
 import type { RunSettings } from './settings.js';
-import {
-  backboneOf,
-  backboneSide,
-  isDenseClip,
-  modelFor,
-  readLanguage,
-  readsMaps,
-  TEXT_FILE,
-  textTowerOf,
-} from './task_model.js';
-import type { StoredTask, TaskSpec } from './task_spec.js';
+import { readLanguage, TEXT_FILE } from './task_language.js';
+import { backboneOf, backboneSide, modelFor, readsMaps, textTowerOf } from './task_model.js';
+import { isDenseClip, type StoredTask, type TaskSpec } from './task_spec.js';
 import { BACKBONE_FILE, openBackbone, prepareCompute } from './trained.js';
 
 /** What `finetune --json` prints, and `result.json` holds. */
@@ -149,7 +141,7 @@ async function makeAdapter(
   device: Awaited<ReturnType<typeof prepareCompute>>,
 ): Promise<{ adapter: Adapter; stored: StoredTask }> {
   const { task, method, seed } = settings;
-  const imageSize = backboneSide(task, settings.imageSize);
+  const imageSize = await backboneSide(task, settings.imageSize);
   const classes = classNames.length;
   const own = await openBackbone(settings.model, settings.weights, {
     ...{ classes, isTrunk: readsMaps(task), options: settings.modelOptions },

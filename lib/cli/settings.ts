@@ -10,7 +10,7 @@ import { existingFile, parseSettings } from './arguments.js';
 import { asUsage, UsageError } from './output.js';
 import { withKit } from './kits/kit.js';
 import { inputOf, isWholeInput, type PreprocessFlags } from './preprocess.js';
-import { readsNames } from './task_model.js';
+import { readsNames } from './task_language.js';
 import { defaultMethod, taskFromFlags, type TaskFlags, type TaskSpec } from './task_spec.js';
 
 /** What `finetune` was told, as commander parses it. */

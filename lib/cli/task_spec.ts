@@ -67,6 +67,8 @@ const specs = z.discriminatedUnion('kind', [
 
 export type TaskSpec = z.output<typeof specs>;
 export type SpecOf<K extends TaskKind> = Extract<TaskSpec, { kind: K }>;
+/** Tasks whose models may be systems. */
+export type DenseSpec = SpecOf<'segment'> | SpecOf<'detect'> | SpecOf<'multi'>;
 
 /** What the adapter folder of a task other than classification holds beside the adapter. */
 const stored = z.strictObject({
@@ -256,6 +258,9 @@ function systemOptions(head: string, given: readonly string[] | undefined): Reco
   if (given && !isSystem(head)) throw new UsageError(`--head-set: the head ${head} has no options`);
   return parseSettings(given ?? [], '--head-set');
 }
+
+/** A task whose model is a DenseCLIP. */
+export const isDenseClip = (spec: TaskSpec): boolean => 'head' in spec && spec.head.startsWith('dense_clip');
 
 /** The stock head under a system's pyramid, or the head itself. */
 export const stockHead = (head: SpecOf<'detect'>['head']): DetectionHeadName =>

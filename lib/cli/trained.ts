@@ -10,7 +10,8 @@ import type { Backbone, Host, ModelOptions } from '../models/index.js';
 import type { Device } from '../tensor/index.js';
 import type { ComputeOptions } from './arguments.js';
 import { UsageError } from './output.js';
-import { modelFor, readsMaps, storedLanguage } from './task_model.js';
+import { storedLanguage } from './task_language.js';
+import { modelFor, readsMaps } from './task_model.js';
 import { parseStoredTask, type StoredTask, type TaskSpec } from './task_spec.js';
 
 /** A model that is ready to be used, with everything around it. */

@@ -33,7 +33,7 @@ export {
   type FocalOptions,
   type MatchOptions,
 } from './boxes.js';
-export { DetectionInput, scaleBoxes } from './detection_input.js';
+export { defaultMaxSize, DetectionInput, scaleBoxes } from './detection_input.js';
 export type { Detection, DetectionBatch, DetectionInputOptions, DetectionTarget } from './detection_input.js';
 export { Detector } from './detector.js';
 export type { DetectorOptions } from './detector.js';

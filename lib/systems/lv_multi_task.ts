@@ -1,8 +1,8 @@
 /** LV-Adapter with a detector: all three tasks from images to losses and findings. */
 import { resize, sizeOf } from '../heads/conv_module.js';
-import { defaultMaxSize } from '../heads/detection_input.js';
 import {
   defaultAnchor,
+  defaultMaxSize,
   type Detection,
   type DetectionHeadName,
   DetectionInput,

@@ -1,5 +1,5 @@
 /** Detection on the command line. */
-import { existsSync, mkdirSync, statSync } from 'node:fs';
+import { existsSync, statSync } from 'node:fs';
 import { dirname, join } from 'node:path';
 import type { DetectionSample, Image, SampleSource } from '../../data/index.js';
 import type { Detection } from '../../heads/index.js';
@@ -7,11 +7,11 @@ import type { CocoResult } from '../../metrics/index.js';
 import type { BoxBatch, DetectionEvaluation } from '../../train/index.js';
 import { isBuiltIn, openBuiltIn } from '../dataset.js';
 import { asUsage, table, UsageError } from '../output.js';
-import { overlayNames, writeBoxOverlay } from '../overlay.js';
+import { writeBoxOverlay } from '../overlay.js';
 import { colorSteps, flipSteps } from '../preprocess.js';
 import { stockHead, type SpecOf } from '../task_spec.js';
 import { share } from './classify.js';
-import { imagesOf, loadAll, loaderOptions, type TaskKit } from './kit.js';
+import { drawEach, loaderOptions, type TaskKit } from './kit.js';
 
 type Source = SampleSource<DetectionSample>;
 
@@ -80,10 +80,7 @@ export const detectKit: TaskKit<Source, BoxBatch, DetectionEvaluation> = {
             .map(([name, value]) => `${name} ${share(value)}`)
             .join('   '),
           '',
-          table(
-            ['class', 'AP'],
-            perClass.map((c) => [c.name, share(c.AP)]),
-          ),
+          precisionTable(perClass),
         ].join('\n'),
     };
   },
@@ -92,7 +89,7 @@ export const detectKit: TaskKit<Source, BoxBatch, DetectionEvaluation> = {
     return { classes: { head: ['class', 'AP'], rows: perClass.map((c) => [c.name, share(c.AP)]) } };
   },
   async predict({ model, classNames, spec }, targets, o) {
-    const { decodeImage, Pipeline } = await import('../../data/index.js');
+    const { Pipeline } = await import('../../data/index.js');
     const { Detector, firstLabel } = await import('../../heads/index.js');
     const { noGrad, scope } = await import('../../tensor/index.js');
     if (!(model instanceof Detector)) throw new TypeError('the model is no detector');
@@ -105,17 +102,9 @@ export const detectKit: TaskKit<Source, BoxBatch, DetectionEvaluation> = {
           return describeObjects(found!, first, o.minScore);
         }),
       );
-    const paths = await imagesOf(targets);
-    const names = overlayNames(paths);
-    mkdirSync(o.out, { recursive: true });
-    const answers: { path: string; overlay: string; objects: Found[] }[] = [];
-    for (const [i, path] of paths.entries()) {
-      for (const { value: image } of await loadAll([path], o.skipBroken, decodeImage)) {
-        const overlay = join(o.out, names[i]!);
-        const objects = await drawObjects(overlay, image, detect(image), classNames);
-        answers.push({ path, overlay, objects });
-      }
-    }
+    const answers = await drawEach(targets, o, async (image, overlay) => {
+      return { overlay, objects: await drawObjects(overlay, image, detect(image), classNames) };
+    });
     return {
       data: answers,
       text: () =>
@@ -160,12 +149,25 @@ export async function drawObjects(
   return named.map(({ found }) => found);
 }
 
+interface ClassPrecision {
+  readonly name: string;
+  readonly AP: number | null;
+}
+
+/** Average precision by class, for people. */
+export function precisionTable(perClass: readonly ClassPrecision[]): string {
+  return table(
+    ['class', 'AP'],
+    perClass.map((c) => [c.name, share(c.AP)]),
+  );
+}
+
 /** Average precision by class; null for a class of which nothing is annotated. */
 export function averagePrecisions(
   { categoryIds, apPerCategory }: CocoResult,
   classNames: readonly string[],
   first: number,
-): { name: string; AP: number | null }[] {
+): ClassPrecision[] {
   return classNames.map((name, c) => {
     const at = categoryIds.indexOf(c + first);
     const AP = at < 0 ? -1 : apPerCategory[at]!;
@@ -177,7 +179,7 @@ async function precisions(
   coco: CocoResult,
   classNames: readonly string[],
   { head }: SpecOf<'detect'>,
-): Promise<{ name: string; AP: number | null }[]> {
+): Promise<ClassPrecision[]> {
   const { firstLabel } = await import('../../heads/index.js');
   return averagePrecisions(coco, classNames, firstLabel(stockHead(head)));
 }

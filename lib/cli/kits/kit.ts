@@ -1,9 +1,12 @@
 /** What the commands must know of a task: its data, its loaders, its score in words, its predictions. */
-import type { Skipped, SkippedImage, SplitsOf, TransformInput } from '../../data/index.js';
+import { mkdirSync } from 'node:fs';
+import { join } from 'node:path';
+import type { Image, Skipped, SkippedImage, SplitsOf, TransformInput } from '../../data/index.js';
 import type { Preprocessing } from '../../models/index.js';
 import type { Device } from '../../tensor/index.js';
 import type { BatchSource, LossOptions, Report, Score, Task, TaskBatch } from '../../train/index.js';
 import { asUsage, note, UsageError } from '../output.js';
+import { overlayNames } from '../overlay.js';
 import type { PreprocessFlags } from '../preprocess.js';
 import type { TaskKind, TaskSpec } from '../task_spec.js';
 import type { Trained } from '../trained.js';
@@ -131,6 +134,24 @@ export async function imagesOf(targets: readonly string[]): Promise<string[]> {
   const paths = asUsage(() => targets.flatMap((path) => listImages(path)));
   if (paths.length === 0) throw new UsageError(`there are no images in ${targets.join(', ')}`);
   return paths;
+}
+
+/** What `draw` says of each image that is given, after it has written a picture to the path that it gets. */
+export async function drawEach<T extends object>(
+  targets: readonly string[],
+  { out, skipBroken }: PredictOptions,
+  draw: (image: Image, overlay: string) => Promise<T>,
+): Promise<({ path: string } & T)[]> {
+  const { decodeImage } = await import('../../data/index.js');
+  const paths = await imagesOf(targets);
+  const names = overlayNames(paths);
+  mkdirSync(out, { recursive: true });
+  const answers: ({ path: string } & T)[] = [];
+  for (const [i, path] of paths.entries()) {
+    for (const { value: image } of await loadAll([path], skipBroken, decodeImage))
+      answers.push({ path, ...(await draw(image, join(out, names[i]!))) });
+  }
+  return answers;
 }
 
 /** Parts of `size`, in order. */

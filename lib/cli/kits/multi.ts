@@ -1,16 +1,13 @@
 /** Several tasks at once on the command line: masks of several kinds, and boxes. */
-import { mkdirSync } from 'node:fs';
-import { join } from 'node:path';
 import type { Image, MultiTaskSample, SampleSource } from '../../data/index.js';
 import type { MultiTaskEvaluation, SceneBatch } from '../../train/index.js';
 import { isBuiltIn, openBuiltIn } from '../dataset.js';
 import { asUsage, table } from '../output.js';
-import { overlayNames } from '../overlay.js';
 import { colorSteps, flipSteps } from '../preprocess.js';
 import type { SpecOf } from '../task_spec.js';
 import { share } from './classify.js';
-import { averagePrecisions, describeObjects, drawObjects, type Found } from './detect.js';
-import { imagesOf, loadAll, loaderOptions, type TaskKit } from './kit.js';
+import { averagePrecisions, describeObjects, drawObjects, precisionTable } from './detect.js';
+import { drawEach, loaderOptions, type TaskKit } from './kit.js';
 import { classTable, drawClasses, perClassScores, type ClassShare } from './segment.js';
 
 type Source = SampleSource<MultiTaskSample>;
@@ -61,15 +58,7 @@ export const multiKit: TaskKit<Source, SceneBatch, MultiTaskEvaluation> = {
         [
           known.map(([name, value]) => `${name} ${share(value)}`).join('   '),
           ...masks.map(([task, rows]) => `\n${task}\n${classTable(rows)}`),
-          ...(boxes
-            ? [
-                '\ndet\n' +
-                  table(
-                    ['class', 'AP'],
-                    boxes.map((c) => [c.name, share(c.AP)]),
-                  ),
-              ]
-            : []),
+          ...(boxes ? [`\ndet\n${precisionTable(boxes)}`] : []),
         ].join('\n'),
     };
   },
@@ -85,7 +74,7 @@ export const multiKit: TaskKit<Source, SceneBatch, MultiTaskEvaluation> = {
     return { classes: { head: ['class', 'IoU, AP'], rows } };
   },
   async predict({ model, classNames, spec }, targets, o) {
-    const { decodeImage, groupTaskClasses, Pipeline } = await import('../../data/index.js');
+    const { groupTaskClasses, Pipeline } = await import('../../data/index.js');
     const { noGrad, scope } = await import('../../tensor/index.js');
     const { LvMultiTask } = await import('../../systems/index.js');
     if (!(model instanceof LvMultiTask)) throw new TypeError('the model is not for several tasks');
@@ -103,25 +92,19 @@ export const multiKit: TaskKit<Source, SceneBatch, MultiTaskEvaluation> = {
           return { labels, objects: detections && describeObjects(detections[0]!, first, o.minScore) };
         }),
       );
-    const paths = await imagesOf(targets);
-    const names = overlayNames(paths);
-    mkdirSync(o.out, { recursive: true });
-    const answers: { path: string; overlays: string[]; classes: Record<string, ClassShare[]>; objects: Found[] }[] = [];
-    for (const [i, path] of paths.entries()) {
-      for (const { value: image } of await loadAll([path], o.skipBroken, decodeImage)) {
-        const { labels, objects } = find(image);
-        const overlays: string[] = [];
-        const fileOf = (task: string): string => join(o.out, names[i]!.replace(/\.png$/, `.${task}.png`));
-        const classes: Record<string, ClassShare[]> = {};
-        for (const [task, map] of labels) {
-          overlays.push(fileOf(task));
-          classes[task] = await drawClasses(fileOf(task), image, map, groups[task] ?? []);
-        }
-        if (objects) overlays.push(fileOf('det'));
-        const found = objects ? await drawObjects(fileOf('det'), image, objects, groups['det'] ?? []) : [];
-        answers.push({ path, overlays, classes, objects: found });
+    const answers = await drawEach(targets, o, async (image, overlay) => {
+      const { labels, objects } = find(image);
+      const overlays: string[] = [];
+      const fileOf = (task: string): string => overlay.replace(/\.png$/, `.${task}.png`);
+      const classes: Record<string, ClassShare[]> = {};
+      for (const [task, map] of labels) {
+        overlays.push(fileOf(task));
+        classes[task] = await drawClasses(fileOf(task), image, map, groups[task] ?? []);
       }
-    }
+      if (objects) overlays.push(fileOf('det'));
+      const found = objects ? await drawObjects(fileOf('det'), image, objects, groups['det'] ?? []) : [];
+      return { overlays, classes, objects: found };
+    });
     return {
       data: answers,
       text: () =>

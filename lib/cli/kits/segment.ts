@@ -1,16 +1,14 @@
 /** Segmentation on the command line. */
-import { mkdirSync } from 'node:fs';
-import { join } from 'node:path';
 import type { Image, SampleSource, SegmentationSample, TransformInput } from '../../data/index.js';
 import type { SegmentationResult } from '../../metrics/index.js';
 import type { MaskBatch, SegmentationEvaluation } from '../../train/index.js';
 import { isBuiltIn, openBuiltIn } from '../dataset.js';
 import { asUsage, table } from '../output.js';
-import { overlayNames, writeMaskOverlay } from '../overlay.js';
+import { writeMaskOverlay } from '../overlay.js';
 import { colorSteps, flipSteps, inputOf, isWholeInput, networkSteps } from '../preprocess.js';
 import type { SpecOf } from '../task_spec.js';
 import { share } from './classify.js';
-import { imagesOf, loadAll, loaderOptions, type TaskKit } from './kit.js';
+import { drawEach, loaderOptions, type TaskKit } from './kit.js';
 
 type Source = SampleSource<SegmentationSample>;
 
@@ -75,15 +73,12 @@ export const segmentKit: TaskKit<Source, MaskBatch, SegmentationEvaluation> = {
     return Promise.resolve({ classes: { head: ['class', 'IoU', 'accuracy'], rows } });
   },
   async predict({ model, classNames, transforms, spec }, targets, o) {
-    const { decodeImage, Pipeline } = await import('../../data/index.js');
+    const { Pipeline } = await import('../../data/index.js');
     const { noGrad, scope } = await import('../../tensor/index.js');
     const { segmentationLogits } = await import('../../train/index.js');
     const { functional } = await import('../../nn/index.js');
     const { windows } = spec as SpecOf<'segment'>;
     const pipeline = new Pipeline(transforms);
-    const paths = await imagesOf(targets);
-    const names = overlayNames(paths);
-    mkdirSync(o.out, { recursive: true });
     const labelsOf = (image: Image): Uint8Array =>
       scope(() =>
         noGrad(() => {
@@ -93,14 +88,9 @@ export const segmentKit: TaskKit<Source, MaskBatch, SegmentationEvaluation> = {
           return functional.interpolate(logits, { size }).argmax(1).to('uint8').data() as Uint8Array;
         }),
       );
-    const found: { path: string; overlay: string; classes: ClassShare[] }[] = [];
-    for (const [i, path] of paths.entries()) {
-      for (const { value: image } of await loadAll([path], o.skipBroken, decodeImage)) {
-        const overlay = join(o.out, names[i]!);
-        const classes = await drawClasses(overlay, image, labelsOf(image), classNames);
-        found.push({ path, overlay, classes });
-      }
-    }
+    const found = await drawEach(targets, o, async (image, overlay) => {
+      return { overlay, classes: await drawClasses(overlay, image, labelsOf(image), classNames) };
+    });
     return {
       data: found,
       text: () =>
