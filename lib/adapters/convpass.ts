@@ -4,6 +4,7 @@
  */
 import { z } from 'zod';
 import {
+  bypassConv,
   type Context,
   Conv2d,
   Dropout,
@@ -12,13 +13,12 @@ import {
   init,
   Linear,
   Module,
-  QuickGELU,
   type Role,
   type Site,
 } from '../nn/index.js';
 import type { Tensor } from '../tensor/index.js';
 import { defineMethod, parallel, type Surroundings } from './core/index.js';
-import { overPatches, requirePatches } from './patch_map.js';
+import { overTokens, requirePatches } from './patch_map.js';
 
 /** What a convolutional bypass can be told. */
 export interface ConvBypassOptions {
@@ -45,7 +45,6 @@ export class ConvBypass extends Module {
   readonly conv: Conv2d;
   readonly down: Linear;
   readonly up: Linear;
-  readonly act: QuickGELU;
   readonly drop: Dropout;
   readonly drop_path: DropPath;
   readonly #layout: string;
@@ -62,7 +61,6 @@ export class ConvBypass extends Module {
     this.conv = new Conv2d(hidden, hidden, { kernelSize: kernel, padding: (kernel - 1) / 2 });
     this.down = new Linear(channels, hidden);
     this.up = new Linear(hidden, channels);
-    this.act = new QuickGELU();
     this.drop = new Dropout(dropout);
     this.drop_path = new DropPath(dropPath);
     this.#layout = layout;
@@ -74,26 +72,16 @@ export class ConvBypass extends Module {
   }
 
   forward(x: Tensor, ctx: Context): Tensor {
-    const z = this.act.run(this.#pointwise(this.down, x, ctx), ctx);
-    const mixed = overPatches(z, ctx, this.#layout, {
-      onMap: (map) => this.conv.run(map, ctx),
-      onRest: (tokens) => this.#center(tokens),
-    });
-    const t = this.drop.run(this.act.run(mixed, ctx), ctx);
-    return this.drop_path.run(this.#pointwise(this.up, t, ctx), ctx);
+    const { weight, bias } = this.conv;
+    const z = this.#pointwise(this.down, x, ctx);
+    const t = overTokens(z, ctx, this.#layout, (tokens, place) => bypassConv(tokens, weight, bias, place));
+    return this.drop_path.run(this.#pointwise(this.up, this.drop.run(t, ctx), ctx), ctx);
   }
 
   /** A linear layer over the channels, wherever they stand. */
   #pointwise(layer: Linear, x: Tensor, ctx: Context): Tensor {
     if (this.#layout !== 'map') return layer.run(x, ctx);
     return functional.conv2d(x, layer.weight.view([layer.outFeatures, layer.inFeatures, 1, 1]), layer.bias);
-  }
-
-  /** The convolution of images of one pixel. */
-  #center(tokens: Tensor): Tensor {
-    const [side] = this.conv.kernelSize;
-    const middle = (side - 1) / 2;
-    return functional.linear(tokens, this.conv.weight.select(3, middle).select(2, middle), this.conv.bias);
   }
 }
 

@@ -20,6 +20,42 @@ export function requirePatches(method: string, sites: readonly Site[]): void {
   );
 }
 
+/** Where patches stand in a sequence: row by row as a `grid`, with other tokens before them and behind them. */
+export interface PatchPlace {
+  readonly grid: readonly [height: number, width: number];
+  readonly before: number;
+  readonly after: number;
+}
+
+/** @throws RangeError for a sequence that has no grid, or is shorter than it says */
+function patchesIn(length: number, { grid, prefixTokens: before }: Context): PatchPlace {
+  const after = length - before - (grid ? grid[0] * grid[1] : 0);
+  if (grid !== null && after >= 0) return { grid, before, after };
+  const wanted = grid ? `a grid of ${grid.join(' x ')} after ${before} other tokens` : 'a grid of patches';
+  throw new RangeError(`a convolution over tokens needs ${wanted}, and the sequence has ${length} tokens without one`);
+}
+
+/**
+ * Applies a function of sequences [B, N, C] to whatever holds patches, as `overPatches` takes it; maps and grids become
+ * sequences of patches only. The result has the layout of `x`.
+ *
+ * @throws RangeError as `overPatches`
+ */
+export function overTokens(
+  x: Tensor,
+  ctx: Context,
+  layout: string,
+  onTokens: (tokens: Tensor, place: PatchPlace) => Tensor,
+): Tensor {
+  if (layout === 'map') {
+    return overTokens(x.permute([0, 2, 3, 1]), ctx, 'grid', onTokens).permute([0, 3, 1, 2]);
+  }
+  if (x.ndim !== 4) return onTokens(x, patchesIn(x.size(1), ctx));
+  const [batch = 0, height = 0, width = 0, channels = 0] = x.shape;
+  const place = { grid: [height, width], before: 0, after: 0 } as const;
+  return onTokens(x.reshape([batch, height * width, channels]), place).reshape([batch, height, width, channels]);
+}
+
 /**
  * Applies a function of maps to whatever holds patches: maps [B, C, H, W] (`layout` map), grids [B, H, W, C], or
  * sequences [B, N, C] whose patches stand row by row after `ctx.prefixTokens` others; what stands in front of them and
@@ -31,15 +67,8 @@ export function overPatches(x: Tensor, ctx: Context, layout: string, { onMap, on
   if (layout === 'map') return onMap(x);
   if (x.ndim === 4) return onMap(x.permute([0, 3, 1, 2])).permute([0, 2, 3, 1]);
   const [batch = 0, length = 0, channels = 0] = x.shape;
-  const { grid, prefixTokens: before } = ctx;
-  const patches = grid ? grid[0] * grid[1] : 0;
-  const after = length - before - patches;
-  if (grid === null || after < 0) {
-    const wanted = grid ? `a grid of ${grid.join(' x ')} after ${before} other tokens` : 'a grid of patches';
-    throw new RangeError(
-      `a convolution over tokens needs ${wanted}, and the sequence has ${length} tokens without one`,
-    );
-  }
+  const { grid, before, after } = patchesIn(length, ctx);
+  const patches = length - before - after;
   const map = onMap(
     x
       .narrow(1, before, patches)

@@ -12,6 +12,7 @@ const ops = {
   convNormAct: operator('torchgraft::conv_norm_act'),
   loraLinear: operator('torchgraft::lora_linear'),
   kroneckerLinear: operator('torchgraft::kronecker_linear'),
+  bypassConv: operator('torchgraft::bypass_conv'),
 };
 
 /** x * scale + shift per channel along `dim` (default: the last); `scale` and `shift` [C]. One pass, also backward. */
@@ -42,6 +43,20 @@ export function kroneckerLinear(
   { scale = 1, weight = null, bias = null }: { scale?: number; weight?: Tensor | null; bias?: Tensor | null } = {},
 ): Tensor {
   return ops.kroneckerLinear(x, a, b, scale, weight, bias) as Tensor;
+}
+
+/**
+ * φ(K * φ(z) + b) with φ(t) = t sigmoid(1.702 t) for tokens `z` [B, N, h] of which a map of `grid` stands, row by row,
+ * after `before` others; `weight` K [h, h, k, k] with odd k, stride 1 and zeros around the map. What is no patch meets
+ * the kernel as an image of one pixel: its center only. Jie & Deng 2022, arXiv 2207.07039.
+ */
+export function bypassConv(
+  z: Tensor,
+  weight: Tensor,
+  bias: Tensor | null,
+  { grid, before = 0 }: { grid: readonly [height: number, width: number]; before?: number },
+): Tensor {
+  return ops.bypassConv(z, weight, bias, before, ...grid) as Tensor;
 }
 
 /**

@@ -6,7 +6,7 @@ export { Fastfood, powerOfTwo, walshHadamard } from './fastfood.js';
 export { composedDcnv3, dcnv3, type Dcnv3Options } from './deform_conv.js';
 /** Layers' formulas as functions, for code that has no module. */
 export * as functional from './functional.js';
-export { convNormAct, kroneckerLinear, loraLinear, scaleShift } from './fused.js';
+export { bypassConv, convNormAct, kroneckerLinear, loraLinear, scaleShift } from './fused.js';
 export type { GraftSet } from './graft.js';
 /** Initializers with PyTorch's formulas: each fills a tensor in place and returns it. */
 export * as init from './init.js';
