@@ -1,7 +1,8 @@
 /** Resizing, cropping and mirroring images along with their masks and boxes. */
+import { IGNORE_INDEX } from '../nn/index.js';
 import { cropImage, flipHorizontal, flipVertical, type Box } from './geometry.js';
 import { emptyLike, resizeImage, type Image, type Interpolation } from './image.js';
-import { IGNORE_INDEX, type AnnotatedImage, type Objects } from './samples.js';
+import type { AnnotatedImage, Objects } from './samples.js';
 
 /** Objects of which less than this many pixels remain, in width or height, are left out. */
 const LEAST_EXTENT = 1;

@@ -1,8 +1,9 @@
 /** The places and sizes that transforms cut out and resize to. */
+import { IGNORE_INDEX } from '../nn/index.js';
 import { cropImage, roundHalfEven, type Box } from './geometry.js';
 import { describeSize, type Image } from './image.js';
 import type { Random } from './random.js';
-import { IGNORE_INDEX, type AnnotatedImage } from './samples.js';
+import type { AnnotatedImage } from './samples.js';
 import type { TransformOf } from './transforms.js';
 
 /** A square's side, or [height, width], as the latter. */

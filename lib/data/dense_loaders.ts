@@ -1,4 +1,5 @@
 /** Batches of images with masks, and of images with boxes. */
+import { IGNORE_INDEX } from '../nn/index.js';
 import { aten, fromTypedArray, type Device, type MemoryFormat, type Tensor } from '../tensor/index.js';
 import { selectObjects } from './annotated.js';
 import { BatchLoader, type BatchLoaderOptions, type Collated } from './batch_loader.js';
@@ -6,7 +7,6 @@ import type { Image } from './image.js';
 import { Pipeline, pipelineOf } from './pipeline.js';
 import type { Random } from './random.js';
 import {
-  IGNORE_INDEX,
   type AnnotatedImage,
   type AnyBatch,
   type DetectionSample,

@@ -35,7 +35,7 @@ export type { CollateOptions } from './pipeline.js';
 export { randAugment, randAugmentOperations } from './rand_augment.js';
 export type { RandAugmentOptions } from './rand_augment.js';
 export { Random } from './random.js';
-export { IGNORE_INDEX, SampleError } from './samples.js';
+export { SampleError } from './samples.js';
 export type {
   AnnotatedImage,
   AnyBatch,

@@ -2,6 +2,7 @@
 import { existsSync, readFileSync } from 'node:fs';
 import { readFile } from 'node:fs/promises';
 import path from 'node:path';
+import { IGNORE_INDEX } from '../nn/index.js';
 import { checkIndex, splitSamples } from './dataset.js';
 import { decodeImage, hasImageSuffix } from './decode.js';
 import {
@@ -16,14 +17,7 @@ import {
 } from './folder.js';
 import type { Image } from './image.js';
 import { decodeNumbers } from './png.js';
-import {
-  Defects,
-  IGNORE_INDEX,
-  SampleError,
-  type SampleSource,
-  type SegmentationSample,
-  type Skipped,
-} from './samples.js';
+import { Defects, SampleError, type SampleSource, type SegmentationSample, type Skipped } from './samples.js';
 
 /** How the numbers in mask files become class numbers. */
 export interface MaskOptions {

@@ -59,9 +59,6 @@ export interface LabeledSource<Sample> extends SampleSource<Sample> {
   readonly labels: ArrayLike<number>;
 }
 
-/** The class number of pixels that do not count, in every mask after it is loaded, whatever its file calls them. */
-export const IGNORE_INDEX = 255;
-
 /** The objects in an image; entry i of each list belongs to object i. */
 export interface Objects {
   /** (x1, y1, x2, y2) of each object, one after the other, in pixels; x from the left, y from the top. */

@@ -1,5 +1,5 @@
 /** Semantic segmentation: backbone, neck, head and auxiliary heads, as MMSegmentation's `EncoderDecoder` (0.11.0). */
-import { Context, ModuleList, pixelCrossEntropy } from '../nn/index.js';
+import { Context, IGNORE_INDEX, ModuleList, pixelCrossEntropy } from '../nn/index.js';
 import { noGrad, type Tensor } from '../tensor/index.js';
 import { resize, sizeOf } from './conv_module.js';
 import { DenseModel, type FeatureSource } from './dense_model.js';
@@ -49,7 +49,7 @@ export class EncoderDecoder extends DenseModel {
 
   constructor(options: EncoderDecoderOptions) {
     super();
-    const { backbone, neck, decodeHead, auxiliaryHead, ignoreIndex = 255, average = 'all' } = options;
+    const { backbone, neck, decodeHead, auxiliaryHead, ignoreIndex = IGNORE_INDEX, average = 'all' } = options;
     this.backbone = backbone;
     this.neck = neck ?? null;
     this.decode_head = decodeHead;

@@ -3,7 +3,17 @@
  * rstrudel/segmenter, commit 20d1bfad (MIT).
  */
 import { type Preprocessing, resamplePosEmbed, VisionTransformer, ViTBlock, vitOptions } from '../models/index.js';
-import { Context, init, LayerNorm, Linear, Module, ModuleList, Parameter, pixelCrossEntropy } from '../nn/index.js';
+import {
+  Context,
+  IGNORE_INDEX,
+  init,
+  LayerNorm,
+  Linear,
+  Module,
+  ModuleList,
+  Parameter,
+  pixelCrossEntropy,
+} from '../nn/index.js';
 import { aten, empty, type Tensor } from '../tensor/index.js';
 import { resize, sizeOf } from './conv_module.js';
 import { DenseModel } from './dense_model.js';
@@ -203,7 +213,7 @@ export class Segmenter extends DenseModel {
   readonly ignoreIndex: number;
   readonly #patch: readonly [number, number];
 
-  constructor({ encoder, decoder = {}, numClasses, ignoreIndex = 255 }: SegmenterOptions) {
+  constructor({ encoder, decoder = {}, numClasses, ignoreIndex = IGNORE_INDEX }: SegmenterOptions) {
     super();
     this.encoder = encoder instanceof VisionTransformer ? encoder : encoderOf(encoder);
     if (this.encoder === encoder) encoder.resetClassifier(0);

@@ -1,4 +1,5 @@
 /** How good a segmentation is: intersection over union, accuracy and Dice per class and over all, as MMSegmentation 0.11.0. */
+import { IGNORE_INDEX } from '../nn/index.js';
 import { aten, keep, scope, tensor, zeros, type Tensor } from '../tensor/index.js';
 
 /** Pixels of each class, over all images. */
@@ -36,9 +37,6 @@ export interface SegmentationMeterOptions {
   readonly remap?: Readonly<Record<number, number>>;
 }
 
-/** Label that `reduceZeroLabel` gives to what does not count. */
-const UNLABELED = 255;
-
 /**
  * Counts pixels over a data set. Counts stay on the device until `result` is asked for.
  *
@@ -58,7 +56,7 @@ export class SegmentationMeter {
   /** @throws RangeError without a class */
   constructor(
     classes: number,
-    { ignoreIndex = UNLABELED, reduceZeroLabel = false, remap = {} }: SegmentationMeterOptions = {},
+    { ignoreIndex = IGNORE_INDEX, reduceZeroLabel = false, remap = {} }: SegmentationMeterOptions = {},
   ) {
     if (!Number.isInteger(classes) || classes < 1)
       throw new RangeError(`SegmentationMeter: expected at least one class, got ${String(classes)}`);
@@ -105,8 +103,8 @@ export class SegmentationMeter {
       mapped = aten.where(labels.eq(from), tensor(to, { dtype: 'int64', device: labels.device }), mapped);
     }
     if (!this.#reduceZeroLabel) return mapped;
-    const unlabeled = mapped.newFull([], UNLABELED);
-    return aten.where(mapped.eq(0).logicalOr(mapped.eq(UNLABELED)), unlabeled, mapped.sub(1));
+    const unlabeled = mapped.newFull([], IGNORE_INDEX);
+    return aten.where(mapped.eq(0).logicalOr(mapped.eq(IGNORE_INDEX)), unlabeled, mapped.sub(1));
   }
 
   /** @throws RangeError before the first `update`, or when labels lie outside of the classes */

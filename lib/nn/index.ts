@@ -14,6 +14,7 @@ export * from './layers/index.js';
 export {
   bceWithLogits,
   crossEntropy,
+  IGNORE_INDEX,
   klDiv,
   mseLoss,
   pixelCrossEntropy,

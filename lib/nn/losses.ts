@@ -45,6 +45,9 @@ export function crossEntropy(logits: Tensor, target: Tensor, options: CrossEntro
   );
 }
 
+/** The label of pixels that do not count, in every mask after it is loaded, whatever its file calls them. */
+export const IGNORE_INDEX = 255;
+
 /** Options of `pixelCrossEntropy`. */
 export interface PixelLossOptions {
   /** Pixels with this label do not count. Default 255. */
@@ -60,7 +63,7 @@ export interface PixelLossOptions {
  * @throws RangeError when the batches differ
  */
 export function pixelCrossEntropy(logits: Tensor, labels: Tensor, options: PixelLossOptions = {}): Tensor {
-  const { ignoreIndex = 255, average = 'valid' } = options;
+  const { ignoreIndex = IGNORE_INDEX, average = 'valid' } = options;
   const [batch = 0, height = 0, width = 0] = labels.shape;
   if (logits.ndim !== 4 || labels.ndim !== 3 || logits.shape[0] !== batch) {
     const given = `[${logits.shape.join(', ')}] and [${labels.shape.join(', ')}]`;

@@ -12,7 +12,7 @@ import {
   type SegmentOptions,
 } from '../heads/index.js';
 import { type ClipTextTransformer, loadState, type WeightsReport } from '../models/index.js';
-import { Context, type Parameter, pixelCrossEntropy } from '../nn/index.js';
+import { Context, IGNORE_INDEX, type Parameter, pixelCrossEntropy } from '../nn/index.js';
 import { noGrad, type Tensor } from '../tensor/index.js';
 import type { ContextDecoder } from './dense_clip_context.js';
 import { type DenseClipEncoder, DenseClipViT } from './dense_clip_encoders.js';
@@ -100,7 +100,7 @@ export class DenseClip extends EncoderDecoder {
     this.gamma = language?.gamma ?? null;
     this.language = language;
     this.scoreLevel = scoreLevel ?? scoreLevelOf(backbone);
-    this.scoreLoss = language && scoreLoss && { weight: 0.4, ignoreIndex: 255, ...scoreLoss };
+    this.scoreLoss = language && scoreLoss && { weight: 0.4, ignoreIndex: IGNORE_INDEX, ...scoreLoss };
     this.#embeddingsToHead = embeddingsToHead;
     const [, side] = backbone.config.inputSize;
     this.#windows = windows ?? { crop: side, stride: Math.max(1, Math.floor((2 * side) / 3)) };

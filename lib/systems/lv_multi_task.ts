@@ -14,7 +14,7 @@ import {
 } from '../heads/index.js';
 import { ExtraLevels } from '../heads/pyramid.js';
 import type { Backbone, ClipTextTransformer } from '../models/index.js';
-import { Context, everySecond } from '../nn/index.js';
+import { Context, everySecond, IGNORE_INDEX } from '../nn/index.js';
 import { arange, aten, type Tensor } from '../tensor/index.js';
 import { LvAdapter, type LvAdapterOptions, type LvOutputs, type LvTask } from './lv_adapter.js';
 
@@ -168,8 +168,6 @@ export class LvMultiTask extends LvAdapter {
   }
 }
 
-const IGNORED = 255;
-
 /** Masks [H, W] at the sizes of the resized images, in one batch int64 [B, ...padded]; what is padded does not count. */
 function stackedMasks(
   masks: readonly Tensor[],
@@ -179,7 +177,7 @@ function stackedMasks(
   const moved = masks.map((mask, i) => {
     const [h, w] = sizes[i] ?? [height, width];
     const own = nearest(nearest(mask, 0, h), 1, w);
-    return aten.constantPadNd(own.to('int64'), [0, width - w, 0, height - h], IGNORED);
+    return aten.constantPadNd(own.to('int64'), [0, width - w, 0, height - h], IGNORE_INDEX);
   });
   return aten.stack(moved);
 }

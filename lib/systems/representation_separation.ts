@@ -14,6 +14,7 @@ import {
   Conv2d,
   crossEntropy,
   functional,
+  IGNORE_INDEX,
   init,
   LayerNorm,
   LayerNorm2d,
@@ -298,8 +299,6 @@ export class RepresentationSeparation extends DenseModel {
   }
 }
 
-const IGNORED = 255;
-
 /** One-hot masks [B, K, H, W] of labels [B, H, W]; a pixel that does not count is in none. */
 function masksOf(labels: Tensor, classes: number): Tensor {
   const ids = aten.arange(classes, { device: labels.device }).view([1, -1, 1, 1]);
@@ -314,7 +313,7 @@ function attentionLoss(attention: Tensor, labels: Tensor): Tensor {
   const [, classes = 0] = attention.shape;
   const [, height = 0, width = 0] = labels.shape;
   const logits = functional.interpolate(attention, { size: [height, width] });
-  const weight = labels.ne(IGNORED).unsqueeze(1).to(logits.dtype);
+  const weight = labels.ne(IGNORE_INDEX).unsqueeze(1).to(logits.dtype);
   const masks = masksOf(labels, classes).to(logits.dtype);
   const sum = bceWithLogits(logits, masks, { weight: weight.expandAs(logits), reduction: 'sum' });
   return sum.div(weight.sum().clampMin(1).mul(classes));

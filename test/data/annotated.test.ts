@@ -2,9 +2,10 @@ import { createHash } from 'node:crypto';
 import fc from 'fast-check';
 import { describe, expect, it } from 'vitest';
 import {
-  IGNORE_INDEX, Pipeline, Random, transforms as T,
+  Pipeline, Random, transforms as T,
   type AnnotatedImage, type DetectionSample, type Image, type SegmentationSample, type TransformInput,
 } from '../../lib/data/index.js'; // prettier-ignore
+import { IGNORE_INDEX } from '../../lib/nn/index.js';
 import { plain } from './files.js';
 
 type Both = SegmentationSample & DetectionSample;

@@ -5,7 +5,6 @@ import { describe, expect, it } from 'vitest';
 import {
   DetectionShapes,
   groupTaskClasses,
-  IGNORE_INDEX,
   MultiTaskFolder,
   MultiTaskLoader,
   openMultiTask,
@@ -18,6 +17,7 @@ import {
   transforms,
   type Image,
 } from '../../lib/data/index.js';
+import { IGNORE_INDEX } from '../../lib/nn/index.js';
 import { plain, png, scratchFolder, write } from './files.js';
 
 const root = scratchFolder();

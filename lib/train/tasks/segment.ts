@@ -2,7 +2,7 @@
 import { SEGMENTATION_LABELS } from '../../adapters/index.js';
 import { EncoderDecoder, slideInference, type SegmentOptions } from '../../heads/index.js';
 import { SegmentationMeter, type SegmentationResult } from '../../metrics/index.js';
-import { Context, pixelCrossEntropy, type Module } from '../../nn/index.js';
+import { Context, IGNORE_INDEX, pixelCrossEntropy, type Module } from '../../nn/index.js';
 import { noGrad, type Tensor } from '../../tensor/index.js';
 import type { Score } from '../events.js';
 import type { TaskBatch } from '../options.js';
@@ -41,8 +41,6 @@ export interface SegmentTaskOptions {
   readonly loss?: (model: Module, images: Tensor, masks: Tensor, ctx: Context) => SegmentationStep;
 }
 
-const IGNORED = 255;
-
 /**
  * Semantic segmentation, for an `EncoderDecoder` or any model from images [B, 3, H, W] to logits [B, K, H, W]. The masks are
  * among the inputs of the training pass, for the modules and grafts that have losses of their own (`SEGMENTATION_LABELS`).
@@ -71,7 +69,7 @@ export function segmentTask(options: SegmentTaskOptions): Task<MaskBatch, Segmen
 function defaultLoss(model: Module, images: Tensor, masks: Tensor, ctx: Context): SegmentationStep {
   if (model instanceof EncoderDecoder) return model.losses(images, masks, ctx);
   const logits = model.run(images, ctx);
-  return { loss: pixelCrossEntropy(logits, masks, { ignoreIndex: IGNORED }), logits };
+  return { loss: pixelCrossEntropy(logits, masks, { ignoreIndex: IGNORE_INDEX }), logits };
 }
 
 /** Logits of whole images, or window by window. */
@@ -85,7 +83,7 @@ export function segmentationLogits(model: Module, images: Tensor, windows?: Segm
 function rightPixels(logits: Tensor, masks: Tensor): Tensor {
   return noGrad(() => {
     const right = logits.argmax(1).eq(masks).sum();
-    return right.mul(masks.shape[0] ?? 0).div(masks.ne(IGNORED).sum().clampMin(1));
+    return right.mul(masks.shape[0] ?? 0).div(masks.ne(IGNORE_INDEX).sum().clampMin(1));
   });
 }
 
@@ -99,7 +97,7 @@ class SegmentationScore implements Meter<MaskBatch, SegmentationEvaluation> {
     private readonly how: Scoring,
     private readonly options: SegmentTaskOptions,
   ) {
-    this.#meter = new SegmentationMeter(options.classes, { ignoreIndex: IGNORED });
+    this.#meter = new SegmentationMeter(options.classes, { ignoreIndex: IGNORE_INDEX });
   }
 
   add(batch: MaskBatch): void {
@@ -110,7 +108,7 @@ class SegmentationScore implements Meter<MaskBatch, SegmentationEvaluation> {
       segmentationLogits(this.model, images, this.options.windows),
     ).float();
     this.#meter.update(logits.argmax(1), masks);
-    this.#loss.add(pixelCrossEntropy(logits, masks, { ignoreIndex: IGNORED }).mul(batch.indices.length));
+    this.#loss.add(pixelCrossEntropy(logits, masks, { ignoreIndex: IGNORE_INDEX }).mul(batch.indices.length));
     this.#samples += batch.indices.length;
   }
 
