@@ -22,7 +22,7 @@ import {
 import { aten, type Tensor } from '../tensor/index.js';
 import { Backbone, type FeatureLevel, type Preprocessing } from './backbone.js';
 import { BlockList, classifierSite, convSite, dropPathRateAt, identitySite, poolMap } from './blocks.js';
-import { type Family, imageSize, preprocessing, sizePair } from './family.js';
+import { backboneOptions, type Family, imageSize, positive, preprocessing, rate, sizePair } from './family.js';
 
 /** Norm over all channels and pixels of an image, with a scale and a shift per channel. */
 function imageNorm(channels: number, role: string): GroupNorm {
@@ -222,14 +222,9 @@ class AsMlpStage extends Module {
   }
 }
 
-const positive = z.int().positive();
-const rate = z.number().min(0).max(1);
-
 const options = z.strictObject({
-  imgSize: imageSize.default(224),
+  ...backboneOptions,
   patchSize: imageSize.default(4),
-  inChans: positive.default(3),
-  numClasses: z.int().nonnegative().default(1000),
   /** Width of the first stage; each further stage doubles it. */
   embedDim: positive,
   /** Blocks per stage. */
@@ -243,8 +238,6 @@ const options = z.strictObject({
   patchNorm: z.boolean().default(true),
   /** Dropout on the embedded patches and in the MLPs. */
   dropRate: rate.default(0),
-  /** Stochastic depth of the last block, rising linearly from 0. */
-  dropPathRate: rate.default(0),
 });
 
 /** Options of an AS-MLP, defaults filled in. */

@@ -17,10 +17,10 @@ export interface Preprocessing {
 }
 
 /** Mean of ImageNet's pixels per channel, of images from 0 to 1. */
-/** Mean and deviation per channel of pixels in 0..1: of ImageNet, and those that bring pixels to -1..1. */
 export const IMAGENET_MEAN = [0.485, 0.456, 0.406] as const;
 /** Standard deviation of ImageNet's pixels per channel, of images from 0 to 1. */
 export const IMAGENET_STD = [0.229, 0.224, 0.225] as const;
+/** Mean, and deviation, that bring pixels from 0..1 to -1..1. */
 export const HALF = [0.5, 0.5, 0.5] as const;
 
 /** One level of the features that `forwardIntermediates` returns. */

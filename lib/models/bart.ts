@@ -17,13 +17,10 @@ import {
 import { arange, type Tensor, zeros } from '../tensor/index.js';
 import { BartLayer, type BartSizes } from './bart_blocks.js';
 import { BlockList, identitySite } from './blocks.js';
-import type { Family } from './family.js';
+import { type Family, positive, rate } from './family.js';
 import { additive, hiddenKeys, laterKeys, Slot, type Surroundings } from './text_attention.js';
 import { fillShared, startAsBert, TextModel } from './text_model.js';
 import { tokenNorm } from './vit_blocks.js';
-
-const positive = z.int().positive();
-const rate = z.number().min(0).max(1);
 
 const bartOptions = z.strictObject({
   vocabulary: positive.default(50265),

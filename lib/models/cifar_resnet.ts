@@ -29,7 +29,7 @@ import {
   imageSite,
   poolMap,
 } from './blocks.js';
-import { type Family, imageSize, preprocessing } from './family.js';
+import { backboneOptions, type Family, imageSize, positive, preprocessing, rate } from './family.js';
 import { StagedBackbone } from './staged_backbone.js';
 
 /** Shortcut A: every second row and column, zero channels in front and behind. [B, C, H, W] -> [B, C', H/2, W/2]. */
@@ -49,9 +49,6 @@ class PaddedSubsample extends Module {
   }
 }
 
-const positive = z.int().positive();
-const rate = z.number().min(0).max(1);
-
 const options = z.strictObject({
   /** Convolutions and classifier: 6n + 2 for n blocks per stage. */
   depth: positive.refine(
@@ -60,13 +57,11 @@ const options = z.strictObject({
   ),
   /** Channels per stage; the first is also the stem's. */
   channels: z.array(positive).length(3).default([16, 32, 64]),
+  ...backboneOptions,
   numClasses: z.int().nonnegative().default(10),
-  inChans: positive.default(3),
   imgSize: imageSize.default(32),
   bnEps: z.number().positive().default(1e-5),
   bnMomentum: rate.default(0.1),
-  /** Stochastic depth of the last block, rising linearly from 0. */
-  dropPathRate: rate.default(0),
 });
 
 /** Options of a CIFAR ResNet, defaults filled in. */

@@ -37,7 +37,7 @@ import {
 import { AttentionPool2d, type Grid } from './clip_attention_pool.js';
 import { visualTower } from './clip_names.js';
 import { CLIP_COLORS, CLIP_PAPER } from './clip_vit.js';
-import { type Family, imageSize, preprocessing, sizePair } from './family.js';
+import { backboneOptions, type Family, positive, preprocessing, rate, sizePair } from './family.js';
 import { StagedBackbone } from './staged_backbone.js';
 
 /** Pool (where the stride is above 1), 1x1 convolution, norm: the skip of a block that changes the shape. */
@@ -127,9 +127,6 @@ export class ClipBottleneck extends ResidualBlock {
   }
 }
 
-const positive = z.int().positive();
-const rate = z.number().min(0).max(1);
-
 const options = z.strictObject({
   /** Blocks per stage. */
   layers: z.array(positive).min(1),
@@ -139,9 +136,8 @@ const options = z.strictObject({
   outputDim: positive,
   /** Heads of the attention pool. Default: channels of the last map / 64. */
   heads: positive.optional(),
+  ...backboneOptions,
   numClasses: z.int().nonnegative().default(0),
-  inChans: positive.default(3),
-  imgSize: imageSize.default(224),
   /** Accept maps of any size, resampling the attention pool's positions in every forward pass. */
   dynamicImgSize: z.boolean().default(false),
   /** Give the convolutions of skips a bias, as Conv-Adapter's version of this network has. */
@@ -150,8 +146,6 @@ const options = z.strictObject({
   convBias: z.boolean().default(false),
   /** Dropout before the classifier. */
   dropRate: rate.default(0),
-  /** Stochastic depth of the last block, rising linearly from 0. */
-  dropPathRate: rate.default(0),
 });
 
 /** Options of CLIP's residual network, defaults filled in. */

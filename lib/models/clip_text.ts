@@ -16,9 +16,8 @@ import {
 } from '../nn/index.js';
 import { aten, empty, type Tensor } from '../tensor/index.js';
 import { BlockList, dropPathRateAt, identitySite } from './blocks.js';
+import { positive } from './family.js';
 import { tokenNorm, ViTBlock } from './vit_blocks.js';
-
-const positive = z.int().positive();
 
 /** Sizes of a text tower; the defaults are those of CLIP with ViT-B. */
 export const clipTextOptions = z.strictObject({

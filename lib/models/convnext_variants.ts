@@ -2,16 +2,11 @@
 import { z } from 'zod';
 import { CLIP_COLORS } from './clip_vit.js';
 import { ConvNeXt } from './convnext.js';
-import { type Family, imageSize, preprocessing, sizePair } from './family.js';
-
-const positive = z.int().positive();
-const rate = z.number().min(0).max(1);
+import { backboneOptions, type Family, positive, preprocessing, rate, sizePair } from './family.js';
 
 export const convnextOptions = z.strictObject({
   /** Only how images are prepared depends on it: any size of at least one pixel on the last map works. */
-  imgSize: imageSize.default(224),
-  inChans: positive.default(3),
-  numClasses: z.int().nonnegative().default(1000),
+  ...backboneOptions,
   /** Blocks per stage. */
   depths: z.array(positive).min(1),
   /** Widths of the stages. One stage alone makes an isotropic model. */
@@ -38,8 +33,6 @@ export const convnextOptions = z.strictObject({
   headInitScale: z.number().default(1),
   /** Dropout before the classifier. */
   dropRate: rate.default(0),
-  /** Stochastic depth of the last block, rising linearly from 0. */
-  dropPathRate: rate.default(0),
 });
 
 type Variant = z.input<typeof convnextOptions>;

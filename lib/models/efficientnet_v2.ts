@@ -37,10 +37,7 @@ import {
   type StageSpec,
   startConvolution,
 } from './efficientnet_blocks.js';
-import { type Family, imageSize, preprocessing } from './family.js';
-
-const positive = z.int().positive();
-const rate = z.number().min(0).max(1);
+import { backboneOptions, type Family, positive, preprocessing, rate } from './family.js';
 
 const options = z.strictObject({
   /** One text per stage, such as `er_r4_k3_s2_e4_c48`; a list of texts for a stage of several kinds of blocks. */
@@ -52,9 +49,7 @@ const options = z.strictObject({
   leastWidth: rate.default(0.9),
   stemChannels: positive.default(32),
   headChannels: positive.default(1280),
-  numClasses: z.int().nonnegative().default(1000),
-  inChans: positive.default(3),
-  imgSize: imageSize.default(224),
+  ...backboneOptions,
   bnEps: z.number().positive().default(1e-3),
   bnMomentum: rate.default(0.1),
   globalPool: z.enum(['avg', 'max', 'avgmax']).default('avg'),

@@ -17,8 +17,21 @@ export interface Family<S extends z.ZodObject = z.ZodObject, M extends Host = Ba
   readonly create: (name: string, options: z.output<S>) => M;
 }
 
+/** Counts and sizes, and probabilities, among options. */
+export const positive = z.int().positive();
+export const rate = z.number().min(0).max(1);
+
 /** An image's side, or [height, width]. */
-export const imageSize = z.union([z.int().positive(), z.tuple([z.int().positive(), z.int().positive()])]);
+export const imageSize = z.union([positive, z.tuple([positive, positive])]);
+
+/** Options that every backbone has; a family whose defaults differ says so behind them. */
+export const backboneOptions = {
+  numClasses: z.int().nonnegative().default(1000),
+  inChans: positive.default(3),
+  imgSize: imageSize.default(224),
+  /** Stochastic depth of the last block, rising linearly from 0. */
+  dropPathRate: rate.default(0),
+};
 
 /** Side of a kernel with a center: that of a convolution which keeps the map's size. */
 export const oddKernel = z

@@ -34,7 +34,7 @@ import {
   imageSite,
   poolMap,
 } from './blocks.js';
-import { type Family, imageSize, preprocessing, requireSameLength } from './family.js';
+import { backboneOptions, type Family, positive, preprocessing, rate, requireSameLength } from './family.js';
 import { Bottleneck } from './resnet.js';
 import { StagedBackbone } from './staged_backbone.js';
 
@@ -143,9 +143,6 @@ export class GGhostStage extends Module {
   }
 }
 
-const positive = z.int().positive();
-const rate = z.number().min(0).max(1);
-
 const options = z.strictObject({
   /** Blocks per stage. */
   layers: z.array(positive).length(4),
@@ -156,13 +153,9 @@ const options = z.strictObject({
   /** Share of a stage's channels that is made cheaply. */
   cheapRatio: z.number().gt(0).lt(1).default(0.5),
   stemChannels: positive.default(32),
-  numClasses: z.int().nonnegative().default(1000),
-  inChans: positive.default(3),
-  imgSize: imageSize.default(224),
+  ...backboneOptions,
   /** Dropout before the classifier. */
   dropRate: rate.default(0.2),
-  /** Stochastic depth of the last block, rising linearly from 0. */
-  dropPathRate: rate.default(0),
 });
 
 /** Options of a G-Ghost-RegNet, defaults filled in. */

@@ -34,7 +34,7 @@ import {
   poolMap,
   UnusedAffine,
 } from './blocks.js';
-import { type Family, imageSize, preprocessing, requireSameLength } from './family.js';
+import { backboneOptions, type Family, positive, preprocessing, requireSameLength } from './family.js';
 import { StagedBackbone } from './staged_backbone.js';
 
 /** A BatchNorm that the published files hold and nothing runs. */
@@ -163,9 +163,6 @@ class GhostResNetBottleneck extends Module {
   }
 }
 
-const positive = z.int().positive();
-const rate = z.number().min(0).max(1);
-
 const options = z.strictObject({
   /** Blocks per stage. */
   layers: z.array(positive).min(1).default([3, 4, 6, 3]),
@@ -176,11 +173,7 @@ const options = z.strictObject({
   ratio: z.int().min(2).default(4),
   /** Kernel d of the cheap operations. */
   cheapKernel: positive.default(3),
-  numClasses: z.int().nonnegative().default(1000),
-  inChans: positive.default(3),
-  imgSize: imageSize.default(224),
-  /** Stochastic depth of the last block, rising linearly from 0. */
-  dropPathRate: rate.default(0),
+  ...backboneOptions,
 });
 
 /** Options of a Ghost-ResNet, defaults filled in. */

@@ -30,7 +30,7 @@ import {
   outputsOf,
   poolMap,
 } from './blocks.js';
-import { type Family, imageSize, preprocessing } from './family.js';
+import { backboneOptions, type Family, positive, preprocessing, rate } from './family.js';
 
 /** The nearest multiple of 4 that is not below 90 % of `v`, and at least 4: 9 gives 12, because 8 < 8.1. */
 function divisibleByFour(v: number): number {
@@ -199,9 +199,6 @@ export class GhostBottleneck extends Module {
   }
 }
 
-const positive = z.int().positive();
-const rate = z.number().min(0).max(1);
-
 /** One bottleneck: kernel, middle channels, output channels, squeeze ratio (0 for none), stride; channels at width 1. */
 const row = z.tuple([positive, positive, positive, rate, positive]);
 
@@ -233,15 +230,11 @@ const options = z.strictObject({
   width: z.number().positive().default(1),
   /** Bottlenecks by stage. */
   stages: z.array(z.array(row).min(1)).min(1).default(TABLE),
-  numClasses: z.int().nonnegative().default(1000),
-  inChans: positive.default(3),
-  imgSize: imageSize.default(224),
+  ...backboneOptions,
   /** Width of the vector before the classifier. */
   headChannels: positive.default(1280),
   /** Dropout before the classifier. */
   dropRate: rate.default(0.2),
-  /** Stochastic depth of the last block, rising linearly from 0. */
-  dropPathRate: rate.default(0),
 });
 
 /** Options of a C-GhostNet, defaults filled in. */

@@ -33,11 +33,9 @@ import {
   outputsOf,
   poolMap,
 } from './blocks.js';
-import { type Family, imageSize, oddKernel, preprocessing, requireSameLength } from './family.js';
+import { backboneOptions, type Family, oddKernel, positive, preprocessing, rate, requireSameLength } from './family.js';
 import { HatBlock, mapNorm } from './hatnet_blocks.js';
 
-const positive = z.int().positive();
-const rate = z.number().min(0).max(1);
 const four = z.array(positive).length(4);
 
 const options = z.strictObject({
@@ -56,15 +54,11 @@ const options = z.strictObject({
   /** Kernel of the MLP's depth-wise convolution per stage. */
   kernelSizes: z.array(oddKernel).length(4).default([3, 3, 3, 3]),
   activation: z.enum(ACTIVATIONS).default('silu'),
-  numClasses: z.int().nonnegative().default(1000),
-  inChans: positive.default(3),
-  imgSize: imageSize.default(224),
+  ...backboneOptions,
   /** Dropout of whole channels in the blocks. */
   dropRate: rate.default(0),
   /** Dropout before the classifier. */
   headDropRate: rate.default(0.2),
-  /** Stochastic depth of the last block, rising linearly from 0. */
-  dropPathRate: rate.default(0),
 });
 
 /** Options of a HAT-Net, defaults filled in. */

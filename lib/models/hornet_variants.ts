@@ -1,18 +1,14 @@
 /** Options and published sizes of HorNet (`hornet.ts`). */
 import { z } from 'zod';
-import { type Family, imageSize, oddKernel, preprocessing, sizePair } from './family.js';
+import type { imageSize } from './family.js';
+import { backboneOptions, type Family, oddKernel, positive, preprocessing, sizePair } from './family.js';
 import { HorNet, HorNetIsotropic } from './hornet.js';
-
-const positive = z.int().positive();
-const rate = z.number().min(0).max(1);
 
 /** A depth-wise convolution of that kernel, or the [h, w] of a global filter. */
 const filter = z.union([oddKernel, z.tuple([positive, positive])]);
 
 const common = {
-  imgSize: imageSize.default(224),
-  inChans: positive.default(3),
-  numClasses: z.int().nonnegative().default(1000),
+  ...backboneOptions,
   mlpRatio: z.number().positive().default(4),
   normEps: z.number().positive().default(1e-6),
   /** Initial layer scale; null, 0 or less for none. */
@@ -21,8 +17,6 @@ const common = {
   uniformInit: z.boolean().default(false),
   /** Factor of the classifier's initial weights. */
   headInitScale: z.number().default(1),
-  /** Stochastic depth of the last block, rising linearly from 0. */
-  dropPathRate: rate.default(0),
 };
 
 export const hornetOptions = z.strictObject({

@@ -1,16 +1,11 @@
 /** Options and published sizes of InternImage (`internimage.ts`). */
 import { z } from 'zod';
 import { ACTIVATIONS } from '../nn/index.js';
-import { type Family, imageSize, oddKernel, preprocessing } from './family.js';
+import { backboneOptions, type Family, oddKernel, positive, preprocessing, rate } from './family.js';
 import { InternImage } from './internimage.js';
 
-const positive = z.int().positive();
-const rate = z.number().min(0).max(1);
-
 export const internImageOptions = z.strictObject({
-  imgSize: imageSize.default(224),
-  inChans: positive.default(3),
-  numClasses: z.int().nonnegative().default(1000),
+  ...backboneOptions,
   /** Width of the first level; it doubles from level to level. */
   channels: z.int().min(2),
   /** Layers per level. */

@@ -41,7 +41,7 @@ import {
   ResidualBlock,
   type ResidualBlockOptions,
 } from './blocks.js';
-import { type Family, imageSize, preprocessing, requireSameLength } from './family.js';
+import { backboneOptions, type Family, positive, preprocessing, rate, requireSameLength } from './family.js';
 import { StagedBackbone } from './staged_backbone.js';
 
 /** Options of a ResNet that are the same for both kinds of block. */
@@ -136,9 +136,6 @@ export class Bottleneck extends ResidualBlock {
   }
 }
 
-const positive = z.int().positive();
-const rate = z.number().min(0).max(1);
-
 const options = z.strictObject({
   block: z.enum(['basic', 'bottleneck']),
   /** Blocks per stage. */
@@ -147,9 +144,7 @@ const options = z.strictObject({
   channels: z.array(positive).min(1).optional(),
   /** Stride of the first block of each stage. Default 1, 2, 2, ... */
   strides: z.array(positive).min(1).optional(),
-  numClasses: z.int().nonnegative().default(1000),
-  inChans: positive.default(3),
-  imgSize: imageSize.default(224),
+  ...backboneOptions,
   /** '': one 7x7 convolution; deep: three 3x3 of w, w, 2w; deep_tiered: of 3w/4, w, 2w. */
   stemType: z.enum(['', 'deep', 'deep_tiered']).default(''),
   /** w of a deep stem. */
@@ -168,8 +163,6 @@ const options = z.strictObject({
   convBias: z.boolean().default(false),
   /** Dropout before the classifier. */
   dropRate: rate.default(0),
-  /** Stochastic depth of the last block, rising linearly from 0. */
-  dropPathRate: rate.default(0),
 });
 
 /** Options of a ResNet, defaults filled in. */

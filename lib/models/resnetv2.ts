@@ -22,7 +22,16 @@ import { aten, type Tensor } from '../tensor/index.js';
 import { type FeatureLevel, HALF, type Preprocessing } from './backbone.js';
 import { BlockList, dropPathRateAt, identitySite, imageSite, makeDivisible, poolMap } from './blocks.js';
 import { ClassifierHead } from './classifier_head.js';
-import { type Family, imageSize, preprocessing, requireSameLength, sizePair } from './family.js';
+import {
+  backboneOptions,
+  type Family,
+  imageSize,
+  positive,
+  preprocessing,
+  rate,
+  requireSameLength,
+  sizePair,
+} from './family.js';
 import { bitKeyMap } from './resnetv2_names.js';
 import { StagedBackbone } from './staged_backbone.js';
 import { StdConv2d, type StdConv2dOptions } from './std_conv.js';
@@ -155,9 +164,6 @@ class Stem extends Module {
   }
 }
 
-const positive = z.int().positive();
-const rate = z.number().min(0).max(1);
-
 const options = z.strictObject({
   /** Blocks per stage. */
   layers: z.array(positive).min(1),
@@ -180,14 +186,11 @@ const options = z.strictObject({
   weightEps: z.number().positive().default(1e-8),
   /** Which first blocks project the skip: those of all stages, or only where shapes differ. */
   projection: z.enum(['always', 'needed']).default('always'),
-  numClasses: z.int().nonnegative().default(1000),
-  inChans: positive.default(3),
+  ...backboneOptions,
   imgSize: imageSize.default(448),
   globalPool: z.enum(['avg', 'max', 'avgmax']).default('avg'),
   /** Dropout before the classifier. */
   dropRate: rate.default(0),
-  /** Stochastic depth of the last block, rising linearly from 0. */
-  dropPathRate: rate.default(0),
 });
 
 /** Options of a BiT ResNetV2, defaults filled in. */

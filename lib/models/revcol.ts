@@ -18,13 +18,10 @@ import {
 import { noGrad, type Tensor } from '../tensor/index.js';
 import { Backbone, type FeatureLevel, type Preprocessing } from './backbone.js';
 import { convSite, dropPathRateAt, identitySite, imageSite } from './blocks.js';
-import { type Family, imageSize, oddKernel, preprocessing, requireSameLength } from './family.js';
+import { backboneOptions, type Family, oddKernel, positive, preprocessing, rate, requireSameLength } from './family.js';
 import { Column, Decoder, RevColHead, SimpleDecoder } from './revcol_blocks.js';
 import type { Supervision } from './revcol_loss.js';
 import { type ColumnsOutput, runColumns } from './revcol_reversible.js';
-
-const positive = z.int().positive();
-const rate = z.number().min(0).max(1);
 
 const options = z.strictObject({
   /** Channels of the four levels. */
@@ -42,9 +39,7 @@ const options = z.strictObject({
   supervised: z.boolean().default(false),
   /** Recompute what lies between the columns in the backward pass instead of keeping it. */
   reversible: z.boolean().default(true),
-  numClasses: z.int().nonnegative().default(1000),
-  inChans: positive.default(3),
-  imgSize: imageSize.default(224),
+  ...backboneOptions,
   /** Initial factor between columns, and initial layer scale. */
   alpha: z.number().default(0.5),
   layerScale: z.number().default(1e-6),

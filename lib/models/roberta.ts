@@ -22,13 +22,10 @@ import {
 import { arange, type Tensor } from '../tensor/index.js';
 import { roleLinear } from './bart_blocks.js';
 import { BlockList, headWidth, identitySite } from './blocks.js';
-import type { Family } from './family.js';
+import { type Family, positive, rate } from './family.js';
 import { additive, Heads, hiddenKeys, Slot, type Surroundings } from './text_attention.js';
 import { startAsBert, TextModel } from './text_model.js';
 import { stretch, tokenNorm } from './vit_blocks.js';
-
-const positive = z.int().positive();
-const rate = z.number().min(0).max(1);
 
 const robertaOptions = z.strictObject({
   vocabulary: positive.default(50265),

@@ -1,16 +1,11 @@
 /** Options and published sizes of the Swin transformer (`swin.ts`). */
 import { z } from 'zod';
-import { type Family, imageSize, preprocessing, sizePair } from './family.js';
+import { backboneOptions, type Family, imageSize, positive, preprocessing, rate, sizePair } from './family.js';
 import { SwinTransformer } from './swin.js';
 
-const positive = z.int().positive();
-const rate = z.number().min(0).max(1);
-
 export const swinOptions = z.strictObject({
-  imgSize: imageSize.default(224),
+  ...backboneOptions,
   patchSize: imageSize.default(4),
-  inChans: positive.default(3),
-  numClasses: z.int().nonnegative().default(1000),
   /** Width of the first stage; each further stage doubles it. */
   embedDim: positive,
   /** Blocks per stage. */
@@ -38,8 +33,6 @@ export const swinOptions = z.strictObject({
   posDropRate: rate.default(0),
   projDropRate: rate.default(0),
   attnDropRate: rate.default(0),
-  /** Stochastic depth of the last block, rising linearly from 0. */
-  dropPathRate: rate.default(0),
 });
 
 type Variant = z.input<typeof swinOptions>;

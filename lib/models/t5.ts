@@ -7,12 +7,10 @@ import type { KeyMap } from '../checkpoint/index.js';
 import { type Context, Dropout, Embedding, type Identity, init, Linear, Module, RMSNorm, site } from '../nn/index.js';
 import type { Tensor } from '../tensor/index.js';
 import { BlockList, identitySite } from './blocks.js';
-import type { Family } from './family.js';
+import { type Family, positive } from './family.js';
 import { relativeBias, T5Block, type T5Sizes } from './t5_blocks.js';
 import { additive, hiddenKeys, laterKeys, lowest, Slot, type Surroundings } from './text_attention.js';
 import { fillShared, TextModel } from './text_model.js';
-
-const positive = z.int().positive();
 
 const t5Options = z.strictObject({
   vocabulary: positive.default(32128),

@@ -2,18 +2,13 @@
 import { z } from 'zod';
 import { ACTIVATIONS } from '../nn/index.js';
 import { HALF, IMAGENET_MEAN, IMAGENET_STD } from './backbone.js';
-import { type Family, imageSize, preprocessing, sizePair } from './family.js';
+import { backboneOptions, type Family, imageSize, positive, preprocessing, rate, sizePair } from './family.js';
 import { VisionTransformer } from './vit.js';
-
-const positive = z.int().positive();
-const rate = z.number().min(0).max(1);
 
 /** Options of the family `vit` for `createCustomModel`. */
 export const vitOptions = z.strictObject({
-  imgSize: imageSize.default(224),
+  ...backboneOptions,
   patchSize: imageSize.default(16),
-  inChans: positive.default(3),
-  numClasses: z.int().nonnegative().default(1000),
   embedDim: positive,
   depth: positive,
   numHeads: positive,
@@ -47,8 +42,6 @@ export const vitOptions = z.strictObject({
   posDropRate: rate.default(0),
   projDropRate: rate.default(0),
   attnDropRate: rate.default(0),
-  /** Stochastic depth of the last block, rising linearly from 0. */
-  dropPathRate: rate.default(0),
 });
 
 type Variant = z.input<typeof vitOptions>;
