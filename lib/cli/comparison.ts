@@ -14,7 +14,6 @@ const SIDE = 32;
 const BATCH = 32;
 const MOST_HELD_OUT = 400;
 const heldOut = (o: ComparisonOptions): number => Math.min(o.targetImages, MOST_HELD_OUT);
-const PRETRAINING_EPOCHS = 5;
 /** Seeds of the data keep the parts apart. */
 const SEEDS = { train: 0, val: 1 } as const;
 
@@ -31,11 +30,15 @@ interface Subject {
   /** What it is pretrained to tell, and what it is adapted to tell. */
   readonly source: ShapesTask;
   readonly target: ShapesTask;
-  /** Learning rate of pretraining. */
+  /** Pretraining: images unless the user says how many, epochs, learning rate. */
+  readonly images: number;
+  readonly epochs: number;
   readonly lr: number;
   /** Learning rate of the new head, whatever the method's; absent: the same. */
   readonly headLr?: number;
   readonly methods: readonly MethodChoice[];
+  /** Methods that are compared only where they are asked for. */
+  readonly onRequest?: readonly MethodChoice[];
   /** The method whose adapter folder is written. */
   readonly shown: string;
 }
@@ -46,6 +49,8 @@ const SUBJECTS = {
     options: {},
     source: 'shape',
     target: 'color',
+    images: 5000,
+    epochs: 5,
     lr: 3e-3,
     methods: [
       { method: 'linear_probe', lr: 0.1 },
@@ -63,6 +68,8 @@ const SUBJECTS = {
     // Textures are slow to learn and colors quick, so that a little pretraining leaves something to adapt.
     source: 'texture',
     target: 'color',
+    images: 3000,
+    epochs: 6,
     lr: 5e-4,
     headLr: 0.03,
     methods: [
@@ -79,6 +86,16 @@ const SUBJECTS = {
       { method: 'pro_tuning', options: { stages: 3 }, lr: 0.003 },
       { method: 'full', lr: 5e-4 },
     ],
+    onRequest: [
+      { method: 'adapter', options: { width: 16 }, lr: 0.005 },
+      { method: 'prefix', options: { length: 10 }, lr: 0.01 },
+      { method: 'mam', options: { width: 64, length: 10 }, lr: 0.005 },
+      { method: 'krona_b', lr: 0.01 },
+      { method: 'krona_b_res', lr: 0.01 },
+      { method: 'lokr', lr: 0.005 },
+      { method: 'compacter', lr: 0.005 },
+      { method: 'noah', lr: 0.005 },
+    ],
     shown: 'lora',
   },
 } as const satisfies Record<string, Subject>;
@@ -92,10 +109,10 @@ const build = ({ model, options }: Subject, classes: number): Backbone =>
 export interface ComparisonOptions {
   readonly out: string;
   readonly backbone: keyof typeof SUBJECTS;
-  /** Only these methods. Default: all that are compared on the backbone. */
+  /** Only these methods. Default: those of the backbone that need not be asked for. */
   readonly methods?: readonly string[];
-  /** Images to pretrain on. */
-  readonly images: number;
+  /** Images to pretrain on. Default: what suits the backbone. */
+  readonly images?: number;
   /** Images of the new task, and epochs on them. */
   readonly targetImages: number;
   readonly epochs: number;
@@ -132,11 +149,12 @@ interface Outcome {
 
 /** Runs it; null if it was interrupted. */
 export async function compareMethods(o: ComparisonOptions): Promise<Comparison | null> {
-  const subject: Subject = SUBJECTS[o.backbone];
+  const known: Subject = SUBJECTS[o.backbone];
+  const subject = { ...known, images: o.images ?? known.images };
   const methods = chosen(subject, o);
   mkdirSync(o.out, { recursive: true });
   const backbone = join(o.out, 'backbone.safetensors');
-  o.note(`Pretraining ${subject.model} on ${o.images} images: which ${subject.source}?`);
+  o.note(`Pretraining ${subject.model} on ${subject.images} images: which ${subject.source}?`);
   const pretrained = await pretrain(subject, backbone, o);
   if (pretrained === null) return null;
 
@@ -165,12 +183,17 @@ export async function compareMethods(o: ComparisonOptions): Promise<Comparison |
 }
 
 /** The methods asked for, in the order of the subject. */
-function chosen({ methods, model }: Subject, { methods: wanted }: ComparisonOptions): readonly MethodChoice[] {
-  const known = methods.map(({ method }) => method);
-  const strange = wanted?.find((id) => !known.includes(id));
+function chosen(
+  { methods, onRequest = [], model }: Subject,
+  { methods: wanted }: ComparisonOptions,
+): readonly MethodChoice[] {
+  if (!wanted) return methods;
+  const all = [...methods, ...onRequest];
+  const known = all.map(({ method }) => method);
+  const strange = wanted.find((id) => !known.includes(id));
   if (strange !== undefined)
     throw new UsageError(`${model} is compared with ${known.join(', ')}; '${strange}' is none of them`);
-  return methods.filter(({ method }) => wanted?.includes(method) ?? true);
+  return all.filter(({ method }) => wanted.includes(method));
 }
 
 const shapes = (task: ShapesTask, images: number, part: keyof typeof SEEDS): Dataset =>
@@ -206,12 +229,15 @@ async function pretrain(
   o: ComparisonOptions,
 ): Promise<Comparison['pretrained'] | null> {
   manualSeed(o.seed);
-  const data = { train: shapes(subject.source, o.images, 'train'), val: shapes(subject.source, heldOut(o), 'val') };
+  const data = {
+    train: shapes(subject.source, subject.images, 'train'),
+    val: shapes(subject.source, heldOut(o), 'val'),
+  };
   const model = build(subject, data.train.classNames.length);
   const fit = await new Trainer({
     model,
     ...loaders(model, data, o.seed),
-    epochs: PRETRAINING_EPOCHS,
+    epochs: subject.epochs,
     optimizer: { kind: 'adamw', lr: subject.lr },
     schedule: { kind: 'cosine', warmupEpochs: 0.5 },
     bnStats: 'update',
@@ -282,12 +308,12 @@ async function reportOf(
   return htmlReport({
     title: `${subject.model}: from ${subject.source} to ${subject.target}`,
     summary:
-      `A ${subject.model} was pretrained to tell the ${subject.source} on ${o.images} procedural images (${(100 * pretrained.accuracy).toFixed(1)} % right ` +
+      `A ${subject.model} was pretrained to tell the ${subject.source} on ${subject.images} procedural images (${(100 * pretrained.accuracy).toFixed(1)} % right ` +
       `on new ones, ${pretrained.seconds.toFixed(0)} s), then adapted to tell the ${subject.target} from ${o.targetImages} images with each method. ` +
       `Accuracy is on ${heldOut(o)} images that were never trained on.`,
     runs: outcomes.map(({ row, total, fit }) => ({ name: row.method, total, history: fit.history, ...row })),
     confusion: { of: shown.row.method, classNames: val.classNames, matrix: shown.evaluation.confusion },
     samples: await samplePredictions(shown.evaluation, val, val.classNames),
-    settings: { seed: o.seed, batch: BATCH, 'pretraining epochs': PRETRAINING_EPOCHS, 'adaptation epochs': o.epochs },
+    settings: { seed: o.seed, batch: BATCH, 'pretraining epochs': subject.epochs, 'adaptation epochs': o.epochs },
   });
 }

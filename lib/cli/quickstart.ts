@@ -7,7 +7,7 @@ interface QuickstartFlags {
   readonly out: string;
   readonly backbone: 'resnet' | 'vit';
   readonly methods?: string[];
-  readonly images: number;
+  readonly images?: number;
   readonly targetImages: number;
   readonly epochs: number;
   readonly seed: number;
@@ -31,11 +31,12 @@ export function quickstartCommand(): Command {
         .choices(['resnet', 'vit'])
         .default('resnet'),
     )
-    .option('--methods <id...>', 'only these of the methods')
+    .option('--methods <id...>', 'only these methods; with the transformer also some that are not compared otherwise')
     .addOption(
-      new Option('--images <n>', 'images to pretrain on; less is faster and worse')
-        .argParser(integer(64))
-        .default(5000),
+      new Option(
+        '--images <n>',
+        'images to pretrain on; less is faster and worse (default: 5000, 3000 for the transformer)',
+      ).argParser(integer(64)),
     )
     .addOption(new Option('--target-images <n>', 'images of the new task').argParser(integer(16)).default(1000))
     .addOption(new Option('--epochs <n>', 'epochs of adaptation').argParser(integer(1)).default(6))
@@ -56,7 +57,7 @@ export function quickstartCommand(): Command {
         out: flags.out,
         backbone: flags.backbone,
         ...(flags.methods && { methods: flags.methods }),
-        images: flags.images,
+        ...(flags.images !== undefined && { images: flags.images }),
         targetImages: flags.targetImages,
         epochs: flags.epochs,
         seed: flags.seed,
