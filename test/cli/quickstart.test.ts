@@ -2,7 +2,7 @@ import { existsSync, mkdtempSync, readFileSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, describe, expect, it } from 'vitest';
-import { json } from './process.js';
+import { json, torchgraft } from './process.js';
 
 const out = mkdtempSync(join(tmpdir(), 'torchgraft-quickstart-'));
 afterAll(() => rmSync(out, { recursive: true, force: true }));
@@ -34,4 +34,20 @@ describe('quickstart', () => {
     ); // prettier-ignore
     expect(score.samples).toBe(16);
   }, 240_000);
+
+  it('compares what is asked for on the transformer, in the order of its list', async () => {
+    const small = ['--images', '64', '--target-images', '16', '--epochs', '1', '--threads', '1', '--out', out];
+    const methods = ['--methods', 'noah', 'prefix', 'linear_probe'];
+    const { rows } = await json<{ rows: { method: string; trainable: number }[] }>(
+      ...['quickstart', '--backbone', 'vit', ...small, ...methods],
+    );
+    expect(rows.map((r) => r.method)).toEqual(['linear_probe', 'prefix', 'noah']);
+    expect(rows[0]!.trainable).toBeLessThan(rows[1]!.trainable);
+  }, 240_000);
+
+  it('says what can be compared before anything is trained', async () => {
+    const { code, stderr } = await torchgraft(['quickstart', '--methods', 'prefix', '--out', out]);
+    expect(code).toBe(2);
+    expect(stderr).toMatch(/is compared with linear_probe, .*; 'prefix' is none of them/);
+  });
 });
