@@ -93,7 +93,7 @@ const SUBJECTS = {
       { method: 'krona_b', lr: 0.01 },
       { method: 'krona_b_res', lr: 0.01 },
       { method: 'lokr', lr: 0.005 },
-      { method: 'compacter', lr: 0.005 },
+      { method: 'compacter', options: { phmDim: 2 }, lr: 0.01 },
       { method: 'noah', lr: 0.005 },
     ],
     shown: 'lora',
