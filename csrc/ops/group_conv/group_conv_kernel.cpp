@@ -22,15 +22,63 @@ inline int64_t source(int64_t out, int64_t k, int64_t stride, int64_t pad, int64
   return in >= 0 && in < size ? in : -1;
 }
 
-// sums[c] = sum over the taps of values[t][c] * weights[t][c].
+// Output row that reads an input row with tap k, or -1 if none does.
+inline int64_t reader(int64_t in, int64_t k, int64_t stride, int64_t pad, int64_t dilation, int64_t size) {
+  const int64_t out = in + pad - k * dilation;
+  return out >= 0 && out % stride == 0 && out / stride < size ? out / stride : -1;
+}
+
+// The taps that reach one pixel: where the channels of what they read lie, and those of their weights.
 template <typename T>
-void tap_products(T* sums, const T* const* values, const T* const* weights, int64_t count, int64_t channels) {
+class Reach {
+ public:
+  explicit Reach(const GroupConvShape& shape)
+      : shape_(shape), values_(static_cast<size_t>(shape.taps())), weights_(static_cast<size_t>(shape.taps())) {}
+
+  // `row_of(kh)` and `column_of(kw)` are where a tap reads in `map` [H, width, C], or -1 where it reads nothing.
+  template <typename Row, typename Column>
+  void gather(const T* map, int64_t width, const T* taps, const Row& row_of, const Column& column_of) {
+    const int64_t channels = shape_.channels();
+    count_ = 0;
+    for (int64_t kh = 0; kh < shape_.kernel_height; ++kh) {
+      const int64_t row = row_of(kh);
+      if (row < 0) {
+        continue;
+      }
+      for (int64_t kw = 0; kw < shape_.kernel_width; ++kw) {
+        const int64_t column = column_of(kw);
+        if (column >= 0) {
+          values_[count_] = map + (row * width + column) * channels;
+          weights_[count_] = taps + (kh * shape_.kernel_width + kw) * channels;
+          ++count_;
+        }
+      }
+    }
+  }
+
+  // sums[c] = sum over the gathered taps of value[c] * weight[c].
+  void products(T* sums) const;
+
+ private:
+  const GroupConvShape& shape_;
+  std::vector<const T*> values_;
+  std::vector<const T*> weights_;
+  size_t count_ = 0;
+};
+
+template <typename T>
+void Reach<T>::products(T* sums) const {
   using V = Vectorized<T>;
+  const int64_t channels = shape_.channels();
+  // Held here, where no store to `sums` can make the compiler read them again.
+  const size_t count = count_;
+  const T* const* values = values_.data();
+  const T* const* weights = weights_.data();
   int64_t c = 0;
   for (; c + 2 * V::size() <= channels; c += 2 * V::size()) {
     V first(T(0));
     V second(T(0));
-    for (int64_t t = 0; t < count; ++t) {
+    for (size_t t = 0; t < count; ++t) {
       first = at::vec::fmadd(V::loadu(values[t] + c), V::loadu(weights[t] + c), first);
       second = at::vec::fmadd(V::loadu(values[t] + c + V::size()), V::loadu(weights[t] + c + V::size()), second);
     }
@@ -40,7 +88,7 @@ void tap_products(T* sums, const T* const* values, const T* const* weights, int6
   for (; c < channels; c += V::size()) {
     const int64_t length = std::min<int64_t>(V::size(), channels - c);
     V sum(T(0));
-    for (int64_t t = 0; t < count; ++t) {
+    for (size_t t = 0; t < count; ++t) {
       sum = at::vec::fmadd(V::loadu(values[t] + c, length), V::loadu(weights[t] + c, length), sum);
     }
     sum.store(sums + c, static_cast<int>(length));
@@ -54,28 +102,17 @@ void forward(T* out, const T* x, const T* taps, const T* bias, const GroupConvSh
   const int64_t work = std::max<int64_t>(1, s.out_width * channels * s.taps());
   at::parallel_for(0, rows, std::max<int64_t>(1, 65536 / work), [&](int64_t first, int64_t last) {
     std::vector<T> sums(static_cast<size_t>(channels));
-    std::vector<const T*> values(static_cast<size_t>(s.taps()));
-    std::vector<const T*> weights(static_cast<size_t>(s.taps()));
+    Reach<T> reach(s);
     for (int64_t row = first; row < last; ++row) {
       const T* image = x + row / s.out_height * s.in_height * s.in_width * channels;
-      const int64_t oh = row % s.out_height;
+      const auto row_of = [&s, oh = row % s.out_height](int64_t kh) {
+        return source(oh, kh, s.stride_height, s.pad_height, s.dilation_height, s.in_height);
+      };
       for (int64_t ow = 0; ow < s.out_width; ++ow) {
-        int64_t count = 0;
-        for (int64_t kh = 0; kh < s.kernel_height; ++kh) {
-          const int64_t ih = source(oh, kh, s.stride_height, s.pad_height, s.dilation_height, s.in_height);
-          if (ih < 0) {
-            continue;
-          }
-          for (int64_t kw = 0; kw < s.kernel_width; ++kw) {
-            const int64_t iw = source(ow, kw, s.stride_width, s.pad_width, s.dilation_width, s.in_width);
-            if (iw >= 0) {
-              values[static_cast<size_t>(count)] = image + (ih * s.in_width + iw) * channels;
-              weights[static_cast<size_t>(count)] = taps + (kh * s.kernel_width + kw) * channels;
-              ++count;
-            }
-          }
-        }
-        tap_products(sums.data(), values.data(), weights.data(), count, channels);
+        reach.gather(image, s.in_width, taps, row_of, [&s, ow](int64_t kw) {
+          return source(ow, kw, s.stride_width, s.pad_width, s.dilation_width, s.in_width);
+        });
+        reach.products(sums.data());
         T* pixel = out + (row * s.out_width + ow) * s.groups;
         const T* from = sums.data();
         for (int64_t g = 0; g < s.groups; ++g, from += s.per_group) {
@@ -103,31 +140,16 @@ void spread(T* wide, const T* narrow, int64_t count, int64_t per_group) {
 
 // Gradient of one image: every input pixel gathers from the output pixels that read it.
 template <typename T>
-void input_gradient(T* grad_x, const T* wide, const T* taps, const GroupConvShape& s, std::vector<const T*>& values,
-                    std::vector<const T*>& weights) {
-  const int64_t channels = s.channels();
-  const auto reader = [](int64_t in, int64_t k, int64_t stride, int64_t pad, int64_t dilation, int64_t size) {
-    const int64_t out = in + pad - k * dilation;
-    return out >= 0 && out % stride == 0 && out / stride < size ? out / stride : int64_t{-1};
-  };
+void input_gradient(T* grad_x, const T* wide, const T* taps, const GroupConvShape& s, Reach<T>& reach) {
   for (int64_t ih = 0; ih < s.in_height; ++ih) {
+    const auto row_of = [&s, ih](int64_t kh) {
+      return reader(ih, kh, s.stride_height, s.pad_height, s.dilation_height, s.out_height);
+    };
     for (int64_t iw = 0; iw < s.in_width; ++iw) {
-      int64_t count = 0;
-      for (int64_t kh = 0; kh < s.kernel_height; ++kh) {
-        const int64_t oh = reader(ih, kh, s.stride_height, s.pad_height, s.dilation_height, s.out_height);
-        if (oh < 0) {
-          continue;
-        }
-        for (int64_t kw = 0; kw < s.kernel_width; ++kw) {
-          const int64_t ow = reader(iw, kw, s.stride_width, s.pad_width, s.dilation_width, s.out_width);
-          if (ow >= 0) {
-            values[static_cast<size_t>(count)] = wide + (oh * s.out_width + ow) * channels;
-            weights[static_cast<size_t>(count)] = taps + (kh * s.kernel_width + kw) * channels;
-            ++count;
-          }
-        }
-      }
-      tap_products(grad_x + (ih * s.in_width + iw) * channels, values.data(), weights.data(), count, channels);
+      reach.gather(wide, s.out_width, taps, row_of, [&s, iw](int64_t kw) {
+        return reader(iw, kw, s.stride_width, s.pad_width, s.dilation_width, s.out_width);
+      });
+      reach.products(grad_x + (ih * s.in_width + iw) * s.channels());
     }
   }
 }
@@ -173,12 +195,11 @@ void backward(T* grad_x, T* grad_taps, const T* grad, const T* x, const T* taps,
   std::vector<T> partial(grad_taps != nullptr ? static_cast<size_t>(s.batch * s.taps() * channels) : 0);
   at::parallel_for(0, s.batch, 1, [&](int64_t first, int64_t last) {
     std::vector<T> wide(static_cast<size_t>(pixels * channels));
-    std::vector<const T*> values(static_cast<size_t>(s.taps()));
-    std::vector<const T*> weights(static_cast<size_t>(s.taps()));
+    Reach<T> reach(s);
     for (int64_t b = first; b < last; ++b) {
       spread(wide.data(), grad + b * pixels * s.groups, pixels * s.groups, s.per_group);
       if (grad_x != nullptr) {
-        input_gradient(grad_x + b * in_image, wide.data(), taps, s, values, weights);
+        input_gradient(grad_x + b * in_image, wide.data(), taps, s, reach);
       }
       if (grad_taps != nullptr) {
         weight_gradient(partial.data() + b * s.taps() * channels, wide.data(), x + b * in_image, s);
