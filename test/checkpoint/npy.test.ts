@@ -5,7 +5,7 @@ import { deflateRawSync } from 'node:zlib';
 import { describe, expect, test } from 'vitest';
 import { CheckpointError, readNpy, readNpz, writeNpy, writeNpz } from '../../lib/checkpoint/index.js';
 import { parseNpyHeader } from '../../lib/checkpoint/npy.js';
-import { arange, tensor, zeros, type DType } from '../../lib/tensor/index.js';
+import { arange, dtypes, tensor, zeros, type DType } from '../../lib/tensor/index.js';
 import { fixture, temporaryFolder } from './helpers.js';
 
 const folder = temporaryFolder();
@@ -20,6 +20,14 @@ describe('reading what NumPy wrote', () => {
     [0, 1, 3],
     [4, 6, 7],
   ];
+  const counted = [
+    [0, 1, 2],
+    [3, 4, 5],
+  ];
+  const bits = [
+    [false, true, true],
+    [true, true, true],
+  ];
   const rows: [string, DType, unknown][] = [
     ['f2', 'float16', floats],
     ['f4', 'float32', floats],
@@ -32,56 +40,14 @@ describe('reading what NumPy wrote', () => {
     ['u2', 'int32', whole],
     ['u4', 'int64', whole],
     ['u8', 'int64', whole],
-    [
-      'b1',
-      'bool',
-      [
-        [false, true, true],
-        [true, true, true],
-      ],
-    ],
+    ['b1', 'bool', bits],
     ['c8', 'complex64', floats.map((row) => row.map((value) => [value, 0]))],
     ['c16', 'complex128', floats.map((row) => row.map((value) => [value, 0]))],
-    [
-      'big_endian',
-      'float32',
-      [
-        [0, 1, 2],
-        [3, 4, 5],
-      ],
-    ],
-    [
-      'fortran',
-      'float32',
-      [
-        [0, 1, 2],
-        [3, 4, 5],
-      ],
-    ],
-    [
-      'fortran_big',
-      'float64',
-      [
-        [0, 1, 2],
-        [3, 4, 5],
-      ],
-    ],
-    [
-      'version2',
-      'float32',
-      [
-        [0, 1, 2],
-        [3, 4, 5],
-      ],
-    ],
-    [
-      'version3',
-      'float32',
-      [
-        [0, 1, 2],
-        [3, 4, 5],
-      ],
-    ],
+    ['big_endian', 'float32', counted],
+    ['fortran', 'float32', counted],
+    ['fortran_big', 'float64', counted],
+    ['version2', 'float32', counted],
+    ['version3', 'float32', counted],
     ['scalar', 'float64', 2.5],
     ['vector', 'int64', [0, 1, 2]],
     ['empty', 'float32', []],
@@ -116,24 +82,13 @@ describe('reading what NumPy wrote', () => {
 });
 
 describe('round trips', () => {
-  const dtypes: DType[] = [
-    'float32',
-    'float64',
-    'float16',
-    'int8',
-    'int16',
-    'int32',
-    'int64',
-    'uint8',
-    'bool',
-    'complex64',
-    'complex128',
-  ];
+  /** NumPy has no bfloat16. */
+  const known = dtypes.filter((dtype) => dtype !== 'bfloat16');
   const shapes = fc.array(fc.integer({ min: 0, max: 4 }), { maxLength: 5 });
 
   test('property: .npy', () => {
     fc.assert(
-      fc.property(fc.constantFrom(...dtypes), shapes, (dtype, shape) => {
+      fc.property(fc.constantFrom(...known), shapes, (dtype, shape) => {
         const count = shape.reduce((product, size) => product * size, 1);
         const value = arange(count).to(dtype).reshape(shape);
         writeNpy(at('x.npy'), value);

@@ -10,7 +10,7 @@ import {
   type PickleValue,
   type Storable,
 } from '../../lib/checkpoint/index.js';
-import { memory, scope, tensor, zeros, arange, empty, type Tensor } from '../../lib/tensor/index.js';
+import { memory, scope, tensor, zeros, arange, dtypes, empty, type Tensor } from '../../lib/tensor/index.js';
 import { expectedValues, fixture, temporaryFolder, torchArchive } from './helpers.js';
 
 const folder = temporaryFolder();
@@ -273,24 +273,7 @@ describe('archives and containers that lie', () => {
 
 describe('writing', () => {
   const content = (): Record<string, Storable> => ({
-    state_dict: new Map(
-      (
-        [
-          'float32',
-          'float64',
-          'float16',
-          'bfloat16',
-          'int8',
-          'int16',
-          'int32',
-          'int64',
-          'uint8',
-          'bool',
-          'complex64',
-          'complex128',
-        ] as const
-      ).map((dtype) => [dtype, arange(6).to(dtype).reshape([2, 3])]),
-    ),
+    state_dict: new Map(dtypes.map((dtype) => [dtype, arange(6).to(dtype).reshape([2, 3])])),
     transposed: arange(6).reshape([2, 3]).t(),
     scalar: tensor(3),
     empty: zeros([0, 4]),

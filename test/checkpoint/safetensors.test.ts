@@ -13,7 +13,7 @@ import { join } from 'node:path';
 import { describe, expect, test } from 'vitest';
 import { CheckpointError, readSafetensors, SafetensorsFile, writeSafetensors } from '../../lib/checkpoint/index.js';
 import { findDuplicateKey } from '../../lib/checkpoint/header.js';
-import { arange, empty, memory, tensor, zeros, type DType, type Tensor } from '../../lib/tensor/index.js';
+import { arange, dtypes, empty, memory, tensor, zeros, type Tensor } from '../../lib/tensor/index.js';
 import { expectedValues, fixture, safetensorsFile, temporaryFolder } from './helpers.js';
 
 const folder = temporaryFolder();
@@ -225,26 +225,15 @@ describe('headers that lie', () => {
 });
 
 describe('writing', () => {
-  const dtypes: DType[] = [
-    'float32',
-    'float64',
-    'float16',
-    'bfloat16',
-    'int8',
-    'int16',
-    'int32',
-    'int64',
-    'uint8',
-    'bool',
-    'complex64',
-  ];
+  /** The format has no complex128. */
+  const known = dtypes.filter((dtype) => dtype !== 'complex128');
 
   test('property: any tensors come back equal, aligned, with their metadata', () => {
     const path = at('property.safetensors');
     const shapes = fc.array(fc.integer({ min: 0, max: 4 }), { maxLength: 4 });
     const file = fc.dictionary(
       fc.string({ minLength: 1 }).filter((name) => name !== '__metadata__'),
-      fc.tuple(fc.constantFrom(...dtypes), shapes),
+      fc.tuple(fc.constantFrom(...known), shapes),
       { maxKeys: 6 },
     );
     fc.assert(
