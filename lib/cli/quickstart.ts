@@ -8,8 +8,8 @@ interface QuickstartFlags {
   readonly backbone: 'resnet' | 'vit';
   readonly methods?: string[];
   readonly images?: number;
-  readonly targetImages: number;
-  readonly epochs: number;
+  readonly targetImages?: number;
+  readonly epochs?: number;
   readonly seed: number;
   readonly threads?: number;
   readonly json?: boolean;
@@ -38,8 +38,14 @@ export function quickstartCommand(): Command {
         'images to pretrain on; less is faster and worse (default: 5000, 3000 for the transformer)',
       ).argParser(integer(64)),
     )
-    .addOption(new Option('--target-images <n>', 'images of the new task').argParser(integer(16)).default(1000))
-    .addOption(new Option('--epochs <n>', 'epochs of adaptation').argParser(integer(1)).default(6))
+    .addOption(
+      new Option('--target-images <n>', 'images of the new task (default: 1000, 2000 for the transformer)').argParser(
+        integer(16),
+      ),
+    )
+    .addOption(
+      new Option('--epochs <n>', 'epochs of adaptation (default: 6, 8 for the transformer)').argParser(integer(1)),
+    )
     .addOption(new Option('--seed <n>', 'of images, weights and order').argParser(integer(0)).default(0))
     .addOption(new Option('--threads <n>', 'CPU threads (default: all cores)').argParser(integer(1)))
     .option('--json', 'print the comparison as JSON')
@@ -58,8 +64,8 @@ export function quickstartCommand(): Command {
         backbone: flags.backbone,
         ...(flags.methods && { methods: flags.methods }),
         ...(flags.images !== undefined && { images: flags.images }),
-        targetImages: flags.targetImages,
-        epochs: flags.epochs,
+        ...(flags.targetImages !== undefined && { targetImages: flags.targetImages }),
+        ...(flags.epochs !== undefined && { epochs: flags.epochs }),
         seed: flags.seed,
         signal: interrupt.signal,
         listener: (label) => progress({ label }),
