@@ -82,6 +82,8 @@ export const SUBJECTS = {
       { method: 'compacter', options: { phmDim: 2 }, lr: 0.01 },
       { method: 'noah', lr: 0.005 },
       { method: 'pevit_lora', lr: 5e-4 },
+      { method: 'prompt_tuning', options: { length: 10 }, lr: 0.03 },
+      { method: 'intrinsic_subspace', lr: 0.1 },
     ],
     shown: 'lora',
   },
