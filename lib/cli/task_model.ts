@@ -33,11 +33,13 @@ export async function modelFor(
   if (isDenseClip(spec)) return denseClip(spec as SpecOf<'segment' | 'detect'>, backbone, classNames, language);
   const { createDetectionModel, createSegmentationModel } = await import('../heads/index.js');
   if (spec.kind === 'detect')
-    return asUsage(() => createDetectionModel(stockHead(spec.head), backbone, { classes, size: spec.size, ...width }));
+    return asUsage(() =>
+      createDetectionModel(stockHead(spec.head), backbone, { ...spec.options, classes, size: spec.size, ...width }),
+    );
   if (spec.kind !== 'segment') return backbone;
   if (spec.head !== 'representation_separation') {
     const head = spec.head as SegmentationHeadName;
-    return asUsage(() => createSegmentationModel(head, backbone, { classes, ...width }));
+    return asUsage(() => createSegmentationModel(head, backbone, { ...spec.options, classes, ...width }));
   }
   const { RepresentationSeparation } = await import('../systems/index.js');
   return asUsage(() => new RepresentationSeparation(backbone, { ...ownOptions(spec, 'width'), classes }));

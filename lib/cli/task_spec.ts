@@ -34,7 +34,7 @@ const specs = z.discriminatedUnion('kind', [
     kind: z.literal('segment'),
     head: z.enum(ALL_SEGMENTATION),
     channels: positive.optional(),
-    /** Of a system; heads have none. */
+    /** Of a system; of heads, `fusion`. */
     options: headOptions,
     /** Windows for images larger than the network's input; null: images are run whole. */
     windows: z.strictObject({ crop: positive, stride: positive }).nullable(),
@@ -43,7 +43,7 @@ const specs = z.discriminatedUnion('kind', [
     kind: z.literal('detect'),
     head: z.enum(ALL_DETECTION),
     channels: positive.optional(),
-    /** Of a system; heads have none. */
+    /** Of a system; of heads, `neck`. */
     options: headOptions,
     /** The shorter side that images are resized to. */
     size: positive,
@@ -174,7 +174,8 @@ export function addTaskOptions(command: Command): Command {
     )
     .option(
       '--head-set <key=value>',
-      `an option of ${[...SEGMENTATION_SYSTEMS, ...DETECTION_SYSTEMS, ...MULTI_SYSTEMS].join(', ')}, such as width=32 (repeatable)`,
+      `an option of ${[...SEGMENTATION_SYSTEMS, ...DETECTION_SYSTEMS, ...MULTI_SYSTEMS].join(', ')}, such as width=32; ` +
+        `of upernet, fusion=gated, of ${DETECTION_HEADS.join(' and ')}, neck=horfpn (repeatable)`,
       collect,
     )
     .addOption(new Option('--frames <n>', 'video: frames per clip (default: 8)').argParser(integer(1)))
@@ -227,7 +228,7 @@ export function taskFromFlags(flags: TaskFlags, size: number, isWhole: boolean):
       return { kind: task };
     case 'segment': {
       const name = oneOf(head ?? 'upernet', ALL_SEGMENTATION, task);
-      const options = systemOptions(name, headSet);
+      const options = optionsOf(name, headSet);
       return {
         ...{ kind: task, head: name, ...channels, options },
         windows: isWhole ? null : { crop: size, stride: Math.ceil((2 * size) / 3) },
@@ -235,7 +236,7 @@ export function taskFromFlags(flags: TaskFlags, size: number, isWhole: boolean):
     }
     case 'detect': {
       const name = oneOf(head ?? 'faster_rcnn', ALL_DETECTION, task);
-      return { kind: task, head: name, ...channels, options: systemOptions(name, headSet), size };
+      return { kind: task, head: name, ...channels, options: optionsOf(name, headSet), size };
     }
     case 'multi': {
       const options = parseSettings(headSet ?? [], '--head-set');
@@ -253,10 +254,24 @@ export function taskFromFlags(flags: TaskFlags, size: number, isWhole: boolean):
 const isSystem = (head: string): boolean =>
   [...SEGMENTATION_SYSTEMS, ...DETECTION_SYSTEMS].some((system) => system === head);
 
-/** @throws UsageError where there is a head alone */
-function systemOptions(head: string, given: readonly string[] | undefined): Record<string, unknown> {
-  if (given && !isSystem(head)) throw new UsageError(`--head-set: the head ${head} has no options`);
-  return parseSettings(given ?? [], '--head-set');
+/** What `--head-set` may say of a head that is no system. */
+const HEAD_OPTIONS: Readonly<Record<string, readonly string[]>> = {
+  upernet: ['fusion'],
+  faster_rcnn: ['neck'],
+  retinanet: ['neck'],
+};
+
+/** @throws UsageError for what a head alone has no option for */
+function optionsOf(head: string, given: readonly string[] | undefined): Record<string, unknown> {
+  const options = parseSettings(given ?? [], '--head-set');
+  if (isSystem(head)) return options;
+  const known = HEAD_OPTIONS[head] ?? [];
+  const strange = Object.keys(options).find((name) => !known.includes(name));
+  if (strange !== undefined) {
+    const has = known.length > 0 ? `the option ${known.join(', ')} and no '${strange}'` : 'no options';
+    throw new UsageError(`--head-set: the head ${head} has ${has}`);
+  }
+  return options;
 }
 
 /** A task whose model is a DenseCLIP. */

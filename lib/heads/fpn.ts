@@ -1,5 +1,5 @@
 /** Feature pyramid network in MMSegmentation's names. Lin et al., CVPR 2017, arXiv 1612.03144. */
-import { Context, everySecond, init, Module, ModuleList, topDown } from '../nn/index.js';
+import { Context, everySecond, init, Module, ModuleList, requireLevels, topDown } from '../nn/index.js';
 import type { Tensor } from '../tensor/index.js';
 import { ConvModule } from './conv_module.js';
 
@@ -24,11 +24,6 @@ export interface FpnOptions {
    * of stride 2 that start from the coarsest input, sum or output.
    */
   readonly extra?: 'pool' | 'on_input' | 'on_lateral' | 'on_output';
-}
-
-/** @throws RangeError for another number of maps than the neck was built for */
-export function requireLevels(maps: readonly Tensor[], count: number, neck: string): void {
-  if (maps.length !== count) throw new RangeError(`${neck}: ${count} levels are expected, given ${maps.length}`);
 }
 
 /**

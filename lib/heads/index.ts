@@ -42,14 +42,16 @@ export type { CreateDetectorOptions } from './detectors.js';
 export { FasterRcnn } from './faster_rcnn.js';
 export type { FasterRcnnOptions } from './faster_rcnn.js';
 export { FeaturePyramid, PyramidBackbone, PyramidSource } from './pyramid.js';
-export type { ConvNormChoice, PyramidBackboneOptions, PyramidExtra, PyramidOptions } from './pyramid.js';
+export type { ConvNormChoice, PyramidBackboneOptions, PyramidExtra, PyramidNeck, PyramidOptions } from './pyramid.js';
 export {
   createDetectionModel,
   createSegmentationModel,
   defaultAnchor,
   detectionHeads,
+  detectionNecks,
   detectorOver,
   firstLabel,
+  fusions,
   paddingOf,
   pickLevels,
   segmentationHeads,
@@ -57,6 +59,8 @@ export {
 export type {
   DetectionHeadName,
   DetectionModelOptions,
+  DetectionNeckName,
+  FusionName,
   SegmentationHeadName,
   SegmentationModelOptions,
 } from './on_backbone.js';

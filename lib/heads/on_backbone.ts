@@ -1,5 +1,5 @@
 /** Dense models by the name of their head, on any backbone of the registry: sizes follow from its levels. */
-import { suggestion, VisionTransformer, type Backbone, type FeatureLevel } from '../models/index.js';
+import { HorFpn, suggestion, VisionTransformer, type Backbone, type FeatureLevel } from '../models/index.js';
 import { leastCommonMultiple } from '../models/blocks.js';
 import { AnchorGenerator, octave } from './anchors.js';
 import { defaultMaxSize, type DetectionInputOptions } from './detection_input.js';
@@ -25,6 +25,16 @@ export const detectionHeads = ['faster_rcnn', 'retinanet'] as const;
 /** A name in `detectionHeads`. */
 export type DetectionHeadName = (typeof detectionHeads)[number];
 
+/** Pyramids that a detector may stand on: torchvision's, or HorNet's with recursive gated convolutions. */
+export const detectionNecks = ['fpn', 'horfpn'] as const;
+/** A name in `detectionNecks`. */
+export type DetectionNeckName = (typeof detectionNecks)[number];
+
+/** Ways to fuse the levels of UPerNet: a convolution, or HorNet's recursive gated one. */
+export const fusions = ['conv', 'gated'] as const;
+/** A name in `fusions`. */
+export type FusionName = (typeof fusions)[number];
+
 /** What a pyramid is made of: four levels, or as many as there are. */
 const LEVELS = 4;
 /** Weight of an auxiliary head's loss in published recipes. */
@@ -49,6 +59,8 @@ export interface SegmentationModelOptions {
    * the encoder's; its linear head has none).
    */
   readonly channels?: number;
+  /** How `upernet` fuses its levels; other heads have no choice. Default `conv`. */
+  readonly fusion?: FusionName;
 }
 
 /**
@@ -69,11 +81,15 @@ export interface SegmentationModelOptions {
 export function createSegmentationModel(
   head: SegmentationHeadName,
   backbone: Backbone,
-  { classes: numClasses, channels }: SegmentationModelOptions,
+  { classes: numClasses, channels, fusion }: SegmentationModelOptions,
 ): EncoderDecoder | Segmenter {
   must(segmentationHeads, head, 'segmentation head');
   if (!Number.isInteger(numClasses) || numClasses < 1)
     throw new RangeError(`createSegmentationModel: classes must be a positive whole number, got ${numClasses}`);
+  if (fusion !== undefined) {
+    must(fusions, fusion, 'fusion');
+    if (head !== 'upernet') throw new RangeError(`the fusion of levels can be chosen for upernet, not for ${head}`);
+  }
   if (head === 'segmenter' || head === 'segmenter_linear') {
     if (!(backbone instanceof VisionTransformer))
       throw new RangeError(
@@ -96,7 +112,8 @@ export function createSegmentationModel(
   const fcn = (index: number, options: { lossWeight?: number }): FcnHead =>
     new FcnHead({ inChannels: levels[index]?.channels ?? 0, inIndex: index, numClasses, ...width, ...options });
   const makers: Record<Exclude<SegmentationHeadName, 'segmenter' | 'segmenter_linear'>, () => SegmentationHead> = {
-    upernet: () => new UPerHead({ inChannels, inIndex: picked, numClasses, ...width }),
+    upernet: () =>
+      new UPerHead({ inChannels, inIndex: picked, numClasses, ...width, gated: fusion === 'gated' ? {} : null }),
     fpn: () => {
       const featureStrides = picked.map((i) => levels[i]?.stride ?? 0);
       return new FpnHead({ inChannels, inIndex: picked, featureStrides, numClasses, ...width });
@@ -128,6 +145,8 @@ export interface DetectionModelOptions {
   readonly std?: readonly number[];
   /** Width of the pyramid. Default 256. */
   readonly channels?: number;
+  /** The pyramid; levels beyond the backbone's are every second pixel of the one before in `horfpn`. Default `fpn`. */
+  readonly neck?: DetectionNeckName;
   /**
    * Side of the smallest anchors, which double from level to level. Default: 8 times the finest stride, but at most 1/16 of
    * `size`, so that small images have anchors for their objects.
@@ -158,20 +177,25 @@ export function createDetectionModel(
   options: DetectionModelOptions,
 ): Detector {
   must(detectionHeads, head, 'detection head');
-  const { classes, size = 800, maxSize = defaultMaxSize(size), channels: outChannels = 256 } = options;
+  const { classes, size = 800, maxSize = defaultMaxSize(size), channels: outChannels = 256, neck = 'fpn' } = options;
+  must(detectionNecks, neck, 'pyramid');
   if (!Number.isInteger(classes) || classes < 1)
     throw new RangeError(`createDetectionModel: classes must be a positive whole number, got ${classes}`);
   const { mean = backbone.config.mean, std = backbone.config.std, boxWidth = 4 * outChannels } = options;
   const input = { minSize: size, maxSize, mean, std, sizeDivisible: paddingOf(backbone) };
-  const levels = pickLevels(backbone.featureLevels);
-  const stride = backbone.featureLevels[levels[0] ?? 0]?.stride ?? 4;
+  const all = pickLevels(backbone.featureLevels);
+  const stride = backbone.featureLevels[all[0] ?? 0]?.stride ?? 4;
   const anchor = options.anchor ?? defaultAnchor(stride, size);
-  // RetinaNet leaves the finest level out and adds two coarser ones.
+  // RetinaNet leaves the finest level out and adds two coarser ones, Faster R-CNN adds one.
+  const [levels, extra, more] =
+    head === 'retinanet'
+      ? ([all.length > 1 ? all.slice(1) : all, 'p6p7_from_output', 2] as const)
+      : ([all, 'pool', 1] as const);
+  const gated = (inChannels: readonly number[]): HorFpn =>
+    new HorFpn({ inChannels, outChannels, numOuts: inChannels.length + more });
   const pyramid = new PyramidBackbone(backbone.toTrunk(), {
-    ...(head === 'faster_rcnn'
-      ? { levels, extra: 'pool' as const }
-      : { levels: levels.length > 1 ? levels.slice(1) : levels, extra: 'p6p7_from_output' as const }),
-    outChannels,
+    levels,
+    ...(neck === 'horfpn' ? { neck: gated } : { extra, outChannels }),
   });
   return detectorOver(head, pyramid, { input, classes, anchor, boxWidth });
 }

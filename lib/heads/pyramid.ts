@@ -11,13 +11,14 @@ import {
   init,
   Module,
   ModuleList,
+  requireLevels,
   Sequential,
   topDown,
 } from '../nn/index.js';
 import type { Tensor } from '../tensor/index.js';
 import type { FeatureSource } from './dense_model.js';
 import type { DetectionBatch } from './detection_input.js';
-import { type Neck, requireLevels } from './fpn.js';
+import type { Neck } from './fpn.js';
 
 /** The norm after a convolution: none, BatchNorm, or GroupNorm with so many groups. */
 export type ConvNormChoice = 'none' | 'batch' | { readonly groups: number };
@@ -41,6 +42,14 @@ export type PyramidExtra =
   | 'p6p7_from_output'
   /** The same from the coarsest map of the backbone: RetinaNet v2. */
   | 'p6p7_from_input';
+
+/** A neck that detectors can stand on. */
+export interface PyramidNeck extends Neck {
+  /** Names of the levels that leave, finest first. */
+  readonly levelNames: readonly string[];
+  /** Their width. */
+  readonly outChannels: number;
+}
 
 /** What a detection pyramid can be told. */
 export interface PyramidOptions {
@@ -80,12 +89,13 @@ export class ExtraLevels extends Module {
  * 1x1 convolutions, the top-down sum by nearest pixels, a 3x3 convolution each, further levels. Starts Kaiming-uniform
  * (a = 1), biases 0.
  */
-export class FeaturePyramid extends Module implements Neck {
+export class FeaturePyramid extends Module implements PyramidNeck {
   readonly inner_blocks: ModuleList<Sequential>;
   readonly layer_blocks: ModuleList<Sequential>;
   readonly extra_blocks: ExtraLevels | null;
   /** Names of the levels that leave, torchvision's: `0`, `1`, ..., then `pool` or `p6`, `p7`. */
   readonly levelNames: readonly string[];
+  readonly outChannels: number;
   readonly #extra: PyramidExtra | null;
 
   /** @throws RangeError when no level enters */
@@ -94,6 +104,7 @@ export class FeaturePyramid extends Module implements Neck {
     const last = inChannels.at(-1);
     if (last === undefined) throw new RangeError('FeaturePyramid: at least one level must enter');
     this.#extra = extra;
+    this.outChannels = outChannels;
     this.inner_blocks = new ModuleList(
       inChannels.map((from) => convAndNorm((bias) => new Conv2d(from, outChannels, { kernelSize: 1, bias }), norm)),
     );
@@ -182,34 +193,38 @@ export abstract class PyramidSource extends Module {
 export interface PyramidBackboneOptions extends Omit<PyramidOptions, 'inChannels'> {
   /** Which of the body's levels enter the pyramid, finest first. Default: the four coarsest. */
   readonly levels?: readonly number[];
+  /** Makes another pyramid for the channels of these levels, such as a `HorFpn`, in place of torchvision's and its options. */
+  readonly neck?: (inChannels: readonly number[]) => PyramidNeck;
 }
 
 /** A network and the pyramid over some of its levels: `body.`, `fpn.`. */
 export class PyramidBackbone extends PyramidSource {
   readonly body: FeatureSource;
   readonly bodyPath = 'body';
-  readonly fpn: FeaturePyramid;
-  readonly outChannels: number;
+  readonly fpn: PyramidNeck;
   readonly #levels: readonly number[];
 
   /** @throws RangeError for a level that the body does not have */
   constructor(body: FeatureSource, options: PyramidBackboneOptions = {}) {
     super();
     const count = body.featureLevels.length;
-    const { levels = Array.from({ length: count }, (_, i) => i).slice(-4), ...rest } = options;
+    const { levels = Array.from({ length: count }, (_, i) => i).slice(-4), neck, ...rest } = options;
     const inChannels = levels.map((index) => {
       const level = body.featureLevels[index];
       if (!level) throw new RangeError(`PyramidBackbone: the body has ${count} levels, none of index ${index}`);
       return level.channels;
     });
     this.body = body;
-    this.fpn = new FeaturePyramid({ ...rest, inChannels });
-    this.outChannels = rest.outChannels ?? 256;
+    this.fpn = neck ? neck(inChannels) : new FeaturePyramid({ ...rest, inChannels });
     this.#levels = levels;
   }
 
   get levelNames(): readonly string[] {
     return this.fpn.levelNames;
+  }
+
+  get outChannels(): number {
+    return this.fpn.outChannels;
   }
 
   maps(images: Tensor, ctx: Context = new Context()): Tensor[] {

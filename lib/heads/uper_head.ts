@@ -1,4 +1,5 @@
 /** UPerNet. Xiao et al., ECCV 2018, arXiv 1807.10221; as MMSegmentation's `UPerHead`. */
+import { type GatedOptions, GnConvModule } from '../models/index.js';
 import { AdaptiveAvgPool2d, Context, ModuleList, Sequential } from '../nn/index.js';
 import { aten, type Tensor } from '../tensor/index.js';
 import { ConvModule, type HeadNormOptions, resize, sizeOf } from './conv_module.js';
@@ -14,6 +15,11 @@ export interface UPerHeadOptions extends Omit<SegmentationHeadOptions, 'channels
   readonly channels?: number;
   /** Sides of the grids that the coarsest level is averaged into. Default 1, 2, 3, 6. */
   readonly poolScales?: readonly number[];
+  /**
+   * Sizes of a recursive gated convolution in place of the one that fuses the levels, as HorNet has it (Rao et al.,
+   * NeurIPS 2022, arXiv 2207.14284); {} for the published order 2 and kernel 7. Default: null, a 3x3 convolution.
+   */
+  readonly gated?: GatedOptions | null;
 }
 
 /**
@@ -26,12 +32,12 @@ export class UPerHead extends SegmentationHead {
   readonly bottleneck: ConvModule;
   readonly lateral_convs: ModuleList<ConvModule>;
   readonly fpn_convs: ModuleList<ConvModule>;
-  readonly fpn_bottleneck: ConvModule;
+  readonly fpn_bottleneck: ConvModule | GnConvModule;
   readonly #inIndex: readonly number[];
 
   /** @throws RangeError when there are no levels, or not as many indices */
   constructor(options: UPerHeadOptions) {
-    const { inChannels, channels = 512, poolScales = [1, 2, 3, 6], norm = {} } = options;
+    const { inChannels, channels = 512, poolScales = [1, 2, 3, 6], norm = {}, gated = null } = options;
     const inIndex = options.inIndex ?? inChannels.map((_, i) => i);
     if (inChannels.length === 0 || inIndex.length !== inChannels.length) {
       throw new RangeError(
@@ -46,7 +52,8 @@ export class UPerHead extends SegmentationHead {
     this.bottleneck = conv(last + poolScales.length * channels, 3);
     this.lateral_convs = new ModuleList(inChannels.slice(0, -1).map((c) => conv(c, 1)));
     this.fpn_convs = new ModuleList(inChannels.slice(0, -1).map(() => conv(channels, 3)));
-    this.fpn_bottleneck = conv(inChannels.length * channels, 3);
+    const all = inChannels.length * channels;
+    this.fpn_bottleneck = gated ? new GnConvModule(all, channels, { ...gated, norm, act: 'relu' }) : conv(all, 3);
   }
 
   segment(levels: readonly Tensor[], ctx: Context = new Context()): Tensor {

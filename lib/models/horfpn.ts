@@ -10,11 +10,12 @@ import {
   everySecond,
   Module,
   ModuleList,
+  requireLevels,
   site,
   topDown,
 } from '../nn/index.js';
 import type { Tensor } from '../tensor/index.js';
-import { batchNormSite, convSite } from './blocks.js';
+import { batchNormSite, convSite, type NormOptions } from './blocks.js';
 import { type GatedFilter, GnConv } from './hornet_blocks.js';
 
 /** What a recursive gated convolution in a pyramid can be told. */
@@ -27,11 +28,14 @@ export interface GnConvModuleOptions {
   readonly dimRatio?: number;
   /** Whether a 1x1 convolution brings the inner channels to the output's. Default true. */
   readonly projOut?: boolean;
-  /** Whether a BatchNorm follows. Default false. */
-  readonly norm?: boolean;
+  /** The BatchNorm that follows; null for none. Default null. */
+  readonly norm?: NormOptions | null;
   /** Default `none`. */
   readonly act?: 'relu' | 'none';
 }
+
+/** What a gated convolution can be told where its surroundings say whether a norm follows. */
+export type GatedOptions = Omit<GnConvModuleOptions, 'norm' | 'act'>;
 
 /** A gated convolution [, BatchNorm][, ReLU]: [B, in, H, W] -> [B, out, H, W]. */
 export class GnConvModule extends GnConv {
@@ -39,9 +43,9 @@ export class GnConvModule extends GnConv {
   readonly #act: 'relu' | 'none';
 
   constructor(inChannels: number, outChannels: number, o: GnConvModuleOptions = {}) {
-    const { order = 2, filter = 7, dimRatio = 1, projOut = true, norm = false, act = 'none' } = o;
+    const { order = 2, filter = 7, dimRatio = 1, projOut = true, norm = null, act = 'none' } = o;
     super({ inChannels, dim: outChannels * dimRatio, outChannels: projOut ? outChannels : null, order, filter });
-    this.bn = norm ? batchNormSite(this.outChannels) : null;
+    this.bn = norm && batchNormSite(this.outChannels, norm);
     this.#act = act;
   }
 
@@ -76,14 +80,16 @@ export interface HorFpnOptions {
   readonly outChannels?: number;
   /** Levels that leave; those beyond the ones that enter are every second pixel of the one before. Default: as many as enter. */
   readonly numOuts?: number;
-  readonly gated?: Omit<GnConvModuleOptions, 'norm' | 'act'>;
+  readonly gated?: GatedOptions;
 }
 
 /** Levels to levels: 1x1 convolutions, each level plus the resized coarser one, a gated convolution each. */
 export class HorFpn extends Module {
   readonly lateral_convs: ModuleList<Lateral>;
   readonly fpn_convs: ModuleList<GnConvModule>;
-  readonly #numOuts: number;
+  readonly outChannels: number;
+  /** Names of the levels that leave: `0`, `1`, ..., then `pool`, `pool2`, ... */
+  readonly levelNames: readonly string[];
 
   /** @throws RangeError when fewer levels shall leave than enter */
   constructor({ inChannels, outChannels = 256, numOuts = inChannels.length, gated = {} }: HorFpnOptions) {
@@ -95,22 +101,24 @@ export class HorFpn extends Module {
     }
     this.lateral_convs = new ModuleList(inChannels.map((channels) => new Lateral(channels, outChannels)));
     this.fpn_convs = new ModuleList(inChannels.map(() => new GnConvModule(outChannels, outChannels, gated)));
-    this.#numOuts = numOuts;
+    this.outChannels = outChannels;
+    this.levelNames = Array.from({ length: numOuts }, (_, i) => {
+      const pooled = i - inChannels.length + 1;
+      return pooled < 1 ? String(i) : pooled === 1 ? 'pool' : `pool${pooled}`;
+    });
     site(this, { role: 'neck', in: inChannels.at(-1) ?? 0, out: outChannels, layout: 'map' });
   }
 
   /**
    * @param maps one [B, C_i, H_i, W_i] for each of `inChannels`, finest first
-   * @returns `numOuts` maps of `outChannels`
+   * @returns one map of `outChannels` for each of `levelNames`
    * @throws RangeError for another number of maps
    */
   fuse(maps: readonly Tensor[], ctx: Context): Tensor[] {
-    if (maps.length !== this.lateral_convs.length) {
-      throw new RangeError(`HorFpn: ${this.lateral_convs.length} levels are expected, given ${maps.length}`);
-    }
+    requireLevels(maps, this.lateral_convs.length, 'HorFpn');
     const sums = topDown(maps.map((map, i) => this.lateral_convs.at(i).run(map, ctx)));
     const outs = sums.map((map, i) => this.fpn_convs.at(i).run(map, ctx));
-    while (outs.length < this.#numOuts) outs.push(everySecond(outs.at(-1) as Tensor));
+    while (outs.length < this.levelNames.length) outs.push(everySecond(outs.at(-1) as Tensor));
     return outs;
   }
 

@@ -42,7 +42,7 @@ export type { GhostNetOptions } from './ghostnet.js';
 export { HatNet } from './hatnet.js';
 export type { HatNetOptions } from './hatnet.js';
 export { GnConvModule, HorFpn } from './horfpn.js';
-export type { GnConvModuleOptions, HorFpnOptions } from './horfpn.js';
+export type { GatedOptions, GnConvModuleOptions, HorFpnOptions } from './horfpn.js';
 export { HorNet, HorNetIsotropic } from './hornet.js';
 export type { HorNetIsotropicOptions, HorNetOptions } from './hornet.js';
 export { RevCol } from './revcol.js';

@@ -24,7 +24,7 @@ export {
 } from './losses.js';
 export { Module, type ModuleToOptions } from './module.js';
 export { Buffer, Parameter, type BufferOptions } from './parameter.js';
-export { everySecond, topDown } from './pyramid.js';
+export { everySecond, requireLevels, topDown } from './pyramid.js';
 export {
   modulePath,
   pair,

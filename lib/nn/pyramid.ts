@@ -13,6 +13,11 @@ export function topDown(laterals: readonly Tensor[]): Tensor[] {
   return sums;
 }
 
+/** @throws RangeError for another number of maps than the neck was built for */
+export function requireLevels(maps: readonly Tensor[], count: number, neck: string): void {
+  if (maps.length !== count) throw new RangeError(`${neck}: ${count} levels are expected, given ${maps.length}`);
+}
+
 /** Every second pixel of maps [B, C, H, W]: max-pooling of kernel 1 and stride 2. */
 export function everySecond(map: Tensor): Tensor {
   const [, , rows = 0, columns = 0] = map.shape;

@@ -142,8 +142,11 @@ describe('detect', () => {
       ...['--method', 'conv_adapter', '--batch-size', '4', ...more],
     );
 
-  it.each(['faster_rcnn', 'retinanet'])('%s trains on COCO files, scores, and draws boxes', async (head) => {
-    const trained = await train(head, head, '--data', at('scenes', 'objects.json'));
+  it.each([
+    ['faster_rcnn', []],
+    ['retinanet', ['--head-set', 'neck=horfpn']],
+  ])('%s %j trains on COCO files, scores, and draws boxes', async (head, more) => {
+    const trained = await train(head, head, '--data', at('scenes', 'objects.json'), ...more);
     expect(trained).toMatchObject({ task: 'detect', score: 'AP', loss: null, samples: 2 });
     const again = await json<{ AP: number; perClass: { name: string }[] }>(
       ...['evaluate', trained.adapter, '--data', at('scenes', 'objects.json'), '--split', 'val', '--threads', '1'],
@@ -195,6 +198,9 @@ describe('mistakes', () => {
     [['--task', 'video', '--views', '2x3'], /several clips in time need --frame-stride/],
     [['--task', 'video', '--views', '2x2'], /--views: expected views in time x views in space/],
     [['--task', 'segment', '--head', 'segmenter', '--data', 'shapes:4'], /segmenter reads a plain vision transformer/],
+    [['--task', 'segment', '--head', 'fcn', '--head-set', 'a=1'], /the head fcn has no options/],
+    [['--task', 'segment', '--head-set', 'neck=horfpn'], /the head upernet has the option fusion and no 'neck'/],
+    [['--task', 'detect', '--head-set', 'neck=x', '--data', 'shapes:4'], /no pyramid 'x'.*fpn, horfpn/],
     [['--task', 'segment', '--data', '/nowhere'], /\/nowhere/],
   ])('%j ends with 2 and says what is wrong', async (args, message) => {
     const { code, stderr } = await torchgraft(

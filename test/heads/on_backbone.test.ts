@@ -57,6 +57,27 @@ describe('segmentation', () => {
     expect('auxiliary_head' in model && model.auxiliary_head !== null).toBe(head === 'upernet');
   });
 
+  it('upernet fuses its levels by a gated convolution where asked to', () => {
+    const sizes = { classes: 3, channels: 12 };
+    const model = createSegmentationModel('upernet', resnet(), { ...sizes, fusion: 'gated' });
+    const plain = createSegmentationModel('upernet', resnet(), { ...sizes, fusion: 'conv' });
+    const fused = [...model.stateDict().keys()].filter((name) => name.startsWith('decode_head.fpn_bottleneck.'));
+    expect(fused.map((name) => name.split('.').slice(2).join('.')).sort()).toEqual(
+      [
+        ...['proj_in.weight', 'proj_in.bias', 'dwconv.weight', 'dwconv.bias', 'proj_out.weight', 'proj_out.bias'],
+        ...['pws.0.weight', 'pws.0.bias', 'bn.weight', 'bn.bias', 'bn.running_mean', 'bn.running_var'],
+        'bn.num_batches_tracked',
+      ].sort(),
+    );
+    const others = (keys: Iterable<string>): string[] => [...keys].filter((name) => !name.includes('fpn_bottleneck'));
+    expect(others(model.stateDict().keys())).toEqual(others(plain.stateDict().keys()));
+    expect(model.stateDict().get('decode_head.fpn_bottleneck.proj_in.weight')?.shape).toEqual([24, 48, 1, 1]);
+    expect(noGrad(() => model.eval().run(rand([2, 3, 32, 32]))).shape).toEqual([2, 3, 32, 32]);
+    expect(() => createSegmentationModel('fcn', resnet(), { ...sizes, fusion: 'gated' })).toThrow(
+      /chosen for upernet, not for fcn/,
+    );
+  });
+
   it('segmenter_linear is one layer on the tokens of a vit, without a width', () => {
     const model = createSegmentationModel('segmenter_linear', vit(), { classes: 3 });
     const own = model.namedParameters().filter(([name]) => name.startsWith('decoder.'));
@@ -86,10 +107,12 @@ describe('detection', () => {
     ['retinanet', 'resnet', resnet],
     ['faster_rcnn', 'three levels', threeLevels],
     ['retinanet', 'vit', vit],
-  ] as const)('%s on %s', (head, name, make) => {
+    ['faster_rcnn', 'resnet', resnet, 'horfpn'],
+    ['retinanet', 'vit', vit, 'horfpn'],
+  ] as const)('%s on %s', (head, name, make, neck = 'fpn') => {
     // BatchNorm learns from more than one value per channel, on the last map too.
     const size = name === 'resnet' ? 64 : 32;
-    const model = createDetectionModel(head, make(), { classes: 2, size, channels: 8, boxWidth: 16 });
+    const model = createDetectionModel(head, make(), { classes: 2, size, channels: 8, boxWidth: 16, neck });
     expect(model).toBeInstanceOf(Detector);
     const first = firstLabel(head);
     const targets = [{ boxes: tensor([[4, 4, 20, 24]]), labels: tensor([first + 1], { dtype: 'int64' }) }];
@@ -99,6 +122,19 @@ describe('detection', () => {
     const [found] = noGrad(() => model.eval().detect([rand([3, size, size])]));
     const labels = found!.labels.tolist() as number[];
     expect(labels.every((label) => label >= first && label < first + 2)).toBe(true);
+  });
+
+  it('stands on HorFPN, which pools the levels beyond those of the backbone', () => {
+    const names = (head: 'faster_rcnn' | 'retinanet'): readonly string[] =>
+      createDetectionModel(head, resnet(), { classes: 2, channels: 8, neck: 'horfpn' }).backbone.levelNames;
+    expect(names('faster_rcnn')).toEqual(['0', '1', '2', '3', 'pool']);
+    expect(names('retinanet')).toEqual(['0', '1', '2', 'pool', 'pool2']);
+    expect(() => createDetectionModel('retinanet', resnet(), { classes: 2, neck: 'bifpn' as 'fpn' })).toThrow(
+      /no pyramid 'bifpn'.*fpn, horfpn/,
+    );
+    expect(() => createDetectionModel('retinanet', resnet(), { classes: 2, channels: 7, neck: 'horfpn' })).toThrow(
+      /multiple of 2 channels, given 7/,
+    );
   });
 
   it('pads images to what the windows of the backbone need', () => {

@@ -109,7 +109,7 @@ function gnModule(config: Config): Module {
   if (act !== null && act.toLowerCase() !== 'relu') throw new UnknownCase(`the config's act is '${act}'`);
   return new GnConvModule(config.get('in_channels'), config.get('out_channels'), {
     ...gnModuleOptions(config, { kernel: 3, projOut: false }),
-    norm: norm !== null,
+    norm: norm === null ? null : {},
     act: act === null ? 'none' : 'relu',
   });
 }
