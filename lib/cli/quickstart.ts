@@ -26,7 +26,7 @@ export function quickstartCommand(): Command {
     .addOption(
       new Option(
         '--backbone <kind>',
-        'a small residual network, or a small vision transformer and more methods (slower)',
+        'a small residual network, or a small vision transformer and more methods (minutes for each)',
       )
         .choices(['resnet', 'vit'])
         .default('resnet'),
