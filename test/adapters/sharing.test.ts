@@ -16,9 +16,9 @@ import {
 } from '../../lib/adapters/index.js';
 import { createCustomModel, createModel, type Backbone } from '../../lib/models/index.js';
 import { Dropout, Linear, Module, trainingMode, type Context } from '../../lib/nn/index.js';
-import { aten, manualSeed, memory, noGrad, ones, randn, scope, type Tensor } from '../../lib/tensor/index.js';
+import { aten, manualSeed, noGrad, ones, randn, scope, type Tensor } from '../../lib/tensor/index.js';
 import { randomize } from '../models/tiny.js';
-import { collectGarbage } from '../support/collect_garbage.js';
+import { settledMemory } from '../support/settled_memory.js';
 
 const vitOptions = { imgSize: 16, patchSize: 4, embedDim: 24, depth: 2, numHeads: 3, numClasses: 5 };
 const makeVit = (): Backbone => randomize(createCustomModel('vit', vitOptions)).eval();
@@ -179,11 +179,9 @@ describe('swap', () => {
     const adapter = loadAdapter(model, join(path, 'a'));
     const parameters = adapter.parameters();
     const folders = ['a', 'b'].map((name) => readAdapterFolder(join(path, name)));
-    collectGarbage();
-    const before = memory().tensors;
+    const before = settledMemory().tensors;
     for (let i = 0; i < 10_000; i++) scope(() => adapter.swap(folders[i % 2] as (typeof folders)[number]));
-    collectGarbage();
-    expect(memory().tensors).toBeLessThanOrEqual(before);
+    expect(settledMemory().tensors).toBeLessThanOrEqual(before);
     expect(adapter.parameters()).toEqual(parameters);
     expect(noGrad(() => model.run(x)).equal(outputs[1] as Tensor)).toBe(true);
     expect(noGrad(() => adapter.swap(join(path, 'a')) && model.run(x)).equal(outputs[0] as Tensor)).toBe(true);

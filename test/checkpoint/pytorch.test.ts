@@ -11,6 +11,7 @@ import {
   type Storable,
 } from '../../lib/checkpoint/index.js';
 import { memory, scope, tensor, zeros, arange, dtypes, empty, type Tensor } from '../../lib/tensor/index.js';
+import { settledMemory } from '../support/settled_memory.js';
 import { expectedValues, fixture, temporaryFolder, torchArchive } from './helpers.js';
 
 const folder = temporaryFolder();
@@ -127,7 +128,7 @@ describe('what torch.save wrote', () => {
 
   test('frees what it makes besides the result', () => {
     scope(() => {
-      const before = memory().tensors;
+      const before = settledMemory().tensors;
       const tensors = readTorchFile(fixture('dtypes.pt')) as Map<string, Tensor>;
       expect(memory().tensors - before).toBe(tensors.size);
     });

@@ -6,6 +6,7 @@ import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { ImageFolder, listImages, openImageFolder, splitDataset, Subset, TensorDataset } from '../../lib/data/index.js';
 import { arange, memory, tensor, zeros } from '../../lib/tensor/index.js';
 import { fixtures, signDigits } from './npy.js';
+import { settledMemory } from '../support/settled_memory.js';
 
 let root: string;
 let made = 0;
@@ -138,7 +139,7 @@ describe('splitDataset', () => {
 
 describe('TensorDataset and Subset', () => {
   it('give back the images', () => {
-    const before = memory().tensors;
+    const before = settledMemory().tensors;
     const images = arange(24, { dtype: 'float32' }).view([2, 3, 2, 2]);
     const dataset = new TensorDataset(images, tensor([1n, 0n] as never, { dtype: 'int64' }), ['no', 'yes']);
     expect(dataset.labels).toEqual([1, 0]);

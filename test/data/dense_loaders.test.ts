@@ -6,6 +6,7 @@ import {
 } from '../../lib/data/index.js'; // prettier-ignore
 import { memory, scope, type Tensor } from '../../lib/tensor/index.js';
 import { plain } from './files.js';
+import { settledMemory } from '../support/settled_memory.js';
 
 const numbers = (tensor: Tensor): number[] => Array.from(tensor.data() as ArrayLike<number | bigint>, Number);
 
@@ -166,7 +167,7 @@ describe('DetectionLoader', () => {
   });
 
   it('leaves nothing behind when its batches are disposed of, within a scope too', async () => {
-    const before = memory().tensors;
+    const before = settledMemory().tensors;
     const loader = new DetectionLoader({ dataset, batchSize: 1 });
     const kept: LoadedBoxes[] = [];
     for await (const batch of loader.epoch()) kept.push(batch);

@@ -10,6 +10,7 @@ import {
 } from '../../lib/data/index.js'; // prettier-ignore
 import { memory, scope } from '../../lib/tensor/index.js';
 import { fixtures, signDigits } from './npy.js';
+import { settledMemory } from '../support/settled_memory.js';
 
 /** Image i is one pixel [i, i, i] of class i % 3, ready after a while that differs from image to image. */
 class Slow implements Dataset {
@@ -139,7 +140,7 @@ describe('DataLoader', () => {
       batchSize: 8,
       transform: augment,
     });
-    const before = memory();
+    const before = settledMemory();
     const batches = loader.epoch(0);
     const first = await scope(() => [batches.next()])[0]!;
     if (first.done) throw new Error('expected a batch');

@@ -4,6 +4,7 @@ import { describe, expect, it } from 'vitest';
 import { decodeImage, imageFromTensor, imageToTensor, resizeImage, type Interpolation } from '../../lib/data/index.js';
 import { memory } from '../../lib/tensor/index.js';
 import { compare, fixtures } from './npy.js';
+import { settledMemory } from '../support/settled_memory.js';
 
 const cases = readdirSync(path.join(fixtures, 'resize')).flatMap((file) => {
   const [, kind, height, width] = /^(bilinear|bicubic)_(\d+)x(\d+)\.png$/.exec(file) ?? [];
@@ -28,7 +29,7 @@ describe('resizeImage', () => {
   it('is no work where the size is right, and frees its tensors', async () => {
     const source = await decodeImage(path.join(fixtures, 'resize', 'source.png'));
     expect(resizeImage(source, source.height, source.width)).toBe(source);
-    const { tensors } = memory();
+    const { tensors } = settledMemory();
     resizeImage(source, 10, 10);
     expect(memory().tensors).toBe(tensors);
   });

@@ -9,6 +9,7 @@ import {
 import { addBrightness, scaleSaturation } from '../../lib/data/color.js';
 import { memory, scope, tensor } from '../../lib/tensor/index.js';
 import { compare, fixtures, readNpy } from './npy.js';
+import { settledMemory } from '../support/settled_memory.js';
 
 /** Pixel (x, y) holds [x, y, 100 + x + y], so that every pixel tells where it came from. */
 function map(height: number, width: number): Image {
@@ -266,7 +267,7 @@ describe('Pipeline', () => {
 
   it('leaves nothing behind but the batch, inside a scope or outside', () => {
     const pipeline = new Pipeline([T.resize([8, 8]), T.toFloat(), T.normalize([0.5], [0.5])]);
-    const before = memory();
+    const before = settledMemory();
     const batch = pipeline.collate([pipeline.apply(map(9, 9))]);
     expect(memory().tensors).toBe(before.tensors + 1);
     batch.dispose();

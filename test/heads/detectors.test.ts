@@ -15,6 +15,7 @@ import { createCustomModel, loadState } from '../../lib/models/index.js';
 import { BatchNorm2d } from '../../lib/nn/index.js';
 import { manualSeed, memory, noGrad, rand, scope, tensor, type Tensor, withDefaults } from '../../lib/tensor/index.js';
 import { checkCase } from '../golden/check.js';
+import { settledMemory } from '../support/settled_memory.js';
 
 const cases = fileURLToPath(new URL('cases', import.meta.url));
 
@@ -86,7 +87,7 @@ describe.each(Object.entries(makers))('%s', (_, make) => {
         });
         return Number(loss.item());
       });
-    const before = memory().tensors;
+    const before = settledMemory().tensors;
     const losses = Array.from({ length: 25 }, step);
     expect(losses.at(-1)).toBeLessThan(0.8 * (losses[0] ?? 0));
     expect(memory().tensors - before).toBeLessThan(2 * model.parameters().length + 10);

@@ -103,13 +103,13 @@ describe('segmentation', () => {
 
 describe('detection', () => {
   it.each([
-    ['faster_rcnn', 'resnet', resnet],
-    ['retinanet', 'resnet', resnet],
-    ['faster_rcnn', 'three levels', threeLevels],
-    ['retinanet', 'vit', vit],
+    ['faster_rcnn', 'resnet', resnet, 'fpn'],
+    ['retinanet', 'resnet', resnet, 'fpn'],
+    ['faster_rcnn', 'three levels', threeLevels, 'fpn'],
+    ['retinanet', 'vit', vit, 'fpn'],
     ['faster_rcnn', 'resnet', resnet, 'horfpn'],
     ['retinanet', 'vit', vit, 'horfpn'],
-  ] as const)('%s on %s', (head, name, make, neck = 'fpn') => {
+  ] as const)('%s on %s', (head, name, make, neck) => {
     // BatchNorm learns from more than one value per channel, on the last map too.
     const size = name === 'resnet' ? 64 : 32;
     const model = createDetectionModel(head, make(), { classes: 2, size, channels: 8, boxWidth: 16, neck });

@@ -8,7 +8,7 @@ import {
   topKAccuracy,
 } from '../../lib/metrics/index.js';
 import { memory, scope, tensor, type Tensor } from '../../lib/tensor/index.js';
-import { collectGarbage } from '../support/collect_garbage.js';
+import { settledMemory } from '../support/settled_memory.js';
 
 const ints = (values: number[]): Tensor => tensor(values, { dtype: 'int64' });
 
@@ -84,8 +84,7 @@ describe('ClassificationMeter', () => {
   });
 
   it('keeps two tensors, and none after reset', () => {
-    collectGarbage();
-    const before = memory().tensors;
+    const before = settledMemory().tensors;
     const meter = new ClassificationMeter(2);
     scope(() => {
       for (let i = 0; i < 20; i++) meter.update(tensor([[1, 2], [2, 1]]), ints([1, 1])); // prettier-ignore

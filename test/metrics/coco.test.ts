@@ -8,6 +8,7 @@ import {
   evaluateCoco,
 } from '../../lib/metrics/index.js';
 import { memory, scope, tensor } from '../../lib/tensor/index.js';
+import { settledMemory } from '../support/settled_memory.js';
 
 interface Scene {
   truth: CocoGroundTruth;
@@ -73,7 +74,7 @@ describe('evaluateCoco', () => {
 
 describe('DetectionMeter', () => {
   it('holds tensors until the result, which is that of COCO; crowds and areas count', () => {
-    const before = memory().tensors;
+    const before = settledMemory().tensors;
     const meter = new DetectionMeter();
     const ints = (values: number[]) => tensor(values, { dtype: 'int64' });
     scope(() => {

@@ -2,6 +2,7 @@ import fc from 'fast-check';
 import { describe, expect, it } from 'vitest';
 import { SegmentationMeter } from '../../lib/metrics/index.js';
 import { memory, scope, tensor, type Tensor } from '../../lib/tensor/index.js';
+import { settledMemory } from '../support/settled_memory.js';
 
 const pixels = (values: number[]): Tensor => tensor(values, { dtype: 'uint8' });
 
@@ -68,7 +69,7 @@ describe('SegmentationMeter', () => {
     meter.update(pixels([0, 1, 1]), pixels([0, 2, 254]));
     expect(() => meter.result()).toThrow(/2 pixels have labels that are none of the 2 classes/);
     meter.reset();
-    const before = memory().tensors;
+    const before = settledMemory().tensors;
     scope(() => meter.update(pixels([0]), pixels([0])));
     expect(meter.result().mIoU).toBe(1);
     meter.reset();

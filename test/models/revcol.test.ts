@@ -1,9 +1,9 @@
-import { afterEach, beforeEach, describe, expect, test } from 'vitest';
+import { describe, expect, test } from 'vitest';
 import { compoundLoss, createCustomModel, pixelsOf, RevCol } from '../../lib/models/index.js';
 import { type Context, type GraftSet, Linear, Parameter } from '../../lib/nn/index.js';
 import { full, manualSeed, memory, noGrad, randn, scope, tensor, type Tensor } from '../../lib/tensor/index.js';
-import { collectGarbage } from '../support/collect_garbage.js';
 import { randomize } from './tiny.js';
+import { settledMemory } from '../support/settled_memory.js';
 
 const tiny = { channels: [4, 6, 8, 10], layers: [1, 1, 2, 1], numClasses: 5 };
 
@@ -149,15 +149,12 @@ describe('reversible columns', () => {
   });
 
   describe('hold', () => {
-    beforeEach(() => collectGarbage());
-    afterEach(() => collectGarbage());
-
     test('memory that does not grow with the number of columns', () => {
       const held = [4, 12].map((columns) => {
         const model = build({ columns }).eval();
         model.reversible = true;
         const x = randn([1, 3, 64, 64], { dtype: 'float64' });
-        const before = memory();
+        const before = settledMemory();
         const y = scope(() => model.run(x));
         const after = memory();
         y.sum().backward();

@@ -15,18 +15,8 @@ import {
   type GraftSet,
   type Parameter,
 } from '../../lib/nn/index.js';
-import {
-  autocast,
-  manualSeed,
-  memory,
-  noGrad,
-  ones,
-  randn,
-  scope,
-  tensor,
-  type Tensor,
-} from '../../lib/tensor/index.js';
-import { collectGarbage } from '../support/collect_garbage.js';
+import { autocast, manualSeed, noGrad, ones, randn, scope, tensor, type Tensor } from '../../lib/tensor/index.js';
+import { settledMemory } from '../support/settled_memory.js';
 
 /** A residual block with random numbers and statistics in it. */
 class ConvBlock extends Module {
@@ -218,11 +208,9 @@ describe('checkpoint', () => {
         y.sum().backward();
       });
     step();
-    collectGarbage();
-    const before = memory();
+    const before = settledMemory();
     for (let i = 0; i < 30; i++) step();
-    collectGarbage();
-    const after = memory();
+    const after = settledMemory();
     expect(after.tensors).toBeLessThanOrEqual(before.tensors);
     expect(after.bytes).toBeLessThanOrEqual(before.bytes);
   });

@@ -29,6 +29,7 @@ import {
   type Tensor,
 } from '../../lib/tensor/index.js';
 import { golden } from './golden.js';
+import { settledMemory } from '../support/settled_memory.js';
 
 class Block extends Module {
   readonly norm = new BatchNorm2d(4);
@@ -284,7 +285,7 @@ describe('parameters', () => {
           .backward(),
       );
     use();
-    const before = memory();
+    const before = settledMemory();
     for (let i = 0; i < 20; i++) use();
     expect(memory()).toEqual(before);
   });

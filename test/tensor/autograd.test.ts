@@ -16,6 +16,7 @@ import {
   zeros,
 } from '../../lib/tensor/index.js';
 import type { CustomFunction, Tensor } from '../../lib/tensor/index.js';
+import { settledMemory } from '../support/settled_memory.js';
 
 const leaf = (values: number[]) => tensor(values, { dtype: 'float64', requiresGrad: true });
 
@@ -279,7 +280,7 @@ describe('applyFunction', () => {
 
   test('backward may run after the scope of forward, and frees what was saved', () => {
     const x = leaf([2]);
-    const before = memory().tensors;
+    const before = settledMemory().tensors;
     const y = scope(() => (applyFunction(cube, [x.mul(1)]) as Tensor).mul(2));
     y.backward();
     expect(x.grad?.item()).toBe(24);

@@ -3,6 +3,7 @@ import { describe, expect, test } from 'vitest';
 import { arange, fromTypedArray, ones, tensor, Tensor, zeros } from '../../lib/tensor/index.js';
 import type { DType } from '../../lib/tensor/index.js';
 import goldens from './goldens.json' with { type: 'json' };
+import { settledMemory } from '../support/settled_memory.js';
 
 interface PrintCase {
   name: string;
@@ -67,7 +68,7 @@ test('util.inspect shows the same, and never throws', () => {
 test('printing leaves nothing behind', async () => {
   const { memory } = await import('../../lib/tensor/index.js');
   const x = ones([50, 50]);
-  const before = memory().tensors;
+  const before = settledMemory().tensors;
   String(x);
   expect(memory().tensors).toBe(before);
 });

@@ -1,13 +1,14 @@
 import { describe, expect, test } from 'vitest';
 import type { Tensor } from '../../lib/tensor/index.js';
 import { aten, keep, memory, ones, scope, tensor, zeros } from '../../lib/tensor/index.js';
+import { settledMemory } from '../support/settled_memory.js';
 
 const megabytes = () => process.memoryUsage.rss() / 2 ** 20;
 
 describe('scope', () => {
   test('frees what was made inside and gives back what is returned', () => {
     let inner: Tensor | undefined;
-    const before = memory().tensors;
+    const before = settledMemory().tensors;
     const result = scope(() => {
       inner = ones([4]);
       return inner.add(1);
@@ -184,7 +185,7 @@ describe('explicit release', () => {
 
 describe('memory', () => {
   test('counts tensors, and shared storages once', () => {
-    const before = memory();
+    const before = settledMemory();
     const x = zeros([1000]);
     const y = x.view([10, 100]);
     const after = memory();
@@ -218,7 +219,7 @@ describe('memory', () => {
     const w = tensor([[1, 2], [3, 4]], { requiresGrad: true }); // prettier-ignore
     const step = () => scope(() => w.matmul(w).sum().backward());
     for (let i = 0; i < 2000; i++) step();
-    const live = memory().tensors;
+    const live = settledMemory().tensors;
     const before = megabytes();
     for (let i = 0; i < 20_000; i++) step();
     expect(memory().tensors).toBeLessThanOrEqual(live + 1);

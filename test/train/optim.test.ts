@@ -3,6 +3,7 @@ import { describe, expect, it } from 'vitest';
 import { Linear, Parameter, Sequential } from '../../lib/nn/index.js';
 import { manualSeed, memory, randn, scope, tensor, zeros, type Tensor } from '../../lib/tensor/index.js';
 import { Adam, AdamW, clipGradNorm, SGD, weightDecayGroups, type OptimizerState } from '../../lib/train/optim.js';
+import { settledMemory } from '../support/settled_memory.js';
 
 type Matrix = number[][];
 
@@ -166,7 +167,7 @@ describe('parameters', () => {
         optimizer.step();
       });
     for (let i = 0; i < 5; i++) step();
-    const before = memory();
+    const before = settledMemory();
     for (let i = 0; i < 50; i++) step();
     expect(memory()).toEqual(before);
   });
