@@ -4,11 +4,14 @@
 
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/abs.h>
+#include <ATen/ops/any.h>
+#include <ATen/ops/isnan.h>
 #include <ATen/ops/max.h>
 
 #include <algorithm>
 #include <atomic>
 #include <cmath>
+#include <limits>
 #include <string_view>
 #include <unordered_map>
 
@@ -28,7 +31,8 @@ constexpr std::string_view kChecked[] = {
 };
 
 // One library's or one step's part of a public operator: `batch_norm_update_stats`, `native_group_norm`, `mkldnn_...`.
-constexpr std::string_view kInnerPrefixes[] = {"_", "batch_norm_", "cudnn_", "miopen_", "mkldnn_", "native_"};
+constexpr std::string_view kInnerPrefixes[] = {"_",       "batch_norm_", "cudnn_", "fbgemm_",
+                                               "miopen_", "mkldnn_",     "native_"};
 
 // These take weights packed by operators that cannot be called from here.
 constexpr std::string_view kPacked[] = {
@@ -37,6 +41,9 @@ constexpr std::string_view kPacked[] = {
     "quantized_rnn_relu_cell",
     "quantized_rnn_tanh_cell",
 };
+
+// Devices that bring their own kernels fill this one in; what stands in its place computes nothing.
+constexpr std::string_view kForeign[] = {"convolution_overrideable"};
 
 constexpr std::string_view kNamespace = "aten::";
 
@@ -54,6 +61,7 @@ bool is_inner_step(std::string_view name) {
   if (!name.starts_with(kNamespace)) return false;
   name.remove_prefix(kNamespace.size());
   if (std::ranges::find(kPacked, name) != std::end(kPacked)) return true;
+  if (std::ranges::find(kForeign, name) != std::end(kForeign)) return true;
   if (std::ranges::find(kChecked, name) != std::end(kChecked)) return false;
   if (name.starts_with("__")) return false;  // __and__, __lshift__: public
   return name.find("_backward") != std::string_view::npos ||
@@ -72,18 +80,34 @@ double number(const c10::IValue& value) {
   return scalar.isComplex() ? std::abs(scalar.toComplexDouble()) : scalar.toDouble();
 }
 
+// Kernels that write into a tensor without looking at its dtype and at how its elements lie.
+void written_fits(const Overload& overload, const at::Tensor& self, const char* name, const at::Tensor& written) {
+  if (written.scalar_type() != self.scalar_type()) {
+    throw ArgumentError(overload.name + ": " + name + " must have the dtype of the tensor");
+  }
+  if (!written.is_non_overlapping_and_dense()) {
+    throw ArgumentError(overload.name + ": " + name + " is written to and must have memory for each of its elements");
+  }
+}
+
+void outputs_fit(const Overload& overload, const torch::jit::Stack& stack) {
+  const c10::IValue* self = argument(overload, stack, "self");
+  if (!self || !self->isTensor()) return;
+  for (const char* name : {"out", "output", "buffer"}) {
+    const c10::IValue* out = argument(overload, stack, name);
+    if (out && out->isTensor()) written_fits(overload, self->toTensor(), name, out->toTensor());
+  }
+}
+
 // The kernel writes as many numbers into `noise`, and into `out` without resizing it, as `self` has.
 void noise_fits(const Overload& overload, const torch::jit::Stack& stack) {
   const c10::IValue* self = argument(overload, stack, "self");
   const c10::IValue* noise = argument(overload, stack, "noise");
   if (!self || !noise || !self->isTensor() || !noise->isTensor()) return;
-  if (!self->toTensor().sizes().equals(noise->toTensor().sizes()) ||
-      self->toTensor().scalar_type() != noise->toTensor().scalar_type()) {
-    throw ArgumentError(overload.name + ": noise must have the shape and the dtype of the tensor");
+  if (!self->toTensor().sizes().equals(noise->toTensor().sizes())) {
+    throw ArgumentError(overload.name + ": noise must have the shape of the tensor");
   }
-  if (!noise->toTensor().is_non_overlapping_and_dense()) {
-    throw ArgumentError(overload.name + ": noise is written to and must have memory for each of its elements");
-  }
+  written_fits(overload, self->toTensor(), "noise", noise->toTensor());
   const c10::IValue* out = argument(overload, stack, "out");
   if (out && out->isTensor() && !out->toTensor().sizes().equals(self->toTensor().sizes())) {
     throw ArgumentError(overload.name + ": out must have the shape of the tensor");
@@ -176,6 +200,34 @@ void degree_fits(const Overload& overload, const torch::jit::Stack& stack) {
   if (largest > most) throw OutOfRange(overload.name + ": n must be at most 1000000");
 }
 
+// What takes the numbers in has no memory where `self` is sparse and `src` is not.
+void layouts_fit(const Overload& overload, const torch::jit::Stack& stack) {
+  const c10::IValue* self = argument(overload, stack, "self");
+  const c10::IValue* src = argument(overload, stack, "src");
+  if (!self || !src || !self->isTensor() || !src->isTensor()) return;
+  const at::Layout layout = self->toTensor().layout();
+  if (layout != at::kStrided && src->toTensor().layout() != layout) {
+    throw ArgumentError(overload.name + ": a sparse tensor is replaced by one of the same layout only");
+  }
+}
+
+// The kernel draws until the sum passes the count, which it never does where that is NaN.
+void counts_fit(const Overload& overload, const torch::jit::Stack& stack) {
+  const c10::IValue* count = argument(overload, stack, "count");
+  if (!count || !count->isTensor()) return;
+  const at::Tensor& counts = count->toTensor();
+  if (!counts.is_floating_point() || counts.is_meta() || counts.layout() != at::kStrided) return;
+  if (counts.detach().isnan().any().item<bool>()) throw ArgumentError(overload.name + ": count must not be NaN");
+}
+
+// The kernel takes the exponent's sign away and goes on until it is 0; this one has no positive counterpart.
+void exponent_fits(const Overload& overload, const torch::jit::Stack& stack) {
+  const c10::IValue* exponent = argument(overload, stack, "n");
+  if (exponent && exponent->isInt() && exponent->toInt() == std::numeric_limits<int64_t>::min()) {
+    throw OutOfRange(overload.name + ": n must be greater than -2^63");
+  }
+}
+
 std::unordered_map<std::string, Guard> make_guards() {
   std::unordered_map<std::string, Guard> guards;
   for (const char* name : {"rrelu_with_noise", "rrelu_with_noise_", "rrelu_with_noise_functional"}) {
@@ -190,6 +242,12 @@ std::unordered_map<std::string, Guard> make_guards() {
   guards.emplace("aten::bincount", bins_fit);
   guards.emplace("aten::random", bounds_fit);
   guards.emplace("aten::random_", bounds_fit);
+  guards.emplace("aten::copy", layouts_fit);
+  guards.emplace("aten::log_sigmoid", outputs_fit);
+  guards.emplace("aten::log_sigmoid_forward", outputs_fit);
+  guards.emplace("aten::binomial", counts_fit);
+  guards.emplace("aten::matrix_power", exponent_fits);
+  guards.emplace("aten::linalg_matrix_power", exponent_fits);
   guards.emplace("aten::choose_qparams_optimized", count_fits);
   for (const char* name :
        {"chebyshev_polynomial_t", "chebyshev_polynomial_u", "chebyshev_polynomial_v", "chebyshev_polynomial_w",
