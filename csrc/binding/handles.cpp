@@ -6,6 +6,13 @@
 
 namespace torchgraft {
 
+namespace {
+
+// A meta tensor's storage has a size and no memory; V8 ends the process when told of sizes that no machine has.
+size_t held_bytes(const c10::Storage& storage) { return storage.device().is_meta() ? 0 : storage.nbytes(); }
+
+}  // namespace
+
 HandleTable::HandleTable() = default;
 
 void HandleTable::set_key(napi_env env, napi_value symbol) {
@@ -67,7 +74,7 @@ size_t HandleTable::owned_bytes(const at::Tensor& tensor) {
   const c10::TensorImpl* impl = tensor.unsafeGetTensorImpl();
   if (!impl->has_storage()) return overhead;
   const c10::Storage& storage = impl->unsafe_storage();
-  return overhead + (storage && storage.use_count() == 1 ? storage.nbytes() : 0);
+  return overhead + (storage && storage.use_count() == 1 ? held_bytes(storage) : 0);
 }
 
 void HandleTable::account(napi_env env, int64_t change) {
@@ -277,7 +284,7 @@ size_t HandleTable::bytes() const {
       const at::Tensor& tensor = chunk[i].tensor;
       if (!tensor.defined() || !tensor.has_storage()) continue;
       const c10::Storage& storage = tensor.unsafeGetTensorImpl()->unsafe_storage();
-      if (storage && storages.insert(storage.unsafeGetStorageImpl()).second) total += storage.nbytes();
+      if (storage && storages.insert(storage.unsafeGetStorageImpl()).second) total += held_bytes(storage);
     }
   }
   return total;

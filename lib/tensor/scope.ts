@@ -61,7 +61,7 @@ export function keep<T extends Tensor>(tensor: T): T {
 
 /**
  * Live tensors that JavaScript holds, and the bytes of their storages (a storage that several tensors share counts
- * once). Tensors that only the autograd graph holds are not counted.
+ * once; a meta tensor has none). Tensors that only the autograd graph holds are not counted.
  */
 export function memory(): { tensors: number; bytes: number } {
   native.sweep();

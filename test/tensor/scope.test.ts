@@ -1,6 +1,6 @@
 import { describe, expect, test } from 'vitest';
 import type { Tensor } from '../../lib/tensor/index.js';
-import { aten, keep, memory, ones, scope, tensor, zeros } from '../../lib/tensor/index.js';
+import { aten, call, keep, memory, ones, scope, tensor, zeros } from '../../lib/tensor/index.js';
 import { settledMemory } from '../support/settled_memory.js';
 
 const megabytes = () => process.memoryUsage.rss() / 2 ** 20;
@@ -195,6 +195,13 @@ describe('memory', () => {
     expect(memory().bytes - before.bytes).toBe(4000);
     y.dispose();
     expect(memory()).toEqual(before);
+  });
+
+  test('meta tensors take none, whatever their size', () => {
+    const before = settledMemory();
+    const x = call('aten::empty', [2n ** 62n], { dtype: 'uint8', device: 'meta' });
+    expect(memory()).toEqual({ tensors: before.tensors + 1, bytes: before.bytes });
+    x.dispose();
   });
 
   test('500,000 small tensors outside of any scope, without a turn of the event loop', () => {
