@@ -53,7 +53,7 @@ std::optional<at::Layout> parse_layout(std::string_view name) {
   if (name == "sparse_csc") return at::kSparseCsc;
   if (name == "sparse_bsr") return at::kSparseBsr;
   if (name == "sparse_bsc") return at::kSparseBsc;
-  if (name == "mkldnn") return at::kMkldnn;
+  // Not mkldnn: LibTorch makes such tensors of any dtype and then works on them as if they were float32.
   return std::nullopt;
 }
 

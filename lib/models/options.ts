@@ -1,8 +1,14 @@
 /** Checking options and names: errors that say what was wrong, what is known, and what was probably meant. */
 import type { z } from 'zod';
 
-/** Number of single-character insertions, deletions, substitutions and swaps of neighbors between two words. */
+/**
+ * Number of single-character insertions, deletions, substitutions and swaps of neighbors between two words.
+ * @throws TypeError for anything but strings
+ */
 export function editDistance(a: string, b: string): number {
+  for (const word of [a, b] as readonly unknown[]) {
+    if (typeof word !== 'string') throw new TypeError(`editDistance: expected two strings, got a ${typeof word}`);
+  }
   let before: number[] = [];
   let previous = Array.from({ length: b.length + 1 }, (_, j) => j);
   for (let i = 1; i <= a.length; i++) {

@@ -34,7 +34,7 @@ export type Device = 'cpu' | 'meta' | 'cuda' | `cuda:${number}`;
 export type MemoryFormat = 'contiguous_format' | 'channels_last' | 'channels_last_3d' | 'preserve_format';
 
 /** How a tensor stores its elements. */
-export type Layout = 'strided' | 'sparse_coo' | 'sparse_csr' | 'sparse_csc' | 'sparse_bsr' | 'sparse_bsc' | 'mkldnn';
+export type Layout = 'strided' | 'sparse_coo' | 'sparse_csr' | 'sparse_csc' | 'sparse_bsr' | 'sparse_bsc';
 
 /** A single value where LibTorch takes a number. */
 export type Scalar = number | bigint | boolean;

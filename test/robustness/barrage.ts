@@ -1,5 +1,5 @@
 /** Runs the barrage in processes of its own, and says which call ended, stopped or embarrassed one of them. */
-import { spawn } from 'node:child_process';
+import { execFileSync, spawn } from 'node:child_process';
 import { existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -47,6 +47,8 @@ export interface BarrageOptions {
   readonly stride?: number;
   /** Default 90. */
   readonly hangSeconds?: number;
+  /** Whether a tensor's memory ends at a closed page (Linux; fence.c), so that a kernel which leaves it is named. */
+  readonly fenced?: boolean;
   /** Crashes and hangs after which there is no point in going on. */
   readonly most?: number;
 }
@@ -90,7 +92,11 @@ export class Barrage implements Disposable {
     while (from < o.calls && findings.length < (o.most ?? 20)) {
       const { suite, seed, rounds, except = null, only = null, stride = 1, hangSeconds = HANG_SECONDS } = o;
       const to = Math.min(o.calls, from + CALLS_PER_PROCESS * stride);
-      const run = await this.#run({ suite, seed, rounds, from, to, except, only, stride }, hangSeconds);
+      const run = await this.#run(
+        { suite, seed, rounds, from, to, except, only, stride },
+        hangSeconds,
+        o.fenced ? { LD_PRELOAD: this.#fence() } : {},
+      );
       findings.push(...run.findings);
       if (run.position.startsWith('done')) {
         const [, returned, threw] = run.position.split(' ').map(Number);
@@ -108,9 +114,17 @@ export class Barrage implements Disposable {
     return findings;
   }
 
+  #fence(): string {
+    const library = join(this.#folder, 'fence.so');
+    const source = join(import.meta.dirname, 'fence.c');
+    if (!existsSync(library)) execFileSync('cc', ['-O2', '-shared', '-fPIC', '-o', library, source, '-ldl']);
+    return library;
+  }
+
   #run(
     job: Omit<Job, 'position' | 'findings'>,
     hangSeconds = HANG_SECONDS,
+    variables: NodeJS.ProcessEnv = {},
   ): Promise<{ position: string; ended: string; output: string; findings: Finding[] }> {
     // prettier-ignore
     const folder = join(this.#folder, `job-${this.#jobs++}`);
@@ -119,7 +133,7 @@ export class Barrage implements Disposable {
     mkdirSync(sandbox, { recursive: true });
     const [position, findings, file] = ['position', 'findings', 'job.json'].map((name) => join(folder, name)) as [string, string, string]; // prettier-ignore
     writeFileSync(file, JSON.stringify({ ...job, position, findings } satisfies Job));
-    const env = { ...process.env, OMP_NUM_THREADS: '1', MKL_NUM_THREADS: '1' };
+    const env = { ...process.env, OMP_NUM_THREADS: '1', MKL_NUM_THREADS: '1', ...variables };
     const child = spawn(process.execPath, ['--expose-gc', this.#child, file], { cwd: sandbox, env, stdio: ['ignore', 'pipe', 'pipe'] }); // prettier-ignore
     let output = '';
     const take = (chunk: Buffer): void => {

@@ -1,7 +1,6 @@
 /** Sizes that cannot be: refused at once, without walking through them and without asking for the memory. */
 import { describe, expect, test } from 'vitest';
 import {
-  allowUncheckedOperators,
   aten,
   call,
   fromTypedArray,
@@ -18,7 +17,7 @@ import {
   writeNpz,
   zeros,
 } from '../../lib/index.js';
-import type { Rule, Tensor } from '../../lib/index.js';
+import type { Rule } from '../../lib/index.js';
 
 const endless = (): never[] => new Array<never>(2 ** 32 - 1);
 
@@ -68,32 +67,4 @@ describe('memory that is not there', () => {
     expect(() => ones([1]).expand([2 ** 30]).tolist()).toThrow(RangeError); // prettier-ignore
     expect(String(ones([1]).expand([2 ** 40]))).toMatch(/^tensor\(\[1\., 1\., 1\., +\.\.\., 1\., 1\., 1\.\]\)$/);
   });
-});
-
-test('operators that would end the process name what to do instead', () => {
-  expect(() => call('aten::_stack', [], 0)).toThrow(/inner step of LibTorch.*public operator/);
-  expect(() => aten.tanhBackward(ones([2]), ones([2]))).toThrow(/inner step.*allowUncheckedOperators\(\)/);
-  allowUncheckedOperators();
-  expect(aten.tanhBackward(ones([2]), zeros([2])).tolist()).toEqual([1, 1]);
-  allowUncheckedOperators(false);
-  expect(() => aten.tanhBackward(ones([2]), ones([2]))).toThrow(TypeError);
-  const noise: Tensor = zeros([1]);
-  expect(() => call('aten::rrelu_with_noise', ones([100]), noise, 0.1, 0.3, true)).toThrow(
-    /noise must have the shape of/,
-  );
-  expect(() => aten.replicationPad3d(ones([1, 2, 2, 2]), [])).toThrow(/padding must have 6 numbers/);
-  expect(() => aten.range(0, 1, 5e-324)).toThrow(RangeError);
-  expect(() => aten.specialLegendrePolynomialP(ones([2]), 2 ** 40)).toThrow(/n must be at most/);
-  expect(() => aten.fbgemmPackGemmMatrixFp16(zeros([3, 0]))).toThrow(/inner step/);
-  const sparse = call('aten::to_sparse_csr', ones([2, 2]));
-  expect(() => call('aten::copy', sparse, ones([2, 2]))).toThrow(/of the same layout/);
-  expect(call('aten::copy', ones([2, 2]), zeros([2, 2]))).toMatchObject({ shape: [2, 2] });
-  const narrow = zeros([2], { dtype: 'float32' });
-  expect(() => call('aten::log_sigmoid', ones([2], { dtype: 'float64' }), { out: narrow })).toThrow(
-    /out must have the dtype/,
-  );
-  expect(() => call('aten::binomial', tensor([NaN]), tensor([0.5]))).toThrow(/count must not be NaN/);
-  expect(call('aten::binomial', tensor([4]), tensor([1])).tolist()).toEqual([4]);
-  expect(() => call('aten::matrix_power', ones([2, 2]), -(2n ** 63n))).toThrow(/n must be greater than -2\^63/);
-  expect(aten.matrixPower(ones([2, 2]), 2).tolist()).toEqual([[2, 2], [2, 2]]); // prettier-ignore
 });
