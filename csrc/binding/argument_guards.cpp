@@ -28,6 +28,19 @@ const c10::IValue* argument(const Overload& overload, const torch::jit::Stack& s
   return nullptr;
 }
 
+// Null where there is none, or it is not given.
+const at::Tensor* tensor_argument(const Overload& overload, const torch::jit::Stack& stack, std::string_view name) {
+  const c10::IValue* value = argument(overload, stack, name);
+  return value && value->isTensor() ? &value->toTensor() : nullptr;
+}
+
+// Whether its numbers can be looked at.
+bool readable(const at::Tensor& tensor) {
+  return !tensor.is_meta() && tensor.layout() == at::kStrided && !tensor.is_quantized() && tensor.numel() > 0;
+}
+
+constexpr double kExact = 9007199254740992.0;  // 2^53
+
 double number(const c10::IValue& value) {
   const at::Scalar scalar = value.toScalar();
   return scalar.isComplex() ? std::abs(scalar.toComplexDouble()) : scalar.toDouble();
@@ -44,25 +57,25 @@ void written_fits(const Overload& overload, const at::Tensor& self, const char* 
 }
 
 void outputs_fit(const Overload& overload, const torch::jit::Stack& stack) {
-  const c10::IValue* self = argument(overload, stack, "self");
-  if (!self || !self->isTensor()) return;
+  const at::Tensor* self = tensor_argument(overload, stack, "self");
+  if (!self) return;
   for (const char* name : {"out", "output", "buffer"}) {
-    const c10::IValue* out = argument(overload, stack, name);
-    if (out && out->isTensor()) written_fits(overload, self->toTensor(), name, out->toTensor());
+    const at::Tensor* out = tensor_argument(overload, stack, name);
+    if (out) written_fits(overload, *self, name, *out);
   }
 }
 
 // The kernel writes as many numbers into `noise`, and into `out` without resizing it, as `self` has.
 void noise_fits(const Overload& overload, const torch::jit::Stack& stack) {
-  const c10::IValue* self = argument(overload, stack, "self");
-  const c10::IValue* noise = argument(overload, stack, "noise");
-  if (!self || !noise || !self->isTensor() || !noise->isTensor()) return;
-  if (!self->toTensor().sizes().equals(noise->toTensor().sizes())) {
+  const at::Tensor* self = tensor_argument(overload, stack, "self");
+  const at::Tensor* noise = tensor_argument(overload, stack, "noise");
+  if (!self || !noise) return;
+  if (!self->sizes().equals(noise->sizes())) {
     throw ArgumentError(overload.name + ": noise must have the shape of the tensor");
   }
-  written_fits(overload, self->toTensor(), "noise", noise->toTensor());
-  const c10::IValue* out = argument(overload, stack, "out");
-  if (out && out->isTensor() && !out->toTensor().sizes().equals(self->toTensor().sizes())) {
+  written_fits(overload, *self, "noise", *noise);
+  const at::Tensor* out = tensor_argument(overload, stack, "out");
+  if (out && !out->sizes().equals(self->sizes())) {
     throw ArgumentError(overload.name + ": out must have the shape of the tensor");
   }
 }
@@ -70,8 +83,8 @@ void noise_fits(const Overload& overload, const torch::jit::Stack& stack) {
 // The kernel looks for the next number that the dtype can hold, by steps that are too small to get there.
 void bounds_fit(const Overload& overload, const torch::jit::Stack& stack) {
   constexpr int64_t exact = int64_t{1} << 53;
-  const c10::IValue* self = argument(overload, stack, "self");
-  if (!self || !self->isTensor() || !self->toTensor().is_floating_point()) return;
+  const at::Tensor* self = tensor_argument(overload, stack, "self");
+  if (!self || !self->is_floating_point()) return;
   for (const char* name : {"from", "to"}) {
     const c10::IValue* bound = argument(overload, stack, name);
     if (bound && bound->isInt() && (bound->toInt() > exact || bound->toInt() < -exact)) {
@@ -99,12 +112,11 @@ void range_fits(const Overload& overload, const torch::jit::Stack& stack) {
   if (!start || !end || !start->isScalar() || !end->isScalar()) return;
   const double stride = step && step->isScalar() ? number(*step) : 1;
   const double size = (number(*end) - number(*start)) / stride;
-  if (!(std::abs(size) < 9007199254740992.0)) throw OutOfRange(overload.name + ": the range has too many elements");
+  if (!(std::abs(size) < kExact)) throw OutOfRange(overload.name + ": the range has too many elements");
   // In integers a step below 1 is 0, by which the kernel divides.
-  const c10::IValue* out = argument(overload, stack, "out");
+  const at::Tensor* out = tensor_argument(overload, stack, "out");
   const c10::IValue* dtype = argument(overload, stack, "dtype");
-  const bool integral = out && out->isTensor()
-                            ? c10::isIntegralType(out->toTensor().scalar_type(), true)
+  const bool integral = out ? c10::isIntegralType(out->scalar_type(), true)
                             : dtype && dtype->isInt() && c10::isIntegralType(dtype->toScalarType(), true);
   if (integral && std::abs(stride) < 1)
     throw OutOfRange(overload.name + ": a range of integers needs a step of 1 or more");
@@ -112,11 +124,11 @@ void range_fits(const Overload& overload, const torch::jit::Stack& stack) {
 
 // It takes the count on trust.
 void count_fits(const Overload& overload, const torch::jit::Stack& stack) {
-  const c10::IValue* input = argument(overload, stack, "input");
+  const at::Tensor* input = tensor_argument(overload, stack, "input");
   const c10::IValue* count = argument(overload, stack, "numel");
   const c10::IValue* bins = argument(overload, stack, "n_bins");
-  if (!input || !count || !bins || !input->isTensor()) return;
-  if (count->toInt() != input->toTensor().numel()) {
+  if (!input || !count || !bins) return;
+  if (count->toInt() != input->numel()) {
     throw OutOfRange(overload.name + ": numel must be the number of elements of input");
   }
   if (bins->toInt() < 1 || bins->toInt() > 100000) throw OutOfRange(overload.name + ": n_bins must be 1 to 100000");
@@ -125,16 +137,14 @@ void count_fits(const Overload& overload, const torch::jit::Stack& stack) {
 // One bin for each number from 0 to the largest: an index read as a count fills the memory, for minutes.
 void bins_fit(const Overload& overload, const torch::jit::Stack& stack) {
   constexpr int64_t most = int64_t{1} << 28;
-  const c10::IValue* self = argument(overload, stack, "self");
+  const at::Tensor* self = tensor_argument(overload, stack, "self");
   const c10::IValue* least = argument(overload, stack, "minlength");
   if (least && least->isInt() && least->toInt() > most) {
     throw OutOfRange(overload.name + ": minlength must be at most 2^28");
   }
-  if (!self || !self->isTensor()) return;
-  const at::Tensor& counted = self->toTensor();
-  const bool integral = c10::isIntegralType(counted.scalar_type(), false);
-  if (!integral || !counted.is_cpu() || counted.layout() != at::kStrided || counted.numel() == 0) return;
-  if (counted.max().item<int64_t>() > most) throw OutOfRange(overload.name + ": the numbers must be at most 2^28");
+  if (!self) return;
+  if (!c10::isIntegralType(self->scalar_type(), false) || !self->is_cpu() || !readable(*self)) return;
+  if (self->max().item<int64_t>() > most) throw OutOfRange(overload.name + ": the numbers must be at most 2^28");
 }
 
 // The kernels loop from 0 to the degree for every element.
@@ -147,7 +157,7 @@ void degree_fits(const Overload& overload, const torch::jit::Stack& stack) {
     largest = std::abs(number(*degree));
   } else if (degree->isTensor()) {
     const at::Tensor n = degree->toTensor().detach();
-    if (n.is_meta() || n.numel() == 0 || n.is_complex() || n.layout() != at::kStrided || n.is_quantized()) return;
+    if (n.is_complex() || !readable(n)) return;
     largest = n.to(at::kDouble).abs().max().item<double>();
   }
   if (largest > most) throw OutOfRange(overload.name + ": n must be at most 1000000");
@@ -155,54 +165,49 @@ void degree_fits(const Overload& overload, const torch::jit::Stack& stack) {
 
 // What takes the numbers in has no memory where `self` is sparse and `src` is not.
 void layouts_fit(const Overload& overload, const torch::jit::Stack& stack) {
-  const c10::IValue* self = argument(overload, stack, "self");
-  const c10::IValue* src = argument(overload, stack, "src");
-  if (!self || !src || !self->isTensor() || !src->isTensor()) return;
-  const at::Layout layout = self->toTensor().layout();
-  if (layout != at::kStrided && src->toTensor().layout() != layout) {
+  const at::Tensor* self = tensor_argument(overload, stack, "self");
+  const at::Tensor* src = tensor_argument(overload, stack, "src");
+  if (!self || !src) return;
+  if (self->layout() != at::kStrided && src->layout() != self->layout()) {
     throw ArgumentError(overload.name + ": a sparse tensor is replaced by one of the same layout only");
   }
 }
 
 // The kernel draws until the sum passes the count, which it never does where that is NaN.
 void counts_fit(const Overload& overload, const torch::jit::Stack& stack) {
-  const c10::IValue* count = argument(overload, stack, "count");
-  if (!count || !count->isTensor()) return;
-  const at::Tensor& counts = count->toTensor();
-  if (!counts.is_floating_point() || counts.is_meta() || counts.layout() != at::kStrided) return;
-  if (counts.detach().isnan().any().item<bool>()) throw ArgumentError(overload.name + ": count must not be NaN");
+  const at::Tensor* count = tensor_argument(overload, stack, "count");
+  if (!count || !count->is_floating_point() || !readable(*count)) return;
+  if (count->detach().isnan().any().item<bool>()) throw ArgumentError(overload.name + ": count must not be NaN");
 }
 
 // It reads the first number of elements per step before it looks how many steps there are.
 void steps_fit(const Overload& overload, const torch::jit::Stack& stack) {
-  const c10::IValue* steps = argument(overload, stack, "batch_sizes");
-  if (!steps || !steps->isTensor()) return;
-  const at::Tensor& sizes = steps->toTensor();
-  if (sizes.dim() != 1 || sizes.numel() == 0 || sizes.scalar_type() != at::kLong || !sizes.is_cpu()) {
+  const at::Tensor* steps = tensor_argument(overload, stack, "batch_sizes");
+  if (!steps) return;
+  if (steps->dim() != 1 || steps->numel() == 0 || steps->scalar_type() != at::kLong || !steps->is_cpu()) {
     throw ArgumentError(overload.name + ": batch_sizes must be int64 numbers in a row, on the CPU, one or more");
   }
 }
 
-// LAPACK gives up on such a matrix before it says how much memory it needs.
+// LAPACK refuses such a matrix, which the kernel does not notice; the process ends. linalg_eig checks.
 void entries_finite(const Overload& overload, const torch::jit::Stack& stack) {
-  const c10::IValue* self = argument(overload, stack, "self");
-  if (!self || !self->isTensor()) return;
-  const at::Tensor matrix = self->toTensor().detach();
-  if (matrix.is_meta() || matrix.layout() != at::kStrided || c10::isIntegralType(matrix.scalar_type(), true)) return;
-  if (!matrix.isfinite().all().item<bool>()) {
+  const at::Tensor* self = tensor_argument(overload, stack, "self");
+  if (!self) return;
+  if (c10::isIntegralType(self->scalar_type(), true) || !readable(*self)) return;
+  if (!self->detach().isfinite().all().item<bool>()) {
     throw ArgumentError(overload.name + ": the matrix must not have NaN or infinite entries");
   }
 }
 
-// The kernel sorts in place where the elements of a row are one and the same, and reads beyond them.
+// Along a stride of 0 the kernel reads beyond the tensor, and gives what it finds there.
 void elements_differ(const Overload& overload, const torch::jit::Stack& stack) {
-  const c10::IValue* self = argument(overload, stack, "self");
+  const at::Tensor* self = tensor_argument(overload, stack, "self");
   const c10::IValue* dim = argument(overload, stack, "dim");
-  if (!self || !dim || !self->isTensor() || !dim->isInt()) return;
-  const at::Tensor& tensor = self->toTensor();
-  if (tensor.layout() != at::kStrided || dim->toInt() < -tensor.dim() || dim->toInt() >= tensor.dim()) return;
-  if (tensor.size(dim->toInt()) > 1 && tensor.stride(dim->toInt()) == 0) {
-    throw ArgumentError(overload.name + ": the tensor is expanded along dim " + std::to_string(dim->toInt()) +
+  if (!self || !dim || !dim->isInt() || self->layout() != at::kStrided) return;
+  const int64_t d = dim->toInt();
+  if (d < -self->dim() || d >= self->dim()) return;
+  if (self->size(d) > 1 && self->stride(d) == 0) {
+    throw ArgumentError(overload.name + ": the tensor is expanded along dim " + std::to_string(d) +
                         ", where LibTorch reads beyond its memory; call contiguous() first");
   }
 }
@@ -220,10 +225,10 @@ void maps_fit(const Overload& overload, const torch::jit::Stack& stack) {
   }
 }
 
-// The kernel writes as many numbers of 4 bytes as the tensor has elements, of whatever size these are.
+// The kernel writes beyond the memory of smaller dtypes.
 void zeros_fit(const Overload& overload, const torch::jit::Stack& stack) {
-  const c10::IValue* self = argument(overload, stack, "self");
-  if (self && self->isTensor() && self->toTensor().is_mkldnn() && self->toTensor().scalar_type() != at::kFloat) {
+  const at::Tensor* self = tensor_argument(overload, stack, "self");
+  if (self && self->is_mkldnn() && self->scalar_type() != at::kFloat) {
     throw ArgumentError(overload.name + ": a tensor of layout mkldnn must be float32");
   }
 }
@@ -238,8 +243,8 @@ void exponent_fits(const Overload& overload, const torch::jit::Stack& stack) {
 
 // These write in the order in which `out` would lie had they made it.
 void output_contiguous(const Overload& overload, const torch::jit::Stack& stack) {
-  const c10::IValue* out = argument(overload, stack, "out");
-  if (out && out->isTensor() && !out->toTensor().is_contiguous()) {
+  const at::Tensor* out = tensor_argument(overload, stack, "out");
+  if (out && !out->is_contiguous()) {
     throw ArgumentError(overload.name + ": out must be contiguous");
   }
 }
@@ -253,22 +258,24 @@ void strides_fit(const Overload& overload, const torch::jit::Stack& stack) {
   const std::vector<int64_t> stride = strides->toIntVector();
   double extent = 0;
   for (size_t i = 0; i < std::min(size.size(), stride.size()); ++i) {
-    extent += static_cast<double>(size[i]) * static_cast<double>(stride[i]);
+    if (size[i] == 0) return;
+    extent += static_cast<double>(size[i] - 1) * static_cast<double>(stride[i]);
   }
-  if (std::abs(extent) > 9007199254740992.0)
-    throw OutOfRange(overload.name + ": these strides reach beyond any memory");
+  if (std::abs(extent) > kExact) throw OutOfRange(overload.name + ": these strides reach beyond any memory");
 }
 
-// The number of heads of the queries is divided by that of the keys.
+// Where heads are grouped, the number of those of the queries is divided by that of the keys.
 void heads_fit(const Overload& overload, const torch::jit::Stack& stack) {
+  const c10::IValue* grouped = argument(overload, stack, "enable_gqa");
+  if (!grouped || !grouped->isBool() || !grouped->toBool()) return;
   for (const char* name : {"key", "value"}) {
-    const c10::IValue* heads = argument(overload, stack, name);
-    if (!heads || !heads->isTensor() || heads->toTensor().dim() < 3) continue;
-    if (heads->toTensor().size(-3) == 0) throw ArgumentError(overload.name + ": " + name + " has no heads");
+    const at::Tensor* heads = tensor_argument(overload, stack, name);
+    if (heads && heads->dim() >= 3 && heads->size(-3) == 0)
+      throw ArgumentError(overload.name + ": " + name + " has no heads");
   }
 }
 
-// The size of the output is computed in 32 bits.
+// The size of the output overflows, and the kernel loops over the whole window for each position of it.
 void window_fits(const Overload& overload, const torch::jit::Stack& stack) {
   const auto first = [&](const char* name) {
     const c10::IValue* list = argument(overload, stack, name);

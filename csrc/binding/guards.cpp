@@ -24,16 +24,12 @@ constexpr std::string_view kChecked[] = {
 constexpr std::string_view kInnerPrefixes[] = {"_",       "batch_norm_", "cudnn_", "fbgemm_",
                                                "miopen_", "mkldnn_",     "native_"};
 
-// These take weights packed by operators that cannot be called from here.
-constexpr std::string_view kPacked[] = {
-    "quantized_gru_cell",
-    "quantized_lstm_cell",
-    "quantized_rnn_relu_cell",
-    "quantized_rnn_tanh_cell",
+// The same by other names: these take weights packed by operators that cannot be called from here, and the last is for
+// devices that bring their own kernel; what stands in its place computes nothing.
+constexpr std::string_view kUnchecked[] = {
+    "quantized_gru_cell",      "quantized_lstm_cell",      "quantized_rnn_relu_cell",
+    "quantized_rnn_tanh_cell", "convolution_overrideable",
 };
-
-// Devices that bring their own kernels fill this one in; what stands in its place computes nothing.
-constexpr std::string_view kForeign[] = {"convolution_overrideable"};
 
 constexpr std::string_view kNamespace = "aten::";
 
@@ -50,8 +46,7 @@ void refuse(const Overload& overload, const torch::jit::Stack&) {
 bool is_inner_step(std::string_view name) {
   if (!name.starts_with(kNamespace)) return false;
   name.remove_prefix(kNamespace.size());
-  if (std::ranges::find(kPacked, name) != std::end(kPacked)) return true;
-  if (std::ranges::find(kForeign, name) != std::end(kForeign)) return true;
+  if (std::ranges::find(kUnchecked, name) != std::end(kUnchecked)) return true;
   if (std::ranges::find(kChecked, name) != std::end(kChecked)) return false;
   if (name.starts_with("__")) return false;  // __and__, __lshift__: public
   return name.find("_backward") != std::string_view::npos ||

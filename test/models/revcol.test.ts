@@ -148,23 +148,21 @@ describe('reversible columns', () => {
     expectSame(model, 1e-12);
   });
 
-  describe('hold', () => {
-    test('memory that does not grow with the number of columns', () => {
-      const held = [4, 12].map((columns) => {
-        const model = build({ columns }).eval();
-        model.reversible = true;
-        const x = randn([1, 3, 64, 64], { dtype: 'float64' });
-        const before = settledMemory();
-        const y = scope(() => model.run(x));
-        const after = memory();
-        y.sum().backward();
-        return {
-          tensors: after.tensors - before.tensors - model.parameters().length,
-          bytes: after.bytes - before.bytes,
-        };
-      });
-      expect(held[1]?.bytes).toBe(held[0]?.bytes);
+  test('hold memory that does not grow with the number of columns', () => {
+    const held = [4, 12].map((columns) => {
+      const model = build({ columns }).eval();
+      model.reversible = true;
+      const x = randn([1, 3, 64, 64], { dtype: 'float64' });
+      const before = settledMemory();
+      const y = scope(() => model.run(x));
+      const after = memory();
+      y.sum().backward();
+      return {
+        tensors: after.tensors - before.tensors - model.parameters().length,
+        bytes: after.bytes - before.bytes,
+      };
     });
+    expect(held[1]?.bytes).toBe(held[0]?.bytes);
   });
 });
 

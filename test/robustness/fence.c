@@ -27,7 +27,7 @@ __attribute__((constructor)) static void reserve_addresses(void) {
   if (p != MAP_FAILED) first_address = p;
 }
 
-// A page with the number of pages that follow, those pages, and one that stays closed.
+// A page that holds the number of open bytes, itself among them; the tensor's pages; and one that stays closed.
 static int fenced(void** out, size_t size) {
   const size_t bytes = round_up(size, kAlignment);
   const size_t open = kPage + round_up(bytes, kPage);

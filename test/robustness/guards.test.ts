@@ -64,6 +64,8 @@ describe('kernels that end the process, never return or read beyond a tensor ref
     refused(/key has no heads/, 'scaled_dot_product_attention', query, zeros([1, 0, 3, 4]), query, {
       enable_gqa: true,
     });
+    const none = zeros([1, 0, 3, 4]);
+    expect(call('aten::scaled_dot_product_attention', none, none, none).shape).toEqual([1, 0, 3, 4]);
     const state = [zeros([1, 1, 3]), zeros([1, 1, 3])];
     const weights = [ones([12, 3]), ones([12, 3])];
     const steps = tensor([], { dtype: 'int64' });

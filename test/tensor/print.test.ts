@@ -1,6 +1,6 @@
 import { inspect } from 'node:util';
 import { describe, expect, test } from 'vitest';
-import { arange, fromTypedArray, ones, tensor, Tensor, zeros } from '../../lib/tensor/index.js';
+import { arange, fromTypedArray, memory, ones, tensor, Tensor, zeros } from '../../lib/tensor/index.js';
 import type { DType } from '../../lib/tensor/index.js';
 import goldens from './goldens.json' with { type: 'json' };
 import { settledMemory } from '../support/settled_memory.js';
@@ -65,8 +65,7 @@ test('util.inspect shows the same, and never throws', () => {
   expect(inspect(new Tensor())).toBe('Tensor (empty)');
 });
 
-test('printing leaves nothing behind', async () => {
-  const { memory } = await import('../../lib/tensor/index.js');
+test('printing leaves nothing behind', () => {
   const x = ones([50, 50]);
   const before = settledMemory().tensors;
   String(x);
